@@ -1,0 +1,48 @@
+# make quickstart   install, pre-train a tiny GPT-2, fine-tune it with TRAM on 2 ranks, print the table
+# make test         install, run every test
+# make check        install, lint, format check, types
+# Needs: Python 3.11 or newer with venv, make, gcc and g++ (DeepSpeed compiles one small operator at its first start).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONPATH := $(CURDIR)
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+.PHONY: venv quickstart test check format bench clean
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: venv
+	$(BIN)/python launch/quickstart.py
+
+test: venv
+	$(BIN)/python -m pytest -q -m 'not bench' $(PYTEST_FLAGS) tests
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: venv
+	$(BIN)/python -m pytest -q -m bench $(PYTEST_FLAGS) tests/bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,110 @@
+"""Eight engines that are wrong the way real SAM implementations are. Each takes a correct Stepper and breaks one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from tram_ds.engines import base
+from tram_ds.wrap import Stepper
+
+
+def norm_not_reduced(built: Stepper) -> None:
+    built.engine.norm = lambda x: x.square_sum().sqrt()
+
+
+def epsilon_not_published(built: Stepper) -> None:
+    @contextmanager
+    def nowhere(to: Any):
+        yield
+
+    real, steps = built.engine.moved, iter(range(10**6))
+
+    def moved(to: Any):  # the reference's move stays right: only every second one, the ascent, is lost
+        return real(to) if next(steps) % 2 == 0 else nowhere(to)
+
+    built.engine.moved = moved
+
+
+def second_gradient_added_to_first(built: Stepper) -> None:
+    clear, calls = built.engine.clear, iter(range(10**6))
+    built.engine.clear = lambda: None if next(calls) % 3 == 1 else clear()  # pass 1, pass 2, after the step
+
+
+def radius_per_rank(built: Stepper) -> None:
+    region = built.algorithm.radius
+    mean = region.mean
+    region.mean = lambda engine, means: mean(engine, means) * (1.0 + engine.rank)
+
+
+def reference_one_step_early(built: Stepper) -> None:
+    descend, reference = built.engine.descend, built.algorithm.radius.reference
+
+    def then_remember(finite: Any) -> Any:
+        info = descend(finite)
+        reference.weights = built.engine.params().clone()
+        return info
+
+    built.engine.descend = then_remember
+
+
+def reference_one_step_stale(built: Stepper) -> None:
+    reference, older = built.algorithm.radius.reference, []
+    after = reference.after
+
+    def late(weights: Any, engine: Any) -> Any:
+        older.append(after(weights, engine).clone())
+        return older[max(0, len(older) - 2)]
+
+    reference.after = late
+
+
+def restored_by_bf16_subtraction(built: Stepper) -> None:
+    engine: Any = built.engine
+
+    @contextmanager
+    def moved(to: Any):
+        theta = engine.params()
+        epsilon = to - theta
+        engine._write(to)
+        try:
+            yield
+        finally:
+            engine._write(to.map(lambda _, t: t.bfloat16()) - epsilon.map(lambda _, t: t.bfloat16()))
+
+    engine.moved = moved
+
+
+def mean_of_means(built: Stepper) -> None:
+    engine: Any = built.engine
+
+    def backward(batches: Any, objective: Any) -> base.Means:
+        engine.clear()
+        sums = torch.zeros(4, dtype=torch.float64)
+        for i, batch in enumerate(batches):
+            terms = objective(i, batch)
+            engine.backward_one(terms.objective / float(terms.sums[1]) / len(batches), last=i == len(batches) - 1)
+            sums += terms.sums
+        engine.targets = torch.ones((), dtype=torch.float64)
+        return base.Means.of(engine.data_sum(sums))
+
+    engine.backward = backward
+
+
+MUTANTS: dict[str, Callable[[Stepper], None]] = {
+    f.__name__: f
+    for f in (
+        norm_not_reduced, epsilon_not_published, second_gradient_added_to_first, radius_per_rank, reference_one_step_early,
+        reference_one_step_stale, restored_by_bf16_subtraction, mean_of_means,
+    )
+}  # fmt: skip
+NO_GRADIENT = {"perturbation": "released_code_without_gradient"}  # the ninth: an option of the product
+EVERYWHERE = ("norm_not_reduced", "epsilon_not_published", "radius_per_rank", "mean_of_means")
+ENGINES = {  # ZeRO keeps masters apart from the working copy, so a bad restore cannot reach them; stage 2 overwrites its
+    "fsdp2": tuple(MUTANTS),  # partitions at the boundary, so a missing clear does not show in fp32
+    "zero2": EVERYWHERE,
+    "zero3": (*EVERYWHERE, "second_gradient_added_to_first"),
+}

@@ -1,0 +1,71 @@
+"""The parity problem: a tiny GPT-2 with tied embeddings and odd sizes, and batches whose token counts are uneven."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tram_ds.tasks.base import Output
+
+SEED, STEPS, LR = 5, 3, 0.05
+# d of a 3-step toy run is ~1e-3: at its natural size a broken norm would hide below 1e-6, so the radius is scaled.
+SCALED = {"tram_prev": 20.0, "tram_init": 10.0, "tram_x": 25.0}
+OPTIONS = {name: {"radius_scale": scale} for name, scale in SCALED.items()} | {
+    "trpo": {"weight": 2.0},
+    "asam_trpo": {"weight": 2.0},
+    "mesa": {"weight": 2.0, "decay": 0.7},
+    "asam_mesa": {"weight": 2.0, "decay": 0.7},
+    "r3f": {"weight": 2.0},
+    "asam_r3f": {"weight": 2.0},
+    "fsam": {"rho": 0.5, "eta": 50.0},
+    "tram_fisher": {"rho": 0.5, "eta": 50.0},
+}
+
+
+def model(dropout: float = 0.0) -> GPT2LMHeadModel:
+    """fp32; vocabulary 19 and width 10 divide by nothing, so every sharded engine pads."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=19, bos_token_id=0, eos_token_id=0, n_positions=12, n_embd=10, n_layer=2, n_head=2,
+        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, initializer_range=0.3, use_cache=False, attn_implementation="eager",
+    )  # fmt: skip
+    gpt2 = GPT2LMHeadModel(config).train()
+    for name, p in gpt2.named_parameters():  # a nonzero start everywhere: T = |theta| must not freeze a bias at 0
+        if p.dim() == 1:
+            p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
+    return gpt2
+
+
+def batch(step: int, micro: int) -> dict[str, torch.Tensor]:
+    """Global micro-batch `micro` of `step`: 3 rows, the second padded; lengths and so counts differ between micro-batches."""
+    g = torch.Generator().manual_seed(1000 * step + micro)
+    length, padding = 6 + (3 * step + micro) % 4, (micro + step) % 3
+    ids = torch.randint(0, 19, (3, length), generator=g)
+    mask = torch.ones(3, length, dtype=torch.long)
+    if padding:
+        mask[1, -padding:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def forward(m: torch.nn.Module, b: dict[str, torch.Tensor]) -> Output:
+    logits = m(input_ids=b["input_ids"], attention_mask=b["attention_mask"]).logits
+    valid = b["attention_mask"].bool()
+    counted = valid[:, 1:]
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    loss = F.cross_entropy(wide[:, :-1][counted], b["input_ids"][:, 1:][counted], reduction="sum")
+    return Output(loss, counted.sum(), logits[valid], rows=3)
+
+
+def counts(b: dict[str, torch.Tensor]) -> tuple[int, int]:
+    return int(b["attention_mask"][:, 1:].sum()), int(b["attention_mask"].sum())
+
+
+def global_batches(steps: int = STEPS, micros: int = 4) -> list[list[dict[str, torch.Tensor]]]:
+    return [[batch(t, j) for j in range(micros)] for t in range(steps)]
+
+
+def double(m: torch.nn.Module) -> torch.nn.Module:
+    return copy.deepcopy(m).double()

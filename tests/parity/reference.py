@@ -1,0 +1,113 @@
+"""Algorithm 1 and every other row, from the paper's equations: float64, one process, no engine.
+
+Written against the paper alone. It shares with the product only the drawn noise z, which is an input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.func import functional_call
+
+from tram_ds.randomness import Draws
+
+DEFAULT_RHO = {
+    "sam": 0.05,
+    "asam": 0.5,
+    "asam_trpo": 0.5,
+    "asam_r3f": 0.5,
+    "asam_mesa": 0.5,
+    "fsam": 0.1,
+    "tram_fisher": 0.1,
+}
+BEFORE, NOISED = ("trpo", "mesa", "asam_trpo", "asam_mesa", "tram_prev", "tram_init"), ("r3f", "asam_r3f", "tram_x")
+
+
+def kl(reference, current):
+    """sum over N positions and C classes of p_ref (log p_ref - log p)."""
+    p, q = reference.log_softmax(-1), current.log_softmax(-1)
+    return (p.exp() * (p - q)).sum()
+
+
+class Oracle:
+    """theta: name -> float64 tensor. All sums run over the whole global batch before anything is divided."""
+
+    def __init__(self, model, forward, name, *, lr, seed, embedding=None, rho=None, eta=0.1, sigma=0.1, weight=0.1,
+                 decay=0.999, radius_scale=1.0, fisher="shared", distance=kl):  # fmt: skip
+        self.model, self.forward, self.name, self.lr, self.seed, self.embedding = (
+            model,
+            forward,
+            name,
+            lr,
+            seed,
+            embedding,
+        )
+        self.eta, self.sigma, self.weight, self.decay, self.scale = eta, sigma, weight, decay, radius_scale
+        self.rho, self.fisher, self.distance = DEFAULT_RHO.get(name) if rho is None else rho, fisher, distance
+        self.theta = {n: p.detach().double() for n, p in model.named_parameters()}
+        self.previous, self.initial, self.ema, self.t = self.theta, self.theta, self.theta, 0
+
+    def run(self, theta, j, batch, noised=False, detach=False):
+        """Output of micro-batch j at theta, on x or on x + z."""
+        handle = None
+        if noised:
+
+            def add(_, __, out):
+                z = Draws(self.seed, self.t).noise(torch.empty(out.shape), j, self.sigma, "normal").double()
+                return (out.detach() if detach else out) + z
+
+            handle = self.embedding.register_forward_hook(add)
+        try:
+            return self.forward(lambda **kw: functional_call(self.model, theta, kwargs=kw), batch)
+        finally:
+            if handle:
+                handle.remove()
+
+    def gradient(self, theta, batches, noised=False, penalty=False):
+        """(gradient of the mean loss, that loss, the mean distance) at theta."""
+        theta = {n: p.detach().requires_grad_() for n, p in theta.items()}
+        outs = [self.run(theta, j, b, noised) for j, b in enumerate(batches)]
+        targets, positions = sum(o.count for o in outs), sum(len(o.logits) for o in outs)
+        loss = sum(o.loss_sum for o in outs) / targets
+        d = torch.zeros((), dtype=torch.float64)
+        if self.name in BEFORE:
+            at = self.initial if "init" in self.name else self.ema if "mesa" in self.name else self.previous
+            refs = [self.run(at, j, b).logits.detach() for j, b in enumerate(batches)]
+            d = sum(self.distance(r, o.logits) for r, o in zip(refs, outs, strict=True)) / positions
+        elif self.name in NOISED:
+            refs = [self.run(theta, j, b, True, detach=True).logits for j, b in enumerate(batches)]
+            d = sum(self.distance(r if penalty else r.detach(), o.logits) for r, o in zip(refs, outs, strict=True)) / positions
+        total = loss + self.weight * d if penalty else loss
+        return (
+            dict(zip(theta, torch.autograd.grad(total, list(theta.values())), strict=True)),
+            loss.detach(),
+            d.detach(),
+        )
+
+    def epsilon(self, g, batches, radius):
+        theta = self.theta
+        norm = lambda x: sum(v.square().sum() for v in x.values()).sqrt()  # noqa: E731
+        if self.name == "sam":  # Eq. 2, T = 1
+            return {n: radius * g[n] / norm(g) for n in g}
+        if self.name in ("fsam", "tram_fisher"):  # Eq. 8
+            h = self.gradient(theta, batches, noised=True)[0] if self.fisher == "alg2" else g
+            inverse = {n: 1 / (1 + self.eta * h[n] ** 2) for n in g}
+            root = sum((inverse[n] * g[n] ** 2).sum() for n in g).sqrt()
+            return {n: radius * inverse[n] * g[n] / root for n in g}
+        size = norm({n: theta[n] * g[n] for n in g})  # Eq. 7
+        return {n: radius * theta[n] ** 2 * g[n] / size for n in g}
+
+    def step(self, batches):
+        """theta_t -> theta_{t+1}; returns (loss, d, loss at theta + epsilon)."""
+        penalty = "tram" not in self.name and (self.name in BEFORE or self.name in NOISED)
+        noised = self.name == "tram_fisher" and self.fisher == "shared"
+        g, loss, d = self.gradient(self.theta, batches, noised, penalty)
+        perturbed = loss
+        radius = self.scale * d if self.name in ("tram_prev", "tram_init", "tram_x") else self.rho
+        if radius is not None:
+            eps = self.epsilon(g, batches, radius)
+            g, perturbed, _ = self.gradient({n: p + eps[n] for n, p in self.theta.items()}, batches, penalty=penalty)
+        self.previous = self.theta
+        self.theta = {n: p - self.lr * g[n] for n, p in self.theta.items()}
+        self.ema = {n: self.decay * self.ema[n] + (1 - self.decay) * p for n, p in self.theta.items()}
+        self.t += 1
+        return loss, d, perturbed

@@ -1,0 +1,248 @@
+"""Equalities between methods, and properties of one step that hold whatever the numbers are. One process, fp32 or fp64."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.parity import problem
+from tram_ds.algorithm import ALGORITHMS
+from tram_ds.tasks.base import Output
+from tram_ds.wrap import wrap
+
+pytestmark = pytest.mark.parity
+
+
+def train(algorithm: str, steps: int = 3, micros: int = 2, dropout: float = 0.0, seed: int = problem.SEED, **options: Any) -> Any:
+    """(final parameters, reports) of a short run."""
+    model = problem.model(dropout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=problem.LR)
+    built = wrap(model, optimizer, algorithm, seed=seed, **options)
+    reports = [built.step(batches, problem.forward, problem.counts) for batches in problem.global_batches(steps, micros)]
+    return [p.detach().clone() for p in model.parameters()], reports
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def close(a: list[torch.Tensor], b: list[torch.Tensor], tolerance: float = 1e-6) -> bool:
+    return all(float((x - y).abs().max()) <= tolerance * float(y.abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def test_fisher_without_curvature_is_sam() -> None:
+    """eta = 0 makes F the identity: Eq. 8 becomes Eq. 2 with T = 1."""
+    assert close(train("fsam", rho=0.3, eta=0.0)[0], train("sam", rho=0.3)[0])
+    assert not close(train("fsam", rho=0.3, eta=50.0)[0], train("sam", rho=0.3)[0], 1e-4)
+
+
+@pytest.mark.parametrize("tram", ("tram_prev", "tram_init", "tram_x"))
+def test_tram_with_d_set_to_rho_is_asam(tram: str) -> None:
+    assert same(train(tram, radius_min=0.5, radius_max=0.5)[0], train("asam", rho=0.5)[0])
+
+
+@pytest.mark.parametrize("method", ("trpo", "r3f", "mesa"))
+def test_a_penalty_of_weight_zero_is_base(method: str) -> None:
+    assert same(train(method, weight=0.0)[0], train("base")[0])
+
+
+@pytest.mark.parametrize("method", ("trpo", "r3f", "mesa"))
+def test_asam_with_a_penalty_of_weight_zero_is_asam(method: str) -> None:
+    assert same(train(f"asam_{method}", weight=0.0)[0], train("asam")[0])
+
+
+@pytest.mark.parametrize("tram", ("tram_prev", "tram_init"))
+def test_a_distance_of_zero_is_base_bit_for_bit(tram: str) -> None:
+    """Without dropout theta_{-1} = theta_0 gives d = 0 at step 0, so epsilon = 0 and pass 2 is the plain gradient."""
+    after, reports = train(tram, steps=1)
+    assert float(reports[0].distance) == 0.0
+    assert same(after, train("base", steps=1)[0])
+
+
+def test_d_at_step_one_is_the_kl_between_two_saved_checkpoints() -> None:
+    """sum over valid positions of KL(p_{theta_0} || p_{theta_1}) on the second batch / their number, from saved weights."""
+    model = problem.model()
+    built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "tram_prev", seed=0)
+    first, second = problem.global_batches(2, 2)
+    saved = [copy.deepcopy(model).double()]
+    built.step(first, problem.forward)
+    saved.append(copy.deepcopy(model).double())
+    report = built.step(second, problem.forward)
+    total, positions = 0.0, 0
+    for batch in second:
+        before, after = (problem.forward(m, batch).logits.log_softmax(-1) for m in saved)
+        total += float((before.exp() * (before - after)).sum())
+        positions += len(before)
+    assert float(report.distance) == pytest.approx(total / positions, rel=1e-4)
+    assert float(report.distance) > 1e-6
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_batch_is_never_changed(name: str) -> None:
+    batch = problem.batch(0, 0)
+    copies, keys = {k: v.clone() for k, v in batch.items()}, list(batch)
+    model = problem.model()
+    wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), name).step([batch], problem.forward, problem.counts)
+    assert list(batch) == keys
+    assert all(torch.equal(batch[k], copies[k]) for k in keys)
+
+
+@pytest.mark.parametrize("name", ("base", "asam", "trpo", "tram_prev"))
+def test_loss_and_gradient_do_not_depend_on_micro_batch_size(name: str) -> None:
+    """The same 8 rows as 1, 2 or 4 micro-batches; uneven counts make a mean of means visible."""
+    rows = [problem.batch(0, j) for j in range(4)]
+    longest = max(b["input_ids"].shape[1] for b in rows)
+    pad = lambda x: torch.nn.functional.pad(x, (0, longest - x.shape[1]))  # noqa: E731
+    joined = {k: torch.cat([pad(b[k]) for b in rows]) for k in rows[0]}
+    found = []
+    for micros in (1, 2, 4):
+        model = problem.model()
+        built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), name, **problem.OPTIONS.get(name, {}))
+        cuts = [{k: v[i] for k, v in joined.items()} for i in torch.arange(len(joined["input_ids"])).chunk(micros)]
+        for _ in range(2):
+            report = built.step(cuts, problem.forward, problem.counts)
+        found.append(([p.detach() for p in model.parameters()], float(report.loss)))
+    for parameters, loss in found[1:]:
+        assert close(parameters, found[0][0])
+        assert loss == pytest.approx(found[0][1], rel=1e-6)
+
+
+def test_sam_and_tram_do_not_depend_on_the_scale_of_the_gradient_but_fisher_does() -> None:
+    """epsilon is invariant to g -> c g in Eq. 2 and 7; F scales with c^2 in Eq. 8."""
+    from tram_ds.algorithm import algorithm
+    from tram_ds.shards import Shards, Span
+
+    theta = Shards([torch.tensor([0.5, -1.0, 2.0])], (Span("w", 0, 3, (3,)),))
+    g = Shards([torch.tensor([0.1, 0.2, -0.3])], theta.layout)
+    norm = lambda x: x.square_sum().sqrt()  # noqa: E731
+    for name in ("sam", "asam", "fsam"):
+        ascent = algorithm(name, eta=50.0).ascent
+        assert ascent is not None
+        a, b = (ascent(theta, g * c, 0.1, norm)[0] for c in (1.0, 100.0))
+        assert torch.allclose(a, b, rtol=1e-5) is (name != "fsam")
+
+
+def test_dropout_masks_of_pass_2_are_fresh_or_replayed() -> None:
+    """With radius 0 pass 2 stands at theta_t: replayed masks give pass 1's loss again, fresh ones another."""
+    replayed = train("asam", steps=1, dropout=0.2, rho=0.0, pass2_dropout="replay")[1][0]
+    fresh = train("asam", steps=1, dropout=0.2, rho=0.0)[1][0]
+    assert float(replayed.loss) == float(replayed.perturbed_loss)
+    assert float(fresh.loss) != float(fresh.perturbed_loss)
+
+
+def test_reference_modes() -> None:
+    """At step 0 theta_{-1} = theta_0: with dropout d is 0 only where the reference uses the student's own masks."""
+    d = {
+        mode: float(train("tram_prev", 1, dropout=0.2, reference_mode=mode)[1][0].distance)
+        for mode in ("eval", "train", "paired")
+    }
+    assert d["paired"] == 0.0
+    assert d["eval"] > 1e-4
+    assert d["train"] > d["eval"]
+    assert float(train("tram_prev", 1, dropout=0.2, student_mode="eval")[1][0].distance) == 0.0
+
+
+def test_the_released_kl_is_divided_by_classes_and_rows() -> None:
+    """kl.py: mean over all elements, then / batch: d / (C * rows) with C = 19 and 3 rows."""
+    d = [float(train("tram_x", 1, kl_norm=norm)[1][0].distance) for norm in ("mean", "official")]
+    assert d[1] == pytest.approx(d[0] / (19 * 3), rel=1e-6)
+
+
+def test_alg2_equals_shared_fisher_where_the_noise_vanishes() -> None:
+    tiny = {"sigma": 1e-12, "rho": 0.5, "eta": 50.0}
+    assert close(train("tram_fisher", fisher="alg2", **tiny)[0], train("fsam", rho=0.5, eta=50.0)[0])
+    assert close(train("tram_fisher", fisher="shared", **tiny)[0], train("fsam", rho=0.5, eta=50.0)[0])
+
+
+def test_adaptive_filters() -> None:
+    """matrices: 1-D parameters stay where they are; samsung: biases move with T = 1."""
+    from tram_ds.ascent import adaptive_scale
+    from tram_ds.shards import Shards, Span
+
+    layout = (Span("fc.weight", 0, 2, (1, 2)), Span("fc.bias", 0, 2, (2,)), Span("ln.weight", 0, 2, (2,)))
+    theta = Shards([torch.tensor([-2.0, 0.5])] * 3, layout)
+    assert [t.tolist() for t in adaptive_scale("all")(theta)] == [[2.0, 0.5]] * 3
+    assert [t.tolist() for t in adaptive_scale("matrices")(theta)] == [[2.0, 0.5], [0.0, 0.0], [0.0, 0.0]]
+    samsung = [pytest.approx(x) for x in ([2.01, 0.51], [1.0, 1.0], [2.01, 0.51])]
+    assert [t.tolist() for t in adaptive_scale("samsung")(theta)] == samsung
+
+
+def test_clipping_scales_the_second_gradient_only() -> None:
+    """SGD: the update is lr * min(1, clip / |g|) * g; the reported norm is |g| before clipping."""
+    free, clipped = train("sam", 1), None
+    model = problem.model()
+    start = [p.detach().clone() for p in model.parameters()]
+    built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "sam", seed=problem.SEED, clip_norm=0.1)
+    clipped = built.step(problem.global_batches(1, 2)[0], problem.forward)
+    norm = float(free[1][0].grad_norm)
+    assert norm > 0.1
+    assert float(clipped.grad_norm) == pytest.approx(norm, rel=1e-6)
+    want = [p0 + (p1 - p0) * (0.1 / norm) for p0, p1 in zip(start, free[0], strict=True)]
+    assert close([p.detach() for p in model.parameters()], want, 1e-5)
+
+
+def flops(name: str, **options: Any) -> int:
+    model = problem.model()
+    built = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), name, **options)
+    batches = problem.global_batches(2, 2)
+    built.step(batches[0], problem.forward, problem.counts)
+    with FlopCounterMode(display=False) as counter:
+        built.step(batches[1], problem.forward, problem.counts)
+    return counter.get_total_flops()
+
+
+def test_no_pass_is_hidden() -> None:
+    """Forward 1, backward 2 units: base 3, SAM 6, TRAM 7, TRAM-Fisher 6 (Table 2). Embedding gradients cost nothing."""
+    base = flops("base")
+    for name in ("sam", "asam", "fsam", "tram_fisher"):
+        assert flops(name) / base == pytest.approx(2.0, rel=0.01), name
+    for name in ("tram_prev", "tram_init", "tram_x"):
+        assert flops(name) / base == pytest.approx(7 / 3, rel=0.01), name
+    for name in ("trpo", "mesa"):
+        assert flops(name) / base == pytest.approx(4 / 3, rel=0.01), name
+    assert flops("asam_trpo") / base == pytest.approx(7 / 3, rel=0.01)  # the teacher's logits serve both passes
+    assert flops("tram_fisher", fisher="alg2") / base == pytest.approx(3.0, rel=0.01)
+
+
+def test_the_callers_random_state_is_left_alone() -> None:
+    model = problem.model(0.2)
+    built = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), "tram_x")
+    torch.manual_seed(3)
+    want = torch.rand(4)
+    torch.manual_seed(3)
+    built.step([problem.batch(0, 0)], problem.forward)
+    assert torch.equal(torch.rand(4), want)
+
+
+def test_a_users_tuple_is_an_output() -> None:
+    model, other = problem.model(), problem.model()
+    as_tuple = lambda m, b: (lambda o: (o.loss_sum, o.count, o.logits))(problem.forward(m, b))  # noqa: E731
+    for m, forward in ((model, problem.forward), (other, as_tuple)):
+        wrap(m, torch.optim.SGD(m.parameters(), lr=0.1), "tram_x", seed=1).step([problem.batch(0, 0)], forward)
+    assert same(list(model.parameters()), list(other.parameters()))
+
+
+def test_mmd_gathers_the_global_batch() -> None:
+    """The radius of 4 micro-batches is the MMD of their concatenation, not a mean of four."""
+    from tram_ds.distance import mmd
+
+    def classify(m: Any, b: Any) -> Output:
+        out = problem.forward(m, b)
+        last = out.logits[:3].detach() * 0 + out.logits[:3]
+        return Output(out.loss_sum, out.count, last)
+
+    model = problem.model()
+    built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "tram_init", distance="mmd")
+    batches = problem.global_batches(2, 4)
+    built.step(batches[0], classify)
+    report = built.step(batches[1], classify)
+    fresh, now = problem.model(), problem.model()
+    other = wrap(now, torch.optim.SGD(now.parameters(), lr=problem.LR), "tram_init", distance="mmd")
+    other.step(batches[0], classify)
+    rows = [torch.cat([classify(m, b).logits.detach() for b in batches[1]]) for m in (fresh, now)]
+    assert float(report.distance) == pytest.approx(float(mmd(*rows)) / len(rows[0]), rel=1e-4)
+    assert float(report.distance) > 0.0

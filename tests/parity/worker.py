@@ -1,0 +1,61 @@
+"""`python -m tests.parity.worker OUT ENGINE`: the whole algorithm table inside one process group."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.parity import build, problem
+from tests.parity.reference import Oracle
+from tram_ds.algorithm import ALGORITHMS
+
+
+def relative_error(built: Any, theta: dict[str, torch.Tensor]) -> float:
+    """Largest |theta - oracle| / max|oracle| over parameters and ranks."""
+    worst = 0.0
+    shards = built.engine.params()
+    for span, piece in zip(shards.layout, shards, strict=True):
+        want = theta[span.name].flatten()[span.start : span.start + span.length]
+        if span.length:
+            worst = max(worst, float((piece.flatten().double() - want).abs().max() / theta[span.name].abs().max()))
+    return build.gather(worst)
+
+
+def compare(engine: str, algorithm: str, micros: int, rank: int, world: int, mutate: Any = None, **extra: Any) -> dict:
+    """Runs engine and oracle side by side; {"theta": relative error, "loss", "distance", "perturbed_loss": absolute}."""
+    model, options = problem.model(), {**problem.OPTIONS.get(algorithm, {}), **extra}
+    oracle_options = {k: v for k, v in options.items() if k not in ("perturbation",)}
+    double = problem.double(model)
+    oracle = Oracle(double, problem.forward, algorithm, lr=problem.LR, seed=problem.SEED,
+                    embedding=double.get_input_embeddings(), **oracle_options)  # fmt: skip
+    built = build.stepper(engine, model, algorithm, micros, **options)
+    if mutate:
+        mutate(built)
+    row = {"theta": 0.0, "loss": 0.0, "distance": 0.0, "perturbed_loss": 0.0, "moved": 0.0}
+    for batches in problem.global_batches(micros=world * micros):
+        loss, distance, perturbed = oracle.step(batches)
+        report = built.step(batches[rank * micros : (rank + 1) * micros], problem.forward, problem.counts)
+        pairs = {"loss": loss, "distance": distance, "perturbed_loss": perturbed}
+        for key, want in pairs.items():
+            row[key] = max(row[key], abs(float(getattr(report, key)) - float(want)))
+    row["theta"] = relative_error(built, oracle.theta)
+    row["moved"] = relative_error(built, oracle.initial)
+    build.stop(built)
+    return row
+
+
+def main(out: str, engine: str, *algorithms: str) -> None:
+    rank, world = build.start(engine)
+    accumulations = (1, 2) if engine in build.MATRIX else (2,)
+    rows = {f"{a}/{k}": compare(engine, a, k, rank, world) for a in (algorithms or ALGORITHMS) for k in accumulations}
+    if rank == 0:
+        Path(out).write_text(json.dumps(rows))
+    build.leave()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

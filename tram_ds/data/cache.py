@@ -1,0 +1,120 @@
+"""Directories that are built once and never seen half-built, whoever else builds them and whenever they are killed.
+
+A directory is filled under a temporary name beside its final one and renamed into place. Builders on one file system
+take turns through an flock, which the kernel drops when a process dies; where flock is not available they race and the
+loser discards its copy. Directories are created 0700 and files made private to the user (0600).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tram_ds.data.errors import DataError
+
+
+def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The cache directory, created: `cache_dir`, or $TRAM_DS_CACHE, or ~/.cache/tram_ds."""
+    root = Path(cache_dir or os.environ.get("TRAM_DS_CACHE") or Path.home() / ".cache" / "tram_ds").expanduser()
+    _make(root)
+    return root
+
+
+def build_once(path: Path, build: Callable[[Path], None], valid: Callable[[Path], bool]) -> Path:
+    """Returns `path` holding what `build(empty_directory)` wrote and `valid(path)` accepts; builds only if needed.
+
+    A `path` that `valid` rejects (damaged after it was written) is removed and built again.
+    """
+    if valid(path):
+        return path
+    _make(path.parent)
+    with _locked(path) as locked:
+        if locked:  # nobody on this machine can be building now: whatever lies here was left by a killed builder
+            _discard(path.parent.glob(_temporary_prefix(path) + "*"))
+        if valid(path):
+            return path
+        _discard([path])
+        temporary = path.parent / f"{_temporary_prefix(path)}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir(mode=0o700)
+        try:
+            build(temporary)
+            _make_private_and_durable(temporary)
+            _publish(temporary, path, valid)
+        finally:
+            _discard([temporary])
+    return path
+
+
+def digest_of(*parts: str | int) -> str:
+    """Short hex key of the parts: 32 characters of their sha256."""
+    return hashlib.sha256("\0".join(str(part) for part in parts).encode()).hexdigest()[:32]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot create the cache folder {folder} ({error}); set TRAM_DS_CACHE to another") from error
+
+
+def _temporary_prefix(path: Path) -> str:
+    host = "".join(c if c.isalnum() else "_" for c in platform.node())
+    return f".{path.name}.{host}.tmp-"  # with the host: an flock may hold on one node only
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Holds the exclusive lock of `path`; yields False where the platform or the file system has none."""
+    try:
+        import fcntl
+    except ImportError:
+        yield False
+        return
+    descriptor = os.open(path.parent / f".{path.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            locked = True
+        except OSError:
+            locked = False
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def _publish(temporary: Path, path: Path, valid: Callable[[Path], bool]) -> None:
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if not valid(path):  # another builder came first is fine; anything else is not
+            raise
+        return
+    _sync(path.parent)
+
+
+def _make_private_and_durable(directory: Path) -> None:
+    for folder, _, files in os.walk(directory):
+        os.chmod(folder, 0o700)
+        for name in files:
+            os.chmod(os.path.join(folder, name), 0o600)
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(paths: Iterator[Path] | list[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,43 @@
+"""What was found out about a large file, remembered until the file changes: gigabytes are not hashed at every start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tram_ds.data.cache import cache_root, digest_of
+
+
+def remembered(path: Path, question: str, compute: Callable[[], Any], cache_dir: str | os.PathLike[str] | None = None) -> Any:
+    """compute() about the file at `path`, as JSON on disk, valid while its size and modification time stay the same.
+
+    question: what is computed, with its version. Several processes may ask at once: each answer is written whole.
+    """
+    real = path.resolve()
+    stat = real.stat()
+    folder = cache_root(cache_dir) / "files"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    answer = folder / f"{digest_of(question, str(real), stat.st_size, stat.st_mtime_ns)}.json"
+    try:
+        return json.loads(answer.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        pass
+    found = compute()
+    temporary = answer.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(found), encoding="utf-8")
+    os.replace(temporary, answer)
+    return found
+
+
+def file_digest(path: Path, cache_dir: str | os.PathLike[str] | None = None) -> str:
+    """sha256 (hex) of a file."""
+
+    def compute() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return remembered(path, "sha256 1", compute, cache_dir)

@@ -1,0 +1,171 @@
+"""Where text comes from: a source has domains, and a domain has a train, a valid and a test split.
+
+`open_source` is the registry: one name or one folder in, one `Source` out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from tram_ds.data.errors import DataError
+
+SPLITS = {"train": ("train",), "valid": ("valid", "validation", "eval"), "test": ("test",)}  # split -> its file names
+CHUNK = 1 << 20  # characters per chunk
+HUB_ID = "machelreid/m2d2"  # the one data set of text domains on the hub
+
+
+class Source(Protocol):
+    """Text by domain and split. `split` is train, valid or test."""
+
+    def domains(self) -> list[str]:
+        """Domain names, sorted."""
+        ...
+
+    def splits(self, domain: str) -> list[str]:
+        """The splits `domain` has."""
+        ...
+
+    def read(self, domain: str, split: str) -> Iterator[str]:
+        """The split's text in chunks of any size; the whole is never in memory. DataError if it is not there."""
+        ...
+
+    def digest(self, domain: str, split: str) -> str:
+        """sha256 (hex) of the split's content: equal digests mean equal text."""
+        ...
+
+
+class FolderSource:
+    """`<root>/<domain>/{train,valid,test}.txt`; the valid file may be called validation or eval.
+
+    Bytes that are not UTF-8 (files are often cut at a byte count) become U+FFFD. A domain may have only test.txt.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise DataError(f"data folder {self.root} is not a directory")
+        if not self.domains():
+            raise DataError(
+                f"data folder {self.root} has no domain: expected {self.root}/<domain>/{{train,valid,test}}.txt, "
+                f"found {_some(sorted(p.name for p in self.root.iterdir()))}"
+            )
+
+    def domains(self) -> list[str]:
+        folders = (p for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return sorted(p.name for p in folders if self._files(p))
+
+    def splits(self, domain: str) -> list[str]:
+        return list(self._files(self._folder(domain)))
+
+    def read(self, domain: str, split: str) -> Iterator[str]:
+        path = self._path(domain, split)
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty: the {split} split of domain '{domain}' needs text")
+        return _chunks(path)
+
+    def digest(self, domain: str, split: str) -> str:
+        path = self._path(domain, split)
+        stat = path.stat()
+        return _file_digest(str(path), stat.st_size, stat.st_mtime_ns)
+
+    def _folder(self, domain: str) -> Path:
+        check_domain_name(domain)
+        domains = self.domains()
+        if domain not in domains:
+            raise unknown_domain(domain, domains, str(self.root))
+        return self.root / domain
+
+    @staticmethod
+    def _files(folder: Path) -> dict[str, Path]:
+        candidates = {split: [folder / f"{name}.txt" for name in names] for split, names in SPLITS.items()}
+        return {split: found[0] for split, paths in candidates.items() if (found := [p for p in paths if p.is_file()])}
+
+    def _path(self, domain: str, split: str) -> Path:
+        files = self._files(self._folder(domain))
+        if split not in files:
+            names = " or ".join(f"{name}.txt" for name in SPLITS[split])
+            there = ", ".join(path.name for path in files.values())
+            raise DataError(f"domain '{domain}' in {self.root} has no {split} split ({names}); it has {there}")
+        return files[split]
+
+
+def open_source(data: str, cache_dir: str | os.PathLike[str] | None = None, revision: str | None = None) -> Source:
+    """The source called `data`: "installed_docs", "generated", M2D2's hub id, or a folder of domains or archives.
+
+    revision: of the hub's data set. DataError for anything else.
+    """
+    if data != HUB_ID or Path(data).is_dir():
+        refuse_revision(data, revision)
+    if data == "installed_docs":
+        from tram_ds.data.installed_docs import cached_folder
+
+        return FolderSource(cached_folder(cache_dir))
+    if data == "generated":
+        from tram_ds.data.generated import GeneratedSource
+
+        return GeneratedSource()
+    from tram_ds.data import m2d2
+
+    path = Path(data).expanduser()
+    if (path.is_dir() and m2d2.archives_in(path)) or (path.is_file() and path.name.endswith(".tar.gz")):
+        return m2d2.local_source(path, cache_dir)
+    if path.is_dir():
+        return FolderSource(data)
+    if data == HUB_ID:
+        return m2d2.hub_source(cache_dir, revision)
+    raise DataError(
+        f"task.data '{data}' is neither 'installed_docs' (text of the installed packages, needs nothing), '{HUB_ID}' "
+        f"nor a folder on this machine; give a folder that holds <domain>/train.txt, valid.txt and test.txt"
+    )
+
+
+def refuse_revision(data: str, revision: str | None) -> None:
+    """DataError if a hub revision is given for data that is not on the hub."""
+    if revision is not None:
+        raise DataError(f"task.revision {revision} is for data on the hub, and task.data {data} is not: remove it")
+
+
+def check_domain_name(domain: str) -> None:
+    """Refuses names that could leave the data folder or hide in it."""
+    if not domain or domain.startswith(".") or any(c in domain for c in "/\\:\0"):
+        raise DataError(f"'{domain}' is not a domain name: it may not be empty, start with '.' or contain / \\ or :")
+
+
+def unknown_domain(domain: str, domains: Iterable[str], where: str) -> DataError:
+    """The error for a domain that is not there, with the nearest name and the list of those that are."""
+    domains = list(domains)
+    lowered = {name.lower(): name for name in domains}
+    near = difflib.get_close_matches(domain.lower(), lowered, n=1, cutoff=0.5)
+    hint = f" (did you mean '{lowered[near[0]]}'?)" if near else ""
+    return DataError(f"unknown domain '{domain}' in {where}{hint}; it has {_some(domains)}")
+
+
+def corpus_digest(source: Source, parts: Iterable[tuple[str, str]]) -> str:
+    """sha256 (hex) over the (domain, split) pairs given and the content of each, in any order."""
+    lines = sorted(f"{domain}\0{split}\0{source.digest(domain, split)}" for domain, split in parts)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _chunks(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(path: str, size: int, modified_ns: int) -> str:
+    """sha256 of a file, computed again only when its size or modification time changes."""
+    del size, modified_ns
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _some(names: list[str], limit: int = 40) -> str:
+    shown = ", ".join(names[:limit]) or "nothing"
+    return shown + (f", ... ({len(names)} in all)" if len(names) > limit else "")

@@ -1,0 +1,120 @@
+"""Rows of parquet files, memory-mapped: converted once to an Arrow file in the cache, then read row by row."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tram_ds.data.cache import build_once, cache_root, digest_of
+from tram_ds.data.digests import file_digest
+from tram_ds.data.errors import DataError
+
+VERSION = 1  # raise it when the conversion changes: it is part of the cache key
+BATCH = 256  # rows converted at once: bounds the memory
+
+
+class Table(Sequence[tuple[Any, ...]]):
+    """Rows as tuples of Python values, in the order of `columns`; read when asked for.
+
+    names: column -> class names, of those columns that the files' own description calls class labels.
+    """
+
+    def __init__(self, table: pa.Table, names: dict[str, list[str]], digest: str) -> None:
+        self.table, self.names, self.digest = table, names, digest
+        self.columns = table.column_names
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return tuple(column[index % len(self)].as_py() for column in self.table.columns)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column as Arrow, still on disk."""
+        return self.table.column(name)
+
+
+def find_parquet(folder: Path, split: str) -> list[Path]:
+    """`<split>*.parquet` in a folder, sorted."""
+    return sorted(path for path in folder.glob(f"{split}*.parquet") if path.is_file())
+
+
+def open_table(files: Sequence[Path], columns: Sequence[str], cache_dir: str | os.PathLike[str] | None = None) -> Table:
+    """The `columns` of all rows of parquet files, one file after the other.
+
+    DataError for a missing column (lists what is there), a missing value, no rows, or a damaged file.
+    """
+    schemas = [read_schema(path) for path in files]
+    for path, schema in zip(files, schemas, strict=True):
+        if missing := [name for name in columns if name not in schema.names]:
+            raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+    wanted = pa.schema([schemas[0].field(name) for name in columns])
+    digest = digest_of(VERSION, *columns, *(file_digest(path, cache_dir) for path in files))
+    target = cache_root(cache_dir) / "tables" / digest
+
+    def build(folder: Path) -> None:
+        with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, wanted) as writer:
+            for path in files:
+                _copy(path, wanted, writer)
+
+    folder = build_once(target, build, lambda path: _mapped(path) is not None)
+    table = _mapped(folder)
+    if table is None:
+        raise DataError(f"the table cache {folder} is damaged; delete it and run again")
+    if table.num_rows == 0:
+        raise DataError(f"{', '.join(str(path) for path in files)}: no rows")
+    return Table(table, class_names(schemas[0]), digest)
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Column names and types of a parquet file."""
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged or no parquet file ({_first(error)}): get it again") from error
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Column -> names of its classes, from the description that Hugging Face data sets keep in their files."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        labels = {name: feature for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+        return {name: [str(n) for n in feature["names"]] for name, feature in labels.items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _copy(path: Path, wanted: pa.Schema, writer: Any) -> None:
+    row = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH, columns=wanted.names):
+            batch = batch.select(wanted.names)
+            for name, column in zip(wanted.names, batch.columns, strict=True):
+                if column.null_count:
+                    first = row + column.is_null().to_pylist().index(True)
+                    raise DataError(f"{path}: row {first} has no {name}; every row needs one")
+            writer.write_batch(batch.cast(wanted))
+            row += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read after row {row} ({_first(error)}): get it again") from error
+
+
+def _mapped(folder: Path) -> pa.Table | None:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(folder / "rows.arrow"))).read_all()
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

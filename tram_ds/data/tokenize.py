@@ -1,0 +1,165 @@
+"""Text to tokens on disk, once: a memory-mapped cache keyed by what was read and by what tokenised it.
+
+The rule: every line is tokenised on its own, with its trailing newline and without special tokens, and the tokens are
+concatenated. A line longer than LINE characters is cut there. So memory is bounded, and the tokens do not depend on
+how the text was cut into chunks. For tokenisers of the GPT-2 kind this equals tokenising the whole text at once where
+lines have no outer white space and no two blank lines follow each other, as in M2D2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tram_ds.data.cache import build_once, cache_root, digest_of
+from tram_ds.data.errors import DataError
+from tram_ds.data.sources import Source
+
+VERSION = 1  # raise it when the rule changes: it is part of the cache key
+LINE = 1 << 20  # characters
+BATCH = 1 << 19  # characters tokenised per call, at least one line
+
+
+def tokenize(
+    source: Source,
+    domain: str,
+    split: str,
+    tokenizer: Any,
+    cache_dir: str | os.PathLike[str] | None = None,
+    max_tokens: int | None = None,
+) -> np.ndarray:
+    """(T,) read-only memory map of the split's token ids, uint16 or uint32; built on first use.
+
+    `max_tokens` stops there: only so much is read, and the result is the beginning of the whole. Safe when several
+    processes ask at once and when a builder is killed.
+    """
+    key = digest_of(VERSION, source.digest(domain, split), tokenizer_digest(tokenizer), max_tokens or "all")
+    path = cache_root(cache_dir) / "tokens" / f"{domain}-{split}-{key}"
+
+    def build(folder: Path) -> None:
+        header = write_tokens(folder / "tokens.bin", source.read(domain, split), tokenizer, max_tokens)
+        if not header["count"]:
+            raise DataError(f"the {split} split of domain '{domain}' holds no text to tokenise")
+        header |= {"domain": domain, "split": split, "version": VERSION}
+        (folder / "header.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
+
+    folder = build_once(path, build, lambda folder: _header(folder) is not None)
+    header = _header(folder)
+    if header is None:
+        raise DataError(f"the token cache {folder} is damaged; delete it and run again")
+    tokens = np.memmap(folder / "tokens.bin", dtype=header["dtype"], mode="r", shape=(header["count"],))
+    return tokens.view(np.ndarray)  # still mapped; slices are cheaper than the subclass's
+
+
+def write_tokens(
+    path: Path, chunks: Iterable[str], tokenizer: Any, max_tokens: int | None = None, batch_chars: int = BATCH
+) -> dict[str, Any]:
+    """Writes the token ids of the text at `path`; returns {count, dtype, vocab_size, sha256}."""
+    vocab_size = vocabulary_size(tokenizer)
+    dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+    digest, count = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for batch in _batches(lines(chunks), batch_chars):
+            encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            ids = np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int64)
+            if max_tokens is not None:
+                ids = ids[: max_tokens - count]
+            data = ids.astype(dtype).tobytes()
+            file.write(data)
+            digest.update(data)
+            count += len(ids)
+            if max_tokens is not None and count >= max_tokens:
+                break
+    return {"count": count, "dtype": dtype.name, "vocab_size": vocab_size, "sha256": digest.hexdigest()}
+
+
+def lines(chunks: Iterable[str], limit: int = LINE) -> Iterator[str]:
+    """The lines of a chunked text, each with its newline (the last may lack it), cut every `limit` characters."""
+    rest = ""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split("\n")
+        for line in whole:
+            yield from _cut(line + "\n", limit)
+        if len(rest) >= limit:
+            *pieces, rest = [*_cut(rest, limit), ""] if len(rest) % limit == 0 else _cut(rest, limit)
+            yield from pieces
+    if rest:
+        yield rest
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the largest token id the tokeniser can produce."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 (hex) of everything in the tokeniser that decides which ids a text gets."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a Python tokeniser: its class, vocabulary and settings
+        state = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), repr(tokenizer)]
+    else:
+        state = json.loads(backend.to_str())
+        state.pop("truncation", None)  # set and reset by every call
+        state.pop("padding", None)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+class Blocks(Sequence[np.ndarray]):
+    """Rows of `seq_len` consecutive tokens, (seq_len,) int64 each; see `blocks`."""
+
+    def __init__(self, tokens: np.ndarray, seq_len: int, num_rows: int) -> None:
+        self.tokens, self.seq_len, self.num_rows = tokens, seq_len, num_rows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.num_rows))]
+        if not -self.num_rows <= index < self.num_rows:
+            raise IndexError(f"row {index} of {self.num_rows}")
+        start = index % self.num_rows * self.seq_len
+        return self.tokens[start : start + self.seq_len].astype(np.int64)
+
+
+def blocks(tokens: np.ndarray, seq_len: int, keep_partial: bool) -> Blocks:
+    """Cuts tokens (T,) into consecutive rows of `seq_len`.
+
+    Training drops the shorter last row; evaluation keeps it (`keep_partial`) if it has the 2 tokens a prediction needs.
+    """
+    full, rest = divmod(len(tokens), seq_len)
+    return Blocks(tokens, seq_len, full + (1 if keep_partial and rest >= 2 else 0))
+
+
+def _cut(text: str, limit: int) -> Iterator[str]:
+    return (text[i : i + limit] for i in range(0, len(text), limit))
+
+
+def _batches(pieces: Iterable[str], batch_chars: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece)
+        if size >= batch_chars:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _header(folder: Path) -> dict[str, Any] | None:
+    """The header of a complete cache folder; None if it is missing, unreadable or does not fit its tokens."""
+    try:
+        header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+        size = (folder / "tokens.bin").stat().st_size
+        return header if size == header["count"] * np.dtype(header["dtype"]).itemsize else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

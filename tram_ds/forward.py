@@ -1,0 +1,130 @@
+"""One forward pass under stated conditions: which masks, which mode, which input noise. Used by the step and its references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tram_ds.engines.base import Engine
+from tram_ds.randomness import Draws
+from tram_ds.tasks.base import Output
+
+Forward = Callable[[Any, Any], Output]  # (model, batch) -> Output
+
+
+@dataclass(frozen=True)
+class Noise:
+    """x + z: where z is added ("embedding": the word embeddings' output; "pixel_values"; or a module of the model)."""
+
+    site: str | nn.Module
+    sigma: float
+    kind: str = "normal"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Runs `forward` on the model of `engine` for one step's draws."""
+
+    engine: Engine
+    forward: Forward
+    draws: Draws
+
+    def __call__(
+        self,
+        index: int,
+        batch: Any,
+        *,
+        masks: str,
+        train: bool = True,
+        noise: Noise | None = None,
+        detach: bool = False,
+        statistics: bool = False,
+    ) -> Output:
+        """masks: the purpose that seeds dropout. detach: cut the graph below the noise, as the released code does.
+
+        statistics: let batch-norm layers update their running statistics (pass 1 only).
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.engine.autocast())
+            if not train:
+                stack.enter_context(evaluating(self.engine.module))
+            elif not statistics:
+                stack.enter_context(frozen_statistics(self.engine.module))
+            if noise is not None:
+                stack.enter_context(_noised(self.engine.module, noise, self.draws, index, detach))
+            self.draws.seed_masks(masks, index)
+            output = self.forward(self.engine.model, batch)
+        return output
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; on exit every submodule is back in the mode it was in."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch-norm layers keep their running statistics inside; models without them pay one look at their modules."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
+
+
+@contextmanager
+def _noised(module: nn.Module, noise: Noise, draws: Draws, index: int, detach: bool) -> Iterator[None]:
+    def add(x: Tensor) -> Tensor:
+        return (x.detach() if detach else x) + draws.noise(x, index, noise.sigma, noise.kind)
+
+    if noise.site == "pixel_values":
+        handle = module.register_forward_pre_hook(lambda _, args, kwargs: _on_pixels(add, args, kwargs), with_kwargs=True)
+    else:
+        handle = _site(module, noise.site).register_forward_hook(lambda _, __, out: add(out))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _on_pixels(add: Callable[[Tensor], Tensor], args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """New arguments with noised pixels; the caller's batch stays as it was."""
+    if "pixel_values" in kwargs:
+        return args, {**kwargs, "pixel_values": add(kwargs["pixel_values"])}
+    if args and isinstance(args[0], Tensor):
+        return (add(args[0]), *args[1:]), kwargs
+    raise ValueError("noise on pixel_values needs the model called with pixel_values=... or with the pixels first")
+
+
+def _site(module: nn.Module, site: str | nn.Module) -> nn.Module:
+    if isinstance(site, nn.Module):
+        return site
+    getter = getattr(module, "get_input_embeddings", None)
+    found = getter() if getter is not None else None
+    if found is None:
+        raise ValueError(
+            f"{type(module).__name__} has no input embedding to add noise to: pass noise_site=<the module whose output is x>"
+        )
+    return found
+
+
+def no_grad_output(run: Callable[[], Output]) -> Output:
+    """An Output without a graph."""
+    with torch.no_grad():
+        return run()

@@ -1,0 +1,123 @@
+"""The training loop: batches in, steps taken, records out; validation, checkpoints and stops at step boundaries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tram_ds.data.order import batch_indices
+from tram_ds.distributed import agreed
+from tram_ds.exits import DONE, REQUEUE, NumericError
+from tram_ds.preemption import StopRequest, Watchdog
+from tram_ds.probe import Robustness
+from tram_ds.recipe import Recipe, accumulation
+from tram_ds.results import Judge
+from tram_ds.self_check import self_check
+from tram_ds.step import StepReport
+from tram_ds.tasks.base import Batch, Task
+from tram_ds.wrap import Stepper
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Loop:
+    """One run's loop. save() writes a checkpoint, collectively; record gets a plain dict on every rank, acts on rank 0."""
+
+    recipe: Recipe
+    task: Task
+    stepper: Stepper
+    rows: Sequence[Any]
+    total_steps: int
+    record: Callable[[Record], None]
+    save: Callable[[], None]
+    judge: Judge
+    stop: StopRequest
+    watchdog: Watchdog
+    skipped_in_a_row: int = 0
+    _steps_since: float = field(default_factory=time.monotonic)
+
+    def run(self) -> int:
+        """Trains to the end (DONE), or to a requested stop (REQUEUE) with a checkpoint saved."""
+        train = self.recipe.train
+        while self.stepper.steps < self.total_steps:
+            step = self.stepper.steps
+            self.watchdog.beat("data", step)
+            batches = self.batches(step)
+            if step == 0 and train.self_check:
+                self.watchdog.beat("self-check")
+                self_check(self.stepper, batches, self.task.forward)
+            self.watchdog.beat("step")
+            self.take(batches, step)
+            done = step + 1
+            if _due(self.recipe.eval.every_steps, done):
+                self.watchdog.beat("validation")
+                self.validate(done)
+            stopping = agreed(self.stop.raised is not None) or done == train.stop_after
+            finished = done == self.total_steps
+            if stopping or finished or _due(self.recipe.checkpoint.every_steps, done):
+                self.watchdog.beat("checkpoint")
+                self.save()
+            if stopping and not finished:
+                return REQUEUE
+        return DONE
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of step `step`, on its device: global micro-batches rank * K to rank * K + K - 1."""
+        train, engine = self.recipe.train, self.stepper.engine
+        indices = batch_indices(train.seed, step, train.global_batch, len(self.rows))
+        micros = accumulation(self.recipe, engine.world_size)
+        first = engine.rank * micros
+        cuts = [indices[j * train.micro_batch : (j + 1) * train.micro_batch] for j in range(first, first + micros)]
+        collated = [self.task.collate([self.rows[i] for i in cut]) for cut in cuts]
+        return [{k: v.to(engine.device, non_blocking=True) for k, v in batch.items()} for batch in collated]
+
+    def take(self, batches: list[Batch], step: int) -> None:
+        """One step and its record; NumericError after train.max_skipped skipped steps in a row."""
+        logging = _due(self.recipe.train.log_every, step + 1)
+        full = step % self.recipe.train.probe_every == 0
+        probe = Robustness(full, self.stepper.algorithm.gauge) if logging else None
+        report = self.stepper.step(batches, self.task.forward, self.task.counts, probe)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
+        if logging or report.skipped:
+            now = time.monotonic()
+            self.record(step_record(step + 1, report, now - self._steps_since, probe.values if probe else {}))
+            self._steps_since = now
+        if self.skipped_in_a_row >= self.recipe.train.max_skipped:
+            raise NumericError(
+                f"step {step + 1}: NaN or Inf in loss, distance or gradient for {self.skipped_in_a_row} steps in a row "
+                f"(train.max_skipped); weights are those of step {step + 1 - self.skipped_in_a_row}: lower optimizer.lr, set "
+                "algorithm.radius_max or train.clip_norm, or look at the data of that step"
+            )
+
+    def validate(self, done: int) -> None:
+        """A validation run; the best weights so far are kept where the recipe selects them."""
+        loss = self.judge.validation_loss()
+        self.record({"step": done, "validation_loss": loss})
+        if self.recipe.eval.select == "best":
+            self.judge.keep_if_best(done, loss)
+
+
+def step_record(step: int, report: StepReport, seconds: float, probed: dict[str, Tensor]) -> Record:
+    """Plain numbers of a step: the one place that reads tensors back from the device, once."""
+    values = {
+        "loss": report.loss,
+        "distance": report.distance,
+        "radius": report.radius,
+        "perturbed_loss": report.perturbed_loss,
+        "sharpness_gap": report.perturbed_loss - report.loss,
+        "grad_norm": report.grad_norm,
+        "tokens": report.targets,
+        **probed,
+    }
+    numbers = dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
+    return {"step": step, **numbers, "lr": report.lr, "skipped": int(report.skipped), "seconds": seconds}
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0

@@ -1,0 +1,139 @@
+"""One training step: Algorithm 1 of the paper, and every method it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tram_ds.algorithm import Algorithm
+from tram_ds.engines.base import Engine, Means, Objective, Terms
+from tram_ds.forward import Pass
+from tram_ds.region import TrustRegion
+from tram_ds.shards import Shards
+
+Probe = Callable[[Engine, Shards], None]  # called at theta + epsilon with the intended epsilon
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step in () float64 tensors on the device, the same on every rank: reading one synchronises, so read when logging.
+
+    loss: mean task loss of pass 1 per counted target. distance: mean d per position (0 without a region).
+    radius: what the ascent used (0 without one). perturbed_loss: the loss at theta + epsilon (loss without an ascent).
+    ascent_norm: what the ascent divided by (0 without one). grad_norm: of the descent's gradient, before clipping.
+    targets: counted in the global batch.
+    """
+
+    loss: Tensor
+    distance: Tensor
+    radius: Tensor
+    perturbed_loss: Tensor
+    ascent_norm: Tensor
+    grad_norm: Tensor
+    targets: Tensor
+    lr: float
+    skipped: bool
+
+
+def train_step(
+    run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: Tensor | None = None, probe: Probe | None = None
+) -> StepReport:
+    """One step of Algorithm 1. theta, g: fp32 shards of this rank; d, radius: () and global. Collective.
+
+    share: counted targets per position of the global batch, which weighs a penalty; None: each micro-batch's own.
+    """
+    engine = run.engine
+    for region in algorithm.regions:  # p_ref(. | x), no gradient
+        region.reference.prepare(run, batches)
+
+    first = second = engine.backward(batches, objective(run, algorithm, share))  # (2) g = grad L(theta_t)
+    distance = distance_of(algorithm, engine, first)  # (3) d = D(p_ref, p_theta)
+    radius, norm = radius_of(algorithm, distance), Recorded(engine.norm, torch.zeros_like(distance))
+
+    if algorithm.ascent:
+        g, fisher = engine.grads(), fisher_gradient(run, algorithm, batches, share)
+        epsilon = algorithm.ascent(engine.params(), g, radius, norm, **fisher)  # (4) d T^2 g / ||T g||
+        with engine.moved(to=engine.params() + epsilon):  # (5) theta_t + epsilon
+            if probe:
+                probe(engine, epsilon)
+            second = engine.backward(batches, objective(run, algorithm, share, descent=True))  # (6) g = grad L there
+
+    for region in algorithm.regions:  # theta_t becomes the next step's theta_{t-1}
+        region.reference.advance(engine)
+    finite = torch.isfinite(first.loss + second.loss + distance + norm.value)
+    info = engine.descend(finite)  # (7) theta_{t+1} = theta_t - lr g
+    losses = (first.loss, distance, radius, second.loss, norm.value)
+    return StepReport(*losses, info.grad_norm, first.targets, info.lr, info.skipped)
+
+
+def distance_of(algorithm: Algorithm, engine: Engine, first: Means) -> Tensor:
+    """() float64: the mean distance pass 1 measured. Collective where the whole batch is compared at once (mmd)."""
+    return algorithm.radius.mean(engine, first) if isinstance(algorithm.radius, TrustRegion) else first.distance
+
+
+def fisher_gradient(run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: Tensor | None) -> dict[str, Shards]:
+    """Algorithm 2 (`fisher: alg2`): the gradient at x + z whose square estimates F, by a pass of its own; else nothing."""
+    if algorithm.fisher_pass is None:
+        return {}
+    run.engine.backward(batches, objective(run, replace(algorithm, noised=algorithm.fisher_pass), share))
+    return {"curvature": run.engine.grads()}
+
+
+def radius_of(algorithm: Algorithm, distance: Tensor) -> Tensor:
+    """() float64: rho, or the trust region's scaled distance; 0 where nothing climbs."""
+    if isinstance(algorithm.radius, TrustRegion):
+        return algorithm.radius.radius(distance)
+    return torch.full_like(distance, algorithm.radius)
+
+
+@dataclass
+class Recorded:
+    """A norm that remembers its last value: an infinite gradient must not hide behind a division by it."""
+
+    norm: Callable[[Shards], Tensor]
+    value: Tensor
+
+    def __call__(self, x: Shards) -> Tensor:
+        self.value = self.norm(x)
+        return self.value
+
+
+def objective(run: Pass, algorithm: Algorithm, share: Tensor | None, descent: bool = False) -> Objective:
+    """What a pass minimises, per micro-batch: the task loss, plus the weighted penalty; and pass 1 measures d on the way.
+
+    descent: pass 2, on clean inputs, with its own dropout masks.
+    """
+    return partial(_terms, run, algorithm, share, descent)
+
+
+def _terms(run: Pass, algorithm: Algorithm, share: Tensor | None, descent: bool, index: int, batch: Any) -> Terms:
+    masks = algorithm.pass2_masks if descent else "pass_1"
+    noise = None if descent else algorithm.noised
+    output = run(index, batch, masks=masks, noise=noise, statistics=not descent)
+    total, distance, positions = output.loss_sum, output.loss_sum.new_zeros(()), len(output.logits)
+
+    penalty = algorithm.penalty
+    if penalty and run.draws.step >= algorithm.penalty_start and (algorithm.penalty_in_descent or not descent):
+        distance, positions = penalty.measure(penalty.reference.logits(run, index, batch), output.logits, output)
+        per_position = output.count / max(positions, 1) if share is None else share
+        total = total + algorithm.weight * per_position * distance
+    if isinstance(algorithm.radius, TrustRegion) and not descent:
+        with torch.no_grad():
+            current = output.logits
+            if algorithm.student_mode == "eval":
+                current = run(index, batch, masks=masks, train=False).logits
+            reference = algorithm.radius.reference.logits(run, index, batch)
+            distance, positions = algorithm.radius.measure(reference, current, output)
+    return Terms(total, torch.stack([_scalar(x, total) for x in (output.loss_sum, output.count, distance, positions)]))
+
+
+def _scalar(x: Tensor | int, like: Tensor) -> Tensor:
+    """() float64 on the device of `like`, without a copy from the host."""
+    if isinstance(x, Tensor):
+        return x.detach().to(like.device, torch.float64)
+    return torch.full((), float(x), dtype=torch.float64, device=like.device)

@@ -1,0 +1,192 @@
+"""Wires a recipe to a run: task, engine, stepper, loop, results. The only place that knows them all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tram_ds import engines, tasks, tracking
+from tram_ds.algorithm import algorithm
+from tram_ds.distributed import Job, barrier, detect, joined
+from tram_ds.engine_config import engine_config
+from tram_ds.exits import DONE
+from tram_ds.loop import Loop, Record
+from tram_ds.metrics import MetricsLog, private_dir, replace_text
+from tram_ds.optimizer import make, schedule
+from tram_ds.preemption import StopRequest, Watchdog
+from tram_ds.progress import Progress, results_text
+from tram_ds.recipe import Recipe, accumulation, dump, to_dict
+from tram_ds.results import Judge
+from tram_ds.wrap import Stepper
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks beside the recipe.
+
+    resume: continue from the newest checkpoint, if there is one. overwrite: start afresh in a folder that holds a run.
+    allow_change: resume although the recipe changed. fallback: resume from an older checkpoint if the newest is damaged.
+    """
+
+    resume: bool = False
+    overwrite: bool = False
+    allow_change: bool = False
+    fallback: bool = False
+    local_rank: int | None = None
+
+
+def run(recipe: Recipe, request: Request) -> int:
+    """Trains as the recipe says; returns the exit code: 0, or 75 after a requested stop. Every rank of the job calls it.
+
+    Raises ValueError for the recipe or its data, before any model is loaded, and the errors of tram_ds.exits.
+    """
+    job = detect(request.local_rank)
+    torch.set_num_threads(threads_per_rank(job))
+    micros = accumulation(recipe, job.world_size)
+    run_dir = recipe.resolved_run_dir()
+    if request.resume and (run_dir / "DONE").exists():
+        if job.rank == 0:
+            print(f"{run_dir} is finished: nothing to do")
+        return DONE
+    task = tasks.build(recipe)
+    name = engines.choose(recipe.engine.name, job)
+    timeout = timedelta(seconds=recipe.train.timeout)
+    stop, watchdog = StopRequest(), Watchdog(job.rank, recipe.train.timeout)
+    with stop.listening(), joined(job, name, timeout), watchdog.watching(), ExitStack() as stack:
+        if job.rank == 0:
+            open_run_folder(run_dir, recipe, request)
+        barrier()
+        rows = task.train_rows()
+        total = recipe.train.steps or -(-len(rows) * (recipe.train.epochs or 1) // recipe.train.global_batch)
+        engine = build_engine(recipe, name, task.model(), job, micros, total)
+        row = algorithm(recipe.algorithm.name, noise_site=task.noise_site, **recipe.algorithm.options())
+        stepper = Stepper(engine, row, recipe.train.seed)
+        judge = Judge(recipe, task, engine, run_dir, watchdog.beat)
+        initial = judge.score() if recipe.eval.initial else None
+        record, tracker = recorders(stack, recipe, task, job, name, total, stepper.steps)
+        loop = Loop(recipe, task, stepper, rows, total, record, lambda: None, judge, stop, watchdog)
+        status: tracking.Status = "FAILED"
+        try:
+            code = loop.run()
+            status = "FINISHED" if code == DONE else "KILLED"
+            if code == DONE:
+                results = judge.conclude(initial)
+                tracker.log_results(results)
+                if job.rank == 0:
+                    print_results(results, run_dir, tracking_uri(recipe))
+        finally:
+            stack.close()
+            tracker.finish(status)
+        barrier()
+        if job.rank == 0:
+            (run_dir / ("DONE" if code == DONE else "REQUEUE")).touch(mode=0o600)
+        return code
+
+
+def threads_per_rank(job: Job) -> int:
+    """Cores of this node shared by its ranks; OMP_NUM_THREADS wins where it is set."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or job.world_size)
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // ranks))
+
+
+def open_run_folder(run_dir: Path, recipe: Recipe, request: Request) -> None:
+    """Creates or continues the folder; ValueError where a run in it would be lost. Rank 0."""
+    checkpoints = sorted(run_dir.glob("checkpoints/step-*"))
+    if checkpoints and not (request.resume or request.overwrite):
+        raise ValueError(
+            f"{run_dir} holds a run, saved up to {checkpoints[-1].name}: continue it with --resume, start afresh with "
+            "--overwrite, or choose another run_dir"
+        )
+    if not request.resume:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    private_dir(run_dir)
+    replace_text(run_dir / "recipe.yaml", dump(recipe))
+    for marker in ("DONE", "REQUEUE"):
+        (run_dir / marker).unlink(missing_ok=True)
+
+
+def build_engine(recipe: Recipe, name: str, model: Any, job: Job, micros: int, total_steps: int) -> Any:
+    """The recipe's engine around `model`. Collective."""
+    settings = engines.Settings(
+        job=job,
+        optimizer=lambda module: make(recipe.optimizer, module),
+        config=engine_config(recipe.engine.model_copy(update={"name": name})),
+        dtype=getattr(torch, recipe.model.dtype),
+        micro_batch=recipe.train.micro_batch,
+        accumulation=micros,
+        clip_norm=recipe.train.clip_norm,
+        schedule=schedule(recipe.schedule, recipe.optimizer.lr, total_steps),
+    )
+    return engines.build(name, model, settings)
+
+
+def tracking_uri(recipe: Recipe) -> str:
+    """tracking.uri, or the sqlite database in the folder the command runs in."""
+    return recipe.tracking.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def recorders(
+    stack: ExitStack, recipe: Recipe, task: Any, job: Job, engine: str, total_steps: int, start: int
+) -> tuple[Callable[[Record], None], tracking.Tracker]:
+    """(what takes a step's record, the tracker): on rank 0 metrics.jsonl, the progress bar and MLflow; elsewhere nothing.
+
+    `stack` closes them, the log before the tracker's last upload.
+    """
+    progress = Progress(job.rank, total_steps, initial=start)
+    stack.callback(progress.close)
+    if job.rank != 0:
+        return lambda _: None, tracking.NullTracker()
+    log = MetricsLog(recipe.resolved_run_dir())
+    log.truncate_after(start)
+    stack.callback(log.close)
+    tracker = start_tracking(recipe, task, job, engine) if recipe.tracking.enabled else tracking.NullTracker()
+
+    def record(values: Record) -> None:
+        log.append(values)
+        if "loss" in values:
+            progress.update(values)
+        else:
+            progress.message(f"step {values['step']}: validation loss {values['validation_loss']:.4f}")
+
+    return record, tracker
+
+
+def start_tracking(recipe: Recipe, task: Any, job: Job, engine: str) -> tracking.Tracker:
+    """The MLflow run: a child, by seed, of the run of (recipe, algorithm). Never raises for a server's sake."""
+    tags = {
+        "algorithm": recipe.algorithm.name,
+        "task": recipe.task.name,
+        "engine": engine,
+        "world_size": job.world_size,
+        "launcher": job.launcher,
+        "data_digest": task.data_digest(),
+    }
+    parent = f"{recipe.name}-{recipe.algorithm.name}"
+    return tracking.start(
+        recipe.resolved_run_dir(),
+        tracking_uri(recipe),
+        recipe.tracking.experiment or recipe.name,
+        f"{parent}-{recipe.train.seed}",
+        parent,
+        to_dict(recipe),
+        tags,
+        dump(recipe),
+    )
+
+
+def print_results(results: dict[str, Any], run_dir: Path, uri: str) -> None:
+    """The table of scores per domain, before and after where both were measured, and where everything is."""
+    split = next(iter(results["scores"]))
+    metric = "accuracy" if "accuracy" in next(iter(results["scores"][split].values())) else "perplexity"
+    after = {domain: scores[metric] for domain, scores in results["scores"][split].items()}
+    before = {domain: scores[metric] for domain, scores in (results["initial"] or {}).get(split, {}).items()}
+    print(results_text(before, after, results["train_domains"], metric))
+    print(f"run folder: {run_dir}\nMLflow:     {uri}  (mlflow ui --backend-store-uri {uri})")
