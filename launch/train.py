@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds.exits import code_of
+from tram_ds.exits import USAGE, code_of
 from tram_ds.recipe import dump, load
 
 
@@ -50,10 +50,10 @@ if __name__ == "__main__":
     try:
         code = main()
     except Exception as error:
-        expected = code_of(error)
+        expected = USAGE if isinstance(error, ValueError) else code_of(error)
         if expected is None:
             traceback.print_exc()
-        elif os.environ.get("RANK", "0") == "0" or expected != 2:  # every rank finds the same mistake: say it once
+        elif os.environ.get("RANK", "0") == "0" or expected != USAGE:  # every rank finds the same mistake: say it once
             print(f"error: {error}", file=sys.stderr)
         code = 1 if expected is None else expected
     sys.stdout.flush()

@@ -35,7 +35,7 @@ class Loop:
     rows: Sequence[Any]
     total_steps: int
     record: Callable[[Record], None]
-    save: Callable[[], None]
+    save: Callable[[], object]
     judge: Judge
     stop: StopRequest
     watchdog: Watchdog

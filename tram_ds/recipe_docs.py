@@ -30,6 +30,10 @@ Editors that know the YAML language server complete and check the files by `reci
 This page is generated: `python -m tram_ds.recipe_docs` writes it and the schema from the docstrings of the code.
 """
 
+SWEEPS = """A sweep file names one or more recipes (`base`) and a `grid`: recipe key, dotted, and the list of its values. Every
+combination is a run in its own folder; finished ones are skipped, so the same command goes on where it was stopped.
+"""
+
 
 def schema() -> dict[str, Any]:
     """JSON Schema of a recipe file, with the short form of named sections."""
@@ -58,6 +62,10 @@ def reference_markdown() -> str:
     for path in sorted(RECIPES.glob("*.yaml")):
         launch = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         parts.append(f"| [{path.name}]({path.name}) | `{launch}` |")
+    parts += ["\n## Sweeps\n", SWEEPS, "| sweep | what | launch |", "|---|---|---|"]
+    for path in sorted((RECIPES / "sweeps").glob("*.yaml")):
+        launch, what, *_ = (line.removeprefix("# ") for line in path.read_text(encoding="utf-8").splitlines())
+        parts.append(f"| [{path.name}](sweeps/{path.name}) | {what} | `{launch}` |")
     definitions = schema()["$defs"]
     for key, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

@@ -41,6 +41,14 @@ class Judge:
         """Every domain of every split of eval.splits."""
         return {split: self._evaluate(self.task.eval_sets(split)) for split in self.recipe.eval.splits}
 
+    def initial(self) -> Scores | None:
+        """The scores before the first step, kept in a file for a run that is resumed."""
+        file = self.run_dir / "initial.json"
+        if self.engine.steps == 0:
+            self._write("initial.json", self.score())
+            barrier()
+        return json.loads(file.read_text()) if file.exists() else None
+
     def _evaluate(self, rows: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         batch = self.recipe.eval.batch or self.recipe.train.micro_batch
         engine = self.engine

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from tram_ds import engines, tasks, tracking
 from tram_ds.algorithm import algorithm
-from tram_ds.distributed import Job, barrier, detect, joined
+from tram_ds.checkpoint import Saver, resume
+from tram_ds.distributed import Job, agreed, barrier, detect, joined
 from tram_ds.engine_config import engine_config
-from tram_ds.exits import DONE
+from tram_ds.exits import CODES, DONE, CheckpointError, PeerLost, RunLocked
+from tram_ds.lock import RunLock
 from tram_ds.loop import Loop, Record
 from tram_ds.metrics import MetricsLog, private_dir, replace_text
 from tram_ds.optimizer import make, schedule
@@ -58,37 +62,88 @@ def run(recipe: Recipe, request: Request) -> int:
         return DONE
     task = tasks.build(recipe)
     name = engines.choose(recipe.engine.name, job)
-    timeout = timedelta(seconds=recipe.train.timeout)
     stop, watchdog = StopRequest(), Watchdog(job.rank, recipe.train.timeout)
-    with stop.listening(), joined(job, name, timeout), watchdog.watching(), ExitStack() as stack:
-        if job.rank == 0:
-            open_run_folder(run_dir, recipe, request)
-        barrier()
+    with ExitStack() as stack:
+        stack.enter_context(stop.listening())
+        stack.enter_context(joined(job, name, timedelta(seconds=recipe.train.timeout)))
+        stack.enter_context(watchdog.watching())
+        stack.enter_context(run_folder(run_dir, recipe, request, job))
         rows = task.train_rows()
         total = recipe.train.steps or -(-len(rows) * (recipe.train.epochs or 1) // recipe.train.global_batch)
         engine = build_engine(recipe, name, task.model(), job, micros, total)
         row = algorithm(recipe.algorithm.name, noise_site=task.noise_site, **recipe.algorithm.options())
         stepper = Stepper(engine, row, recipe.train.seed)
         judge = Judge(recipe, task, engine, run_dir, watchdog.beat)
-        initial = judge.score() if recipe.eval.initial else None
-        record, tracker = recorders(stack, recipe, task, job, name, total, stepper.steps)
-        loop = Loop(recipe, task, stepper, rows, total, record, lambda: None, judge, stop, watchdog)
-        status: tracking.Status = "FAILED"
+        with peer_errors(watchdog):
+            code = session(recipe, request, job, name, task, stepper, judge, rows, total, stop, watchdog)
+        barrier()
+        if job.rank == 0:
+            (run_dir / ("DONE" if code == DONE else "REQUEUE")).touch(mode=0o600)
+    return code
+
+
+def session(
+    recipe: Recipe, request: Request, job: Job, name: str, task: Any, stepper: Stepper, judge: Judge, rows: Any, total: int,
+    stop: StopRequest, watchdog: Watchdog,
+) -> int:  # fmt: skip
+    """Resumes, trains, scores and exports, with the tracker ending in the truth. Collective; returns the exit code."""
+    plain, digest, saving = to_dict(recipe), task.data_digest(), recipe.checkpoint
+    status: tracking.Status = "FAILED"
+    with ExitStack() as recording, Saver(judge.run_dir, stepper, recipe=plain, data=digest, keep=saving.keep) as saver:
+        if request.resume:
+            resumed = resume(stepper, judge.run_dir, recipe=plain, data=digest, allow_change=request.allow_change,
+                             fallback=request.fallback)  # fmt: skip
+            if job.rank == 0:
+                print(f"resuming from {resumed.path}" if resumed else f"{judge.run_dir} has no checkpoint: starting at step 0")
+        initial = judge.initial() if recipe.eval.initial else None
+        record, tracker = recorders(recording, recipe, task, job, name, total, stepper.steps)
         try:
-            code = loop.run()
+            save = partial(saver.save, asynchronous=saving.asynchronous)
+            code = Loop(recipe, task, stepper, rows, total, record, save, judge, stop, watchdog).run()
+            saver.wait()
             status = "FINISHED" if code == DONE else "KILLED"
             if code == DONE:
                 results = judge.conclude(initial)
                 tracker.log_results(results)
                 if job.rank == 0:
-                    print_results(results, run_dir, tracking_uri(recipe))
+                    tracker.set_tags({"export": str((judge.run_dir / "export").resolve())})
+                    print_results(results, judge.run_dir, tracking_uri(recipe))
         finally:
-            stack.close()
+            recording.close()
             tracker.finish(status)
-        barrier()
+    return code
+
+
+@contextmanager
+def peer_errors(watchdog: Watchdog) -> Iterator[None]:
+    """A collective that fails because another rank is gone becomes PeerLost, saying where this rank was."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Connection closed by peer"))
+        if not lost or isinstance(error, tuple(CODES)):
+            raise
+        first = str(error).splitlines()[0]
+        where = f"step {watchdog.step}, phase {watchdog.phase}"
+        raise PeerLost(f"rank {watchdog.rank}: lost a peer in {where} ({first}); start again with --resume") from error
+
+
+@contextmanager
+def run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -> Iterator[None]:
+    """Opens and locks the run folder, by rank 0; every rank learns whether that worked. Collective."""
+    with ExitStack() as stack:
+        failure: Exception | None = None
         if job.rank == 0:
-            (run_dir / ("DONE" if code == DONE else "REQUEUE")).touch(mode=0o600)
-        return code
+            try:
+                stack.enter_context(RunLock(run_dir))
+                open_run_folder(run_dir, recipe, request)
+            except (ValueError, RunLocked, OSError) as error:
+                failure = error
+        if agreed(failure is not None):
+            if isinstance(failure, OSError):
+                raise CheckpointError(f"run_dir {run_dir} cannot be written: {failure.strerror or failure}") from failure
+            raise failure or RunLocked(f"{run_dir} could not be opened: rank 0 says why")
+        yield
 
 
 def threads_per_rank(job: Job) -> int:
@@ -106,7 +161,9 @@ def open_run_folder(run_dir: Path, recipe: Recipe, request: Request) -> None:
             "--overwrite, or choose another run_dir"
         )
     if not request.resume:
-        shutil.rmtree(run_dir, ignore_errors=True)
+        for entry in run_dir.iterdir():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     private_dir(run_dir)
     replace_text(run_dir / "recipe.yaml", dump(recipe))
     for marker in ("DONE", "REQUEUE"):

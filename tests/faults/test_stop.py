@@ -1,0 +1,145 @@
+"""Signals, dead and hung ranks, and two jobs in one folder: real processes of launch/train.py, without a launcher's help."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_train import RECIPE, TRAIN
+from tests.ranks import environment
+
+pytestmark = pytest.mark.faults
+
+RUN = Path("runs") / "tiny-tram_prev-0"
+BASE = ["algorithm={name: tram_prev, radius_scale: 5.0}", "tracking.enabled=false", "checkpoint.every_steps=2"]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(folder: Path, world: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """One process per rank; `engine` is DDP for two ranks."""
+    (folder / "tiny.yaml").write_text(RECIPE)
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if world > 1 else {}
+    command = [sys.executable, TRAIN, "--recipe", "tiny.yaml", "engine=replicated", *BASE, *arguments]
+    ranks = []
+    for rank in range(world):
+        env = environment(**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}))
+        log = (folder / f"rank{rank}.log").open("a")
+        ranks.append(subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, text=True))
+    return ranks
+
+
+def wait_for(condition: Callable[[], bool], ranks: list[subprocess.Popen[str]], folder: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        logs = "".join(p.read_text()[-2000:] for p in folder.glob("rank*.log"))
+        assert time.monotonic() < deadline, logs
+        assert all(r.poll() is None for r in ranks), logs
+        time.sleep(0.05)
+
+
+def ended(ranks: list[subprocess.Popen[str]], seconds: float = 120) -> list[int]:
+    try:
+        return [r.wait(timeout=seconds) for r in ranks]
+    finally:
+        for r in ranks:
+            if r.poll() is None:
+                r.kill()
+                r.wait()
+
+
+def checkpointed(folder: Path) -> bool:
+    return (folder / RUN / "checkpoints" / "latest").exists()
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / RUN / "export" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 steps on 2 ranks, left alone."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert ended(start(folder, 2, "train.steps=40")) == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
+def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_resume_is_exact(
+    number: signal.Signals, tmp_path: Path, uninterrupted: Path
+) -> None:
+    """Rank 1 alone is told; both save, exit 75 and, started again, end where the uninterrupted run ended, bit for bit."""
+    ranks = start(tmp_path, 2, "train.steps=40")
+    wait_for(lambda: checkpointed(tmp_path), ranks, tmp_path)
+    ranks[1].send_signal(number)
+    ranks[1].send_signal(number)  # a second one must not tear the save
+    assert ended(ranks) == [75, 75]
+    assert (tmp_path / RUN / "REQUEUE").exists() and not (tmp_path / RUN / "DONE").exists()
+    assert ended(start(tmp_path, 2, "train.steps=40", "--resume")) == [0, 0]
+    assert (tmp_path / RUN / "DONE").exists()
+    assert weights(tmp_path) == weights(uninterrupted)
+    steps = [json.loads(line)["step"] for line in (tmp_path / RUN / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 41))
+
+
+def test_stop_after_is_a_preemption(tmp_path: Path, uninterrupted: Path) -> None:
+    assert ended(start(tmp_path, 2, "train.steps=40", "train.stop_after=5")) == [75, 75]
+    assert (tmp_path / RUN / "checkpoints" / "latest").read_text().strip().endswith("step-00000005")
+    assert ended(start(tmp_path, 2, "train.steps=40", "--resume")) == [0, 0]
+    assert weights(tmp_path) == weights(uninterrupted)
+
+
+def test_a_killed_rank_ends_the_job_and_the_run_resumes_exactly(tmp_path: Path, uninterrupted: Path) -> None:
+    """The survivor leaves with 6 as soon as its collective fails, not after the timeout."""
+    ranks = start(tmp_path, 2, "train.steps=40")
+    wait_for(lambda: checkpointed(tmp_path), ranks, tmp_path)
+    ranks[1].kill()
+    began = time.monotonic()
+    assert ended(ranks) == [6, -signal.SIGKILL], (tmp_path / "rank0.log").read_text()[-3000:]
+    assert time.monotonic() - began < 60  # far below the collective's timeout of half an hour
+    log = (tmp_path / "rank0.log").read_text()
+    assert "rank 0: " in log and ("lost a peer in step" in log or "another rank" in log)
+    assert ended(start(tmp_path, 2, "train.steps=40", "--resume")) == [0, 0]
+    assert weights(tmp_path) == weights(uninterrupted)
+
+
+def test_a_hung_rank_is_named_by_the_watchdog(tmp_path: Path) -> None:
+    """Rank 1 is stopped (SIGSTOP): rank 0 says where it was, with stacks, within the timeout, and exits 6."""
+    ranks = start(tmp_path, 2, "train.steps=100000", "train.timeout=8")
+    try:
+        wait_for(lambda: checkpointed(tmp_path), ranks, tmp_path)
+        os.kill(ranks[1].pid, signal.SIGSTOP)
+        assert ranks[0].wait(timeout=40) == 6
+    finally:
+        for r in ranks:
+            r.kill()
+            r.wait()
+    log = (tmp_path / "rank0.log").read_text()
+    assert "rank 0: " in log and "in step" in log and "phase" in log
+
+
+def test_two_jobs_in_one_folder(tmp_path: Path) -> None:
+    """The second leaves with 5 and names the first; the first is not disturbed."""
+    first = start(tmp_path, 1, "train.steps=100000")
+    try:
+        wait_for(lambda: checkpointed(tmp_path), first, tmp_path)
+        second = start(tmp_path, 1, "--resume")
+        assert ended(second) == [5]
+        assert f"{first[0].pid}" in (tmp_path / "rank0.log").read_text()
+        assert first[0].poll() is None
+    finally:
+        first[0].terminate()
+        assert first[0].wait(timeout=60) == 75

@@ -1,0 +1,67 @@
+"""The start-up self-check finds each of the three broken promises, and passes a correct engine."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parity import problem
+from tram_ds.algorithm import ALGORITHMS
+from tram_ds.exits import NumericError
+from tram_ds.self_check import self_check
+from tram_ds.wrap import Stepper, wrap
+
+
+def stepper(name: str = "tram_prev") -> Stepper:
+    model = problem.model(0.1)
+    return wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), name)
+
+
+BATCHES = problem.global_batches(1, 2)[0]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_correct_engine_passes_and_is_left_as_it_was(name: str) -> None:
+    built = stepper(name)
+    before = [p.detach().clone() for p in built.engine.module.parameters()]
+    self_check(built, BATCHES, problem.forward)
+    assert all(torch.equal(a, b) for a, b in zip(before, built.engine.module.parameters(), strict=True))
+    assert all(p.grad is None for p in built.engine.module.parameters()) and built.steps == 0
+
+
+def test_a_perturbation_that_is_not_published() -> None:
+    built: Any = stepper()
+
+    @contextmanager
+    def nowhere(to: Any):
+        yield
+
+    built.engine.moved = nowhere
+    with pytest.raises(NumericError, match="loss did not move"):
+        self_check(built, BATCHES, problem.forward)
+
+
+def test_a_norm_that_is_wrong() -> None:
+    built: Any = stepper()
+    norm, calls = built.engine.norm, iter(range(100))
+    built.engine.norm = lambda x: norm(x) * (2.0 if next(calls) == 0 else 1.0)
+    with pytest.raises(NumericError, match=r"\|epsilon / T\| is 0.25 where the radius is 0.5"):
+        self_check(built, BATCHES, problem.forward)
+
+
+def test_weights_that_do_not_come_back() -> None:
+    built: Any = stepper()
+    moved = built.engine.moved
+
+    @contextmanager
+    def drifting(to: Any):
+        with moved(to):
+            yield
+        next(built.engine.module.parameters()).data[0, 0] += 1e-7
+
+    built.engine.moved = drifting
+    with pytest.raises(NumericError, match="bit for bit"):
+        self_check(built, BATCHES, problem.forward)
