@@ -65,6 +65,7 @@ class Options:
     fisher_inverse: Literal["one_plus", "plus_eta"] = "one_plus"
     adaptive_filter: Literal["all", "matrices", "samsung"] = "all"
     samsung_eta: float = 0.01
+    accumulation: Literal["global", "micro"] = "global"
     perturbation: Literal["gradient", "released_code_without_gradient"] = "gradient"
 
     def z(self) -> Noise:
@@ -79,6 +80,7 @@ class Algorithm:
     penalty, weight: lambda * region in the loss, from step `penalty_start` on, in both passes or in the ascent only.
     gauge: measures an epsilon in the units of the radius, for the self-check; None where nothing is promised.
     noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher diagonal (Algorithm 2).
+    per_micro_batch: an epsilon for every micro-batch instead of one for the global batch (m-sharpness).
     """
 
     name: str
@@ -93,6 +95,7 @@ class Algorithm:
     fisher_pass: Noise | None = None
     student_mode: Literal["train", "eval"] = "train"
     pass2_masks: str = "pass_2"
+    per_micro_batch: bool = False
 
     @property
     def regions(self) -> list[TrustRegion]:
@@ -189,6 +192,7 @@ def algorithm(name: str, **options: Any) -> Algorithm:
         fisher_pass=o.z() if row.noised and o.fisher == "alg2" else None,
         student_mode=o.student_mode,
         pass2_masks="pass_1" if o.pass2_dropout == "replay" else "pass_2",
+        per_micro_batch=o.accumulation == "micro",
     )
 
 

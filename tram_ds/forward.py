@@ -94,7 +94,11 @@ def _noised(module: nn.Module, noise: Noise, draws: Draws, index: int, detach: b
         return (x.detach() if detach else x) + draws.noise(x, index, noise.sigma, noise.kind)
 
     if noise.site == "pixel_values":
-        handle = module.register_forward_pre_hook(lambda _, args, kwargs: _on_pixels(add, args, kwargs), with_kwargs=True)
+
+        def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            return _on_pixels(add, args, kwargs)
+
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
     else:
         handle = _site(module, noise.site).register_forward_hook(lambda _, __, out: add(out))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from tram_ds.tasks.base import Batch, Task
 from tram_ds.wrap import Stepper
 
 Record = dict[str, Any]
+READERS = 4  # threads that read and collate rows while the device works; decoding and memory-mapped reads release the GIL
 
 
 @dataclass
@@ -41,14 +43,19 @@ class Loop:
     watchdog: Watchdog
     skipped_in_a_row: int = 0
     _steps_since: float = field(default_factory=time.monotonic)
+    _ahead: dict[int, list[Future[Batch]]] = field(default_factory=dict)
 
     def run(self) -> int:
         """Trains to the end (DONE), or to a requested stop (REQUEUE) with a checkpoint saved."""
+        with ThreadPoolExecutor(READERS, thread_name_prefix="rows") as pool:
+            return self._train(pool)
+
+    def _train(self, pool: ThreadPoolExecutor) -> int:
         train = self.recipe.train
         while self.stepper.steps < self.total_steps:
             step = self.stepper.steps
             self.watchdog.beat("data", step)
-            batches = self.batches(step)
+            batches = self.batches(step, pool)
             if step == 0 and train.self_check:
                 self.watchdog.beat("self-check")
                 self_check(self.stepper, batches, self.task.forward)
@@ -67,15 +74,21 @@ class Loop:
                 return REQUEUE
         return DONE
 
-    def batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of step `step`, on its device: global micro-batches rank * K to rank * K + K - 1."""
+    def batches(self, step: int, pool: ThreadPoolExecutor) -> list[Batch]:
+        """This rank's micro-batches of step `step`, on its device; those of the next step are read in the background."""
+        self._ahead = {t: self._ahead.get(t) or self.read(t, pool) for t in (step, step + 1) if t < self.total_steps}
+        collated = [future.result() for future in self._ahead.pop(step)]
+        device = self.stepper.engine.device
+        return [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in collated]
+
+    def read(self, step: int, pool: ThreadPoolExecutor) -> list[Future[Batch]]:
+        """Global micro-batches rank * K to rank * K + K - 1 of step `step`, being collated."""
         train, engine = self.recipe.train, self.stepper.engine
         indices = batch_indices(train.seed, step, train.global_batch, len(self.rows))
         micros = accumulation(self.recipe, engine.world_size)
         first = engine.rank * micros
         cuts = [indices[j * train.micro_batch : (j + 1) * train.micro_batch] for j in range(first, first + micros)]
-        collated = [self.task.collate([self.rows[i] for i in cut]) for cut in cuts]
-        return [{k: v.to(engine.device, non_blocking=True) for k, v in batch.items()} for batch in collated]
+        return [pool.submit(lambda cut=cut: self.task.collate([self.rows[i] for i in cut])) for cut in cuts]
 
     def take(self, batches: list[Batch], step: int) -> None:
         """One step and its record; NumericError after train.max_skipped skipped steps in a row."""

@@ -27,6 +27,7 @@ READ_BY: dict[str, set[str]] = {
     "eta": _FISHER,
     "sigma": _NOISE_REGION | {"tram_fisher"},
     "noise": _NOISE_REGION | {"tram_fisher"},
+    "noise_site": _NOISE_REGION | {"tram_fisher"},
     "decay": {"mesa", "asam_mesa"},
     "weight": _PENALTY,
     "distance": _REGION,
@@ -50,6 +51,7 @@ READ_BY: dict[str, set[str]] = {
     "fisher_inverse": _FISHER,
     "adaptive_filter": _ADAPTIVE,
     "samsung_eta": _ADAPTIVE,
+    "accumulation": _CONSTANT_RADIUS | _DISTANCE_RADIUS,
     "perturbation": _DISTANCE_RADIUS,
 }
 _DISTANCE_READS = {  # option -> the distances that read it
@@ -76,6 +78,9 @@ class AlgorithmSection(NamedSection):
     pixel value."""
     noise: Literal["normal", "uniform"] = "normal"
     """Distribution of the input noise."""
+    noise_site: Literal["embedding", "pixel_values"] | None = None
+    """Where the noise is added: the output of the input embedding (of words or patches) or the pixel values; null = the
+    task's: embedding for text, pixel_values for images."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of MESA's moving average of the weights, per step."""
     weight: AtLeast = 0.1
@@ -126,6 +131,9 @@ class AlgorithmSection(NamedSection):
     for biases."""
     samsung_eta: AtLeast = 0.01
     """Added to abs(theta) by adaptive_filter samsung."""
+    accumulation: Literal["global", "micro"] = "global"
+    """One epsilon for the global batch, or one for every micro-batch across the ranks (m-sharpness; one more sharded
+    fp32 copy of the gradient)."""
     perturbation: Literal["gradient", "released_code_without_gradient"] = "gradient"
     """Eq. 7, or what the paper's released code computes instead: no gradient in epsilon, not an ascent direction."""
 

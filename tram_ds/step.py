@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,27 @@ from torch import Tensor
 
 from tram_ds.algorithm import Algorithm
 from tram_ds.engines.base import Engine, Means, Objective, Terms
-from tram_ds.forward import Pass
+from tram_ds.forward import Noise, Pass
 from tram_ds.region import TrustRegion
 from tram_ds.shards import Shards
 
 Probe = Callable[[Engine, Shards], None]  # called at theta + epsilon with the intended epsilon
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """What the passes of a step found, () float64 each; StepReport says what they are."""
+
+    loss: Tensor
+    distance: Tensor
+    radius: Tensor
+    perturbed_loss: Tensor
+    ascent_norm: Tensor
+    targets: Tensor
+
+    def finite(self) -> Tensor:
+        """() bool: an infinite gradient hides in a division by its norm, so the norm is looked at too."""
+        return torch.isfinite(self.loss + self.distance + self.perturbed_loss + self.ascent_norm)
 
 
 @dataclass(frozen=True)
@@ -34,8 +50,8 @@ class StepReport:
     radius: Tensor
     perturbed_loss: Tensor
     ascent_norm: Tensor
-    grad_norm: Tensor
     targets: Tensor
+    grad_norm: Tensor
     lr: float
     skipped: bool
 
@@ -43,7 +59,7 @@ class StepReport:
 def train_step(
     run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: Tensor | None = None, probe: Probe | None = None
 ) -> StepReport:
-    """One step of Algorithm 1. theta, g: fp32 shards of this rank; d, radius: () and global. Collective.
+    """One step of Algorithm 1 over this rank's micro-batches of the global batch. Collective.
 
     share: counted targets per position of the global batch, which weighs a penalty; None: each micro-batch's own.
     """
@@ -51,37 +67,63 @@ def train_step(
     for region in algorithm.regions:  # p_ref(. | x), no gradient
         region.reference.prepare(run, batches)
 
-    first = second = engine.backward(batches, objective(run, algorithm, share))  # (2) g = grad L(theta_t)
+    passes = climb_each if algorithm.per_micro_batch else climb
+    climbed = passes(run, algorithm, batches, share, probe)  # (2) to (6): g = grad L(theta_t + epsilon)
+
+    for region in algorithm.regions:  # theta_t becomes the next step's theta_{t-1}
+        region.reference.advance(engine)
+    info = engine.descend(climbed.finite())  # (7) theta_{t+1} = theta_t - lr g
+    return StepReport(**vars(climbed), grad_norm=info.grad_norm, lr=info.lr, skipped=info.skipped)
+
+
+def climb(
+    run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: Tensor | None, probe: Probe | None, offset: int = 0
+) -> Climbed:
+    """(2) to (6) of Algorithm 1: leaves the gradient at theta + epsilon in the engine, and theta in its weights. Collective.
+
+    theta, g, epsilon: fp32 shards of this rank; d, radius: () and global. offset: this rank's index of the first batch.
+    """
+    engine, terms = run.engine, partial(objective, run, algorithm, share, offset)
+    first = second = engine.backward(batches, terms())  # (2) g = grad L(theta_t)
     distance = distance_of(algorithm, engine, first)  # (3) d = D(p_ref, p_theta)
     radius, norm = radius_of(algorithm, distance), Recorded(engine.norm, torch.zeros_like(distance))
 
     if algorithm.ascent:
-        g, fisher = engine.grads(), fisher_gradient(run, algorithm, batches, share)
+        g, fisher = engine.grads(), {}
+        if algorithm.fisher_pass:  # Algorithm 2: F from the squares of a gradient at x + z, by a pass of its own
+            engine.backward(batches, terms(noise=algorithm.fisher_pass))
+            fisher = {"curvature": engine.grads()}
         epsilon = algorithm.ascent(engine.params(), g, radius, norm, **fisher)  # (4) d T^2 g / ||T g||
         with engine.moved(to=engine.params() + epsilon):  # (5) theta_t + epsilon
             if probe:
                 probe(engine, epsilon)
-            second = engine.backward(batches, objective(run, algorithm, share, descent=True))  # (6) g = grad L there
+            second = engine.backward(batches, terms(descent=True))  # (6) g = grad L(theta_t + epsilon)
+    return Climbed(first.loss, distance, radius, second.loss, norm.value, first.targets)
 
-    for region in algorithm.regions:  # theta_t becomes the next step's theta_{t-1}
-        region.reference.advance(engine)
-    finite = torch.isfinite(first.loss + second.loss + distance + norm.value)
-    info = engine.descend(finite)  # (7) theta_{t+1} = theta_t - lr g
-    losses = (first.loss, distance, radius, second.loss, norm.value)
-    return StepReport(*losses, info.grad_norm, first.targets, info.lr, info.skipped)
+
+def climb_each(run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: Tensor | None, probe: Probe | None) -> Climbed:
+    """`accumulation: micro`: an epsilon for every micro-batch (over all ranks), and their second gradients accumulated.
+
+    One more sharded fp32 copy of the gradient. Collective; leaves the mean gradient in the engine.
+    """
+    each, total = [], None
+    for offset, batch in enumerate(batches):
+        climbed = climb(run, algorithm, [batch], share, probe, offset)
+        g = run.engine.grads() * climbed.targets
+        each, total = [*each, climbed], g if total is None else total + g
+    targets = torch.stack([c.targets for c in each]).sum()
+    assert total is not None
+    run.engine.put_gradient(total * (1.0 / targets.clamp(min=1)))
+    means = {
+        name: sum((getattr(c, name) * c.targets for c in each), torch.zeros_like(targets)) / targets.clamp(min=1)
+        for name in ("loss", "distance", "radius", "perturbed_loss", "ascent_norm")
+    }
+    return Climbed(**means, targets=targets)
 
 
 def distance_of(algorithm: Algorithm, engine: Engine, first: Means) -> Tensor:
     """() float64: the mean distance pass 1 measured. Collective where the whole batch is compared at once (mmd)."""
     return algorithm.radius.mean(engine, first) if isinstance(algorithm.radius, TrustRegion) else first.distance
-
-
-def fisher_gradient(run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: Tensor | None) -> dict[str, Shards]:
-    """Algorithm 2 (`fisher: alg2`): the gradient at x + z whose square estimates F, by a pass of its own; else nothing."""
-    if algorithm.fisher_pass is None:
-        return {}
-    run.engine.backward(batches, objective(run, replace(algorithm, noised=algorithm.fisher_pass), share))
-    return {"curvature": run.engine.grads()}
 
 
 def radius_of(algorithm: Algorithm, distance: Tensor) -> Tensor:
@@ -103,17 +145,21 @@ class Recorded:
         return self.value
 
 
-def objective(run: Pass, algorithm: Algorithm, share: Tensor | None, descent: bool = False) -> Objective:
+def objective(
+    run: Pass, algorithm: Algorithm, share: Tensor | None, offset: int = 0, *, descent: bool = False, noise: Noise | None = None
+) -> Objective:
     """What a pass minimises, per micro-batch: the task loss, plus the weighted penalty; and pass 1 measures d on the way.
 
-    descent: pass 2, on clean inputs, with its own dropout masks.
+    descent: pass 2, on clean inputs, with its own dropout masks. noise: take this pass on x + z.
     """
-    return partial(_terms, run, algorithm, share, descent)
+    noise = noise or (None if descent else algorithm.noised)
+    return lambda index, batch: _terms(run, algorithm, share, descent, noise, offset + index, batch)
 
 
-def _terms(run: Pass, algorithm: Algorithm, share: Tensor | None, descent: bool, index: int, batch: Any) -> Terms:
+def _terms(
+    run: Pass, algorithm: Algorithm, share: Tensor | None, descent: bool, noise: Noise | None, index: int, batch: Any
+) -> Terms:
     masks = algorithm.pass2_masks if descent else "pass_1"
-    noise = None if descent else algorithm.noised
     output = run(index, batch, masks=masks, noise=noise, statistics=not descent)
     total, distance, positions = output.loss_sum, output.loss_sum.new_zeros(()), len(output.logits)
 

@@ -17,11 +17,11 @@ import torch.distributed as dist
 
 from tram_ds import engines, tasks, tracking
 from tram_ds.algorithm import algorithm
-from tram_ds.checkpoint import Saver, resume
+from tram_ds.checkpoint import Saver, latest, resume
 from tram_ds.distributed import Job, agreed, barrier, detect, joined
 from tram_ds.engine_config import engine_config
-from tram_ds.exits import CODES, DONE, CheckpointError, PeerLost, RunLocked
-from tram_ds.lock import RunLock
+from tram_ds.exits import CODES, DONE, PeerLost
+from tram_ds.lock import RunLock, held
 from tram_ds.loop import Loop, Record
 from tram_ds.metrics import MetricsLog, private_dir, replace_text
 from tram_ds.optimizer import make, schedule
@@ -67,15 +67,17 @@ def run(recipe: Recipe, request: Request) -> int:
         stack.enter_context(stop.listening())
         stack.enter_context(joined(job, name, timedelta(seconds=recipe.train.timeout)))
         stack.enter_context(watchdog.watching())
-        stack.enter_context(run_folder(run_dir, recipe, request, job))
+        lock = stack.enter_context(held(run_dir, job.world_size))
+        open_run_folder(run_dir, recipe, request, job)
         rows = task.train_rows()
         total = recipe.train.steps or -(-len(rows) * (recipe.train.epochs or 1) // recipe.train.global_batch)
         engine = build_engine(recipe, name, task.model(), job, micros, total)
-        row = algorithm(recipe.algorithm.name, noise_site=task.noise_site, **recipe.algorithm.options())
+        options = recipe.algorithm.options()
+        row = algorithm(recipe.algorithm.name, **{**options, "noise_site": options.get("noise_site") or task.noise_site})
         stepper = Stepper(engine, row, recipe.train.seed)
         judge = Judge(recipe, task, engine, run_dir, watchdog.beat)
         with peer_errors(watchdog):
-            code = session(recipe, request, job, name, task, stepper, judge, rows, total, stop, watchdog)
+            code = session(recipe, request, job, name, task, stepper, judge, rows, total, stop, watchdog, lock)
         barrier()
         if job.rank == 0:
             (run_dir / ("DONE" if code == DONE else "REQUEUE")).touch(mode=0o600)
@@ -84,17 +86,23 @@ def run(recipe: Recipe, request: Request) -> int:
 
 def session(
     recipe: Recipe, request: Request, job: Job, name: str, task: Any, stepper: Stepper, judge: Judge, rows: Any, total: int,
-    stop: StopRequest, watchdog: Watchdog,
+    stop: StopRequest, watchdog: Watchdog, lock: RunLock | None,
 ) -> int:  # fmt: skip
     """Resumes, trains, scores and exports, with the tracker ending in the truth. Collective; returns the exit code."""
     plain, digest, saving = to_dict(recipe), task.data_digest(), recipe.checkpoint
     status: tracking.Status = "FAILED"
-    with ExitStack() as recording, Saver(judge.run_dir, stepper, recipe=plain, data=digest, keep=saving.keep) as saver:
+    with ExitStack() as recording, Saver(judge.run_dir, stepper, recipe=plain, data=digest, keep=saving.keep, lock=lock) as saver:
         if request.resume:
             resumed = resume(stepper, judge.run_dir, recipe=plain, data=digest, allow_change=request.allow_change,
                              fallback=request.fallback)  # fmt: skip
             if job.rank == 0:
-                print(f"resuming from {resumed.path}" if resumed else f"{judge.run_dir} has no checkpoint: starting at step 0")
+                told = (
+                    [f"not used: {text}" for text in resumed.refused] + [f"changed: {c}" for c in resumed.changes]
+                    if resumed
+                    else []
+                )
+                start = f"resuming from {resumed.path}" if resumed else f"{judge.run_dir} has no checkpoint: starting at step 0"
+                print("\n".join([start, *told]))
         initial = judge.initial() if recipe.eval.initial else None
         record, tracker = recorders(recording, recipe, task, job, name, total, stepper.steps)
         try:
@@ -128,42 +136,24 @@ def peer_errors(watchdog: Watchdog) -> Iterator[None]:
         raise PeerLost(f"rank {watchdog.rank}: lost a peer in {where} ({first}); start again with --resume") from error
 
 
-@contextmanager
-def run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -> Iterator[None]:
-    """Opens and locks the run folder, by rank 0; every rank learns whether that worked. Collective."""
-    with ExitStack() as stack:
-        failure: Exception | None = None
-        if job.rank == 0:
-            try:
-                stack.enter_context(RunLock(run_dir))
-                open_run_folder(run_dir, recipe, request)
-            except (ValueError, RunLocked, OSError) as error:
-                failure = error
-        if agreed(failure is not None):
-            if isinstance(failure, OSError):
-                raise CheckpointError(f"run_dir {run_dir} cannot be written: {failure.strerror or failure}") from failure
-            raise failure or RunLocked(f"{run_dir} could not be opened: rank 0 says why")
-        yield
-
-
 def threads_per_rank(job: Job) -> int:
     """Cores of this node shared by its ranks; OMP_NUM_THREADS wins where it is set."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or job.world_size)
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // ranks))
 
 
-def open_run_folder(run_dir: Path, recipe: Recipe, request: Request) -> None:
-    """Creates or continues the folder; ValueError where a run in it would be lost. Rank 0."""
-    checkpoints = sorted(run_dir.glob("checkpoints/step-*"))
-    if checkpoints and not (request.resume or request.overwrite):
+def open_run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -> None:
+    """Empties or continues the folder, by rank 0; ValueError, on every rank, where a run in it would be lost. Collective."""
+    newest = latest(run_dir)
+    if agreed(newest is not None and not (request.resume or request.overwrite)):
         raise ValueError(
-            f"{run_dir} holds a run, saved up to {checkpoints[-1].name}: continue it with --resume, start afresh with "
-            "--overwrite, or choose another run_dir"
+            f"{run_dir} holds a run, saved up to {newest.name if newest else 'a step'}: continue it with --resume, start "
+            "afresh with --overwrite, or choose another run_dir"
         )
-    if not request.resume:
-        for entry in run_dir.iterdir():
-            if entry.name != "lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if job.rank != 0:
+        return
+    for entry in [] if request.resume else [e for e in run_dir.iterdir() if e.name not in ("lock", "lock.mutex")]:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     private_dir(run_dir)
     replace_text(run_dir / "recipe.yaml", dump(recipe))
     for marker in ("DONE", "REQUEUE"):

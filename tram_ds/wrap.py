@@ -14,12 +14,13 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from tram_ds.algorithm import Algorithm
 from tram_ds.algorithm import algorithm as build_algorithm
 from tram_ds.engines.base import Engine
-from tram_ds.forward import Forward, Pass
+from tram_ds.forward import Pass
 from tram_ds.randomness import Draws
 from tram_ds.shards import Shards
 from tram_ds.step import Probe, StepReport, train_step
 from tram_ds.tasks.base import Output
 
+UserForward = Callable[[Any, Any], Any]  # (model, batch) -> Output, or (loss_sum, count, logits)
 Counts = Callable[[Any], tuple[int, int]]  # batch -> (counted targets, valid positions)
 
 
@@ -45,7 +46,7 @@ class Stepper:
     unfinished: bool = False  # inside step(), or after one that raised: references may be ahead of the weights
 
     def step(
-        self, micro_batches: Sequence[Any], forward: Forward, counts: Counts | None = None, probe: Probe | None = None
+        self, micro_batches: Sequence[Any], forward: UserForward, counts: Counts | None = None, probe: Probe | None = None
     ) -> StepReport:
         """One step over this rank's micro-batches, which are already on the device. Collective: same number on every rank.
 
@@ -67,7 +68,7 @@ class Stepper:
         """Inside, torch's global random state may change; afterwards it is what it was."""
         return torch.random.fork_rng(devices=_devices(self.engine.device))
 
-    def bind(self, forward: Forward, batches: Sequence[Any]) -> Pass:
+    def bind(self, forward: UserForward, batches: Sequence[Any]) -> Pass:
         """The forward pass of the next step; a user's plain tuple becomes an Output."""
 
         def output(model: Any, batch: Any) -> Output:

@@ -175,12 +175,25 @@ def tied_weights_once(engine: str, rank: int) -> float:
     return abs(got - want)
 
 
+def micro_equals_global(engine: str, rank: int) -> float:
+    """With one micro-batch per rank, an epsilon per micro-batch is the epsilon of the global batch: largest difference."""
+    found = []
+    for accumulation in ("global", "micro"):
+        built = build.stepper(engine, problem.model(), "asam", 1, accumulation=accumulation)
+        for step in range(2):
+            built.step(batches_of(step, rank, 1), problem.forward)
+        found.append(built.engine.params().clone())
+        build.stop(built)
+    return build.gather(max((float((a - b).abs().max()) for a, b in zip(*found, strict=True) if a.numel()), default=0.0))
+
+
 def main(out: str, engine: str) -> None:
     rank, world = build.start(engine)
     rows: dict[str, Any] = {
         "nonfinite": nonfinite(engine, rank),
         "stale": moves_what_is_read(engine, rank),
         "exception": restored_after_an_exception(engine, rank),
+        "micro": micro_equals_global(engine, rank),
         "tied": tied_weights_once(engine, rank),
     }
     if engine not in ("single", "ddp"):

@@ -75,7 +75,7 @@ def test_d_at_step_one_is_the_kl_between_two_saved_checkpoints() -> None:
     total, positions = 0.0, 0
     for batch in second:
         before, after = (problem.forward(m, batch).logits.log_softmax(-1) for m in saved)
-        total += float((before.exp() * (before - after)).sum())
+        total += float((before.exp() * (before - after)).sum().detach())
         positions += len(before)
     assert float(report.distance) == pytest.approx(total / positions, rel=1e-4)
     assert float(report.distance) > 1e-6
@@ -246,3 +246,20 @@ def test_mmd_gathers_the_global_batch() -> None:
     rows = [torch.cat([classify(m, b).logits.detach() for b in batches[1]]) for m in (fresh, now)]
     assert float(report.distance) == pytest.approx(float(mmd(*rows)) / len(rows[0]), rel=1e-4)
     assert float(report.distance) > 0.0
+
+
+def test_an_epsilon_per_micro_batch_accumulates_their_second_gradients() -> None:
+    """`accumulation: micro` under SGD: the update is the target-weighted mean of the updates of single-micro-batch steps."""
+    batches = problem.global_batches(1, 3)[0]
+
+    def update(cut: list[Any], **options: Any) -> torch.Tensor:
+        model = problem.model()
+        before = [p.detach().clone() for p in model.parameters()]
+        wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "asam", **options).step(cut, problem.forward)
+        return torch.cat([(p.detach() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])
+
+    together = update(batches, accumulation="micro")
+    alone, targets = [update([b]) for b in batches], [problem.counts(b)[0] for b in batches]
+    want = torch.stack([n * u for n, u in zip(targets, alone, strict=True)]).sum(0) / sum(targets)
+    assert close([together], [want], 1e-4)  # an update is a difference of weights 100 times its size
+    assert not close([together], [update(batches)], 1e-2)

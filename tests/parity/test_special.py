@@ -45,6 +45,11 @@ def test_tied_weights_and_padding_count_once_in_the_norm(engine: str) -> None:
     assert found(engine)["tied"] < 1e-5
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_epsilon_per_micro_batch_is_the_global_one_where_there_is_one(engine: str) -> None:
+    assert found(engine)["micro"] < 1e-6
+
+
 @pytest.mark.parametrize("algorithm", ("sam", "asam"))
 @pytest.mark.parametrize("engine", BF16)
 def test_bf16_working_copy(engine: str, algorithm: str) -> None:

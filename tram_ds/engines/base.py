@@ -81,6 +81,10 @@ class Engine(Protocol):
         """The last pass's gradient: reduced, mean over the global batch, fp32, unclipped; layout as params()."""
         ...
 
+    def put_gradient(self, g: Shards) -> None:
+        """Makes `g`, a mean over the global batch, the gradient that descend() uses, instead of the last pass's."""
+        ...
+
     def working(self) -> Shards:
         """What the next forward pass reads of this rank's spans, in the working copy's precision, as fp32 copies."""
         ...

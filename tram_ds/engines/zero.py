@@ -76,6 +76,15 @@ class Zero:
         live = self._view(self.storage.flat_gradient())
         return Shards((t.float() for t in live), self.layout) * (1.0 / self.targets)
 
+    def put_gradient(self, g: Shards) -> None:
+        flats = [torch.zeros_like(flat) for flat in self.storage.flat_gradient()]
+        self._view(flats).copy_(g)
+        values = torch.cat([flat.view(-1) for flat in flats])
+        pieces = [piece.view(-1) for piece in self.storage.gradient()]
+        for piece, value in zip(pieces, values.split([piece.numel() for piece in pieces]), strict=True):
+            piece.copy_(value)
+        self.targets = torch.ones_like(self.targets)
+
     def working(self) -> Shards:
         return Shards((t.to(torch.float32, copy=True) for t in self._view(self.storage.working())), self.layout)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Fragment(NamedTuple):
-    """Elements [start, start + length) of `parameter` lie at [offset, offset + length) of this rank's flat tensor number `flat`."""
+    """Elements [start, start + length) of `parameter` lie at [offset, offset + length) of this rank's tensor number `flat`."""
 
     parameter: nn.Parameter
     flat: int
