@@ -41,7 +41,7 @@ class Options:
     eta: float = 0.1
     sigma: float = 0.1
     noise: Literal["normal", "uniform"] = "normal"
-    noise_site: str | nn.Module = "embedding"
+    noise_site: str | nn.Module | None = None  # None: the input embedding
     decay: float = 0.999
     weight: float = 0.1
     distance: str = "kl_forward"
@@ -69,7 +69,7 @@ class Options:
     perturbation: Literal["gradient", "released_code_without_gradient"] = "gradient"
 
     def z(self) -> Noise:
-        return Noise(self.noise_site, self.sigma, self.noise)
+        return Noise(self.noise_site or "embedding", self.sigma, self.noise)
 
 
 @dataclass(frozen=True)

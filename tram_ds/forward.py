@@ -95,12 +95,16 @@ def _noised(module: nn.Module, noise: Noise, draws: Draws, index: int, detach: b
 
     if noise.site == "pixel_values":
 
-        def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
             return _on_pixels(add, args, kwargs)
 
         handle = module.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        handle = _site(module, noise.site).register_forward_hook(lambda _, __, out: add(out))
+
+        def after(_: nn.Module, __: Any, out: Any) -> Any:
+            return add(out)
+
+        handle = _site(module, noise.site).register_forward_hook(after)
     try:
         yield
     finally:

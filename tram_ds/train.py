@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +77,9 @@ def run(recipe: Recipe, request: Request) -> int:
         judge = Judge(recipe, task, engine, run_dir, watchdog.beat)
         with peer_errors(watchdog):
             code = session(recipe, request, job, name, task, stepper, judge, rows, total, stop, watchdog, lock)
-        barrier()
-        if job.rank == 0:
+        if job.rank == 0:  # before the barrier: a launcher may end this rank as soon as another one leaves with 75
             (run_dir / ("DONE" if code == DONE else "REQUEUE")).touch(mode=0o600)
+        barrier()
     return code
 
 
@@ -104,9 +103,13 @@ def session(
                 start = f"resuming from {resumed.path}" if resumed else f"{judge.run_dir} has no checkpoint: starting at step 0"
                 print("\n".join([start, *told]))
         initial = judge.initial() if recipe.eval.initial else None
-        record, tracker = recorders(recording, recipe, task, job, name, total, stepper.steps)
+        record, flush, tracker = recorders(recording, recipe, task, job, name, total, stepper.steps)
         try:
-            save = partial(saver.save, asynchronous=saving.asynchronous)
+
+            def save() -> None:
+                flush()  # a commit never knows of more steps than the record of the run
+                saver.save(asynchronous=saving.asynchronous)
+
             code = Loop(recipe, task, stepper, rows, total, record, save, judge, stop, watchdog).run()
             saver.wait()
             status = "FINISHED" if code == DONE else "KILLED"
@@ -115,7 +118,7 @@ def session(
                 tracker.log_results(results)
                 if job.rank == 0:
                     tracker.set_tags({"export": str((judge.run_dir / "export").resolve())})
-                    print_results(results, judge.run_dir, tracking_uri(recipe))
+                    print_results(results, judge.run_dir, tracking_uri(recipe) if recipe.tracking.enabled else None)
         finally:
             recording.close()
             tracker.finish(status)
@@ -182,15 +185,15 @@ def tracking_uri(recipe: Recipe) -> str:
 
 def recorders(
     stack: ExitStack, recipe: Recipe, task: Any, job: Job, engine: str, total_steps: int, start: int
-) -> tuple[Callable[[Record], None], tracking.Tracker]:
-    """(what takes a step's record, the tracker): on rank 0 metrics.jsonl, the progress bar and MLflow; elsewhere nothing.
+) -> tuple[Callable[[Record], None], Callable[[], None], tracking.Tracker]:
+    """(takes a step's record, flushes them, the tracker): on rank 0 metrics.jsonl, progress bar and MLflow; elsewhere nothing.
 
     `stack` closes them, the log before the tracker's last upload.
     """
     progress = Progress(job.rank, total_steps, initial=start)
     stack.callback(progress.close)
     if job.rank != 0:
-        return lambda _: None, tracking.NullTracker()
+        return lambda _: None, lambda: None, tracking.NullTracker()
     log = MetricsLog(recipe.resolved_run_dir())
     log.truncate_after(start)
     stack.callback(log.close)
@@ -203,7 +206,7 @@ def recorders(
         else:
             progress.message(f"step {values['step']}: validation loss {values['validation_loss']:.4f}")
 
-    return record, tracker
+    return record, log.flush, tracker
 
 
 def start_tracking(recipe: Recipe, task: Any, job: Job, engine: str) -> tracking.Tracker:
@@ -229,11 +232,13 @@ def start_tracking(recipe: Recipe, task: Any, job: Job, engine: str) -> tracking
     )
 
 
-def print_results(results: dict[str, Any], run_dir: Path, uri: str) -> None:
+def print_results(results: dict[str, Any], run_dir: Path, uri: str | None) -> None:
     """The table of scores per domain, before and after where both were measured, and where everything is."""
     split = next(iter(results["scores"]))
     metric = "accuracy" if "accuracy" in next(iter(results["scores"][split].values())) else "perplexity"
     after = {domain: scores[metric] for domain, scores in results["scores"][split].items()}
     before = {domain: scores[metric] for domain, scores in (results["initial"] or {}).get(split, {}).items()}
     print(results_text(before, after, results["train_domains"], metric))
-    print(f"run folder: {run_dir}\nMLflow:     {uri}  (mlflow ui --backend-store-uri {uri})")
+    print(f"run folder: {run_dir}")
+    if uri:
+        print(f"MLflow:     {uri}  (mlflow ui --backend-store-uri {uri})")

@@ -28,10 +28,9 @@ OPTIONS = {name: {"radius_scale": scale} for name, scale in SCALED.items()} | {
 def model(dropout: float = 0.0) -> GPT2LMHeadModel:
     """fp32; vocabulary 19 and width 10 divide by nothing, so every sharded engine pads."""
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=19, bos_token_id=0, eos_token_id=0, n_positions=12, n_embd=10, n_layer=2, n_head=2,
-        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, initializer_range=0.3, use_cache=False, attn_implementation="eager",
-    )  # fmt: skip
+    drop = {name: dropout for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    size = {"vocab_size": 19, "n_positions": 12, "n_embd": 10, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    config = GPT2Config(**size, **drop, initializer_range=0.3, use_cache=False, attn_implementation="eager")
     gpt2 = GPT2LMHeadModel(config).train()
     for name, p in gpt2.named_parameters():  # a nonzero start everywhere: T = |theta| must not freeze a bias at 0
         if p.dim() == 1:

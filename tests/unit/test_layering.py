@@ -11,11 +11,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "tram_ds"
-MODULES = sorted(
-    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in PACKAGE.rglob("*.py")
-)
+MODULES = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in PACKAGE.rglob("*.py"))
 
-MATHS = ("tram_ds.shards", "tram_ds.ascent", "tram_ds.distance", "tram_ds.region", "tram_ds.algorithm", "tram_ds.step", "tram_ds.train")
+MATHS = (
+    "tram_ds.shards",
+    "tram_ds.ascent",
+    "tram_ds.distance",
+    "tram_ds.region",
+    "tram_ds.algorithm",
+    "tram_ds.step",
+    "tram_ds.train",
+)
 ENGINES_MAY = ("tram_ds.shards", "tram_ds.distributed", "tram_ds.randomness", "tram_ds.engines")
 
 

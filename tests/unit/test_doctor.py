@@ -1,0 +1,162 @@
+"""Each check of the doctor, made to find its problem."""
+
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ranks import environment
+from tram_ds import doctor, doctor_memory, slurm_config
+from tram_ds.distributed import Job
+from tram_ds.recipe import load
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = """
+task: {name: language_modeling, data: generated, seq_len: 16}
+model: {init: {architecture: gpt2, n_layer: 1, n_head: 2, n_embd: 16}}
+algorithm: tram_prev
+optimizer: {name: adam, lr: 1.0e-3}
+engine: replicated
+train: {steps: 5, global_batch: 4, micro_batch: 2}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def context(*overrides, world=1):
+    return doctor.Context(load("./tiny.yaml", overrides), Job(0, 0, world, "python", torch.device("cpu")))
+
+
+def problem(check, *overrides):
+    with pytest.raises(doctor.Problem) as found:
+        check(context(*overrides))
+    assert found.value.fix
+    return found.value.found
+
+
+def test_a_healthy_run_in_one_process(folder, capsys):
+    assert doctor.examine(context(), skip=("smoke",))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ok"] * (len(doctor.CHECKS) - 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["tiny.yaml"], "nothing is left behind"
+
+
+def test_a_problem_is_said_with_its_fix_and_the_rest_is_still_checked(capsys):
+    assert not doctor.examine(context("task.data=./nowhere"), skip=("smoke",))
+    lines = capsys.readouterr().out.splitlines()
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("problem  data")]
+    assert "nowhere" in lines[at] and lines[at + 1].strip().startswith("fix: ")
+    assert any(line.startswith("ok       communication") for line in lines)
+
+
+def test_batch_sizes_are_checked_for_the_ranks_there_will_be():
+    assert doctor.batch(context()).startswith("1 rank(s)")
+    with pytest.raises(ValueError, match="not divisible"):
+        doctor.batch(context(world=3))
+
+
+def test_a_folder_that_cannot_be_written(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert "cannot be written: Permission denied" in problem(doctor.run_folder)
+
+
+def test_a_folder_other_nodes_do_not_see():
+    other = context()
+    other.job = Job(1, 0, 1, "srun", torch.device("cpu"))  # rank 0 wrote elsewhere
+    with pytest.raises(doctor.Problem, match="does not see what rank 0 wrote"):
+        doctor.run_folder(other)
+
+
+def test_a_full_disk(monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
+    assert "1 bytes free" in problem(doctor.disk)
+
+
+def test_checkpoint_size_counts_masters_moments_and_references():
+    recipe = load("./tiny.yaml")
+    assert doctor_memory.checkpoint_bytes(recipe, 10) == 4 * 10 * 4
+    assert doctor_memory.checkpoint_bytes(load("./tiny.yaml", ["algorithm=base"]), 10) == 4 * 10 * 3
+    assert doctor_memory.checkpoint_bytes(load("./tiny.yaml", ["algorithm=base", "optimizer={name: sgd, lr: 1}"]), 10) == 40
+
+
+def test_parameters_are_counted_without_weights():
+    from tram_ds import tasks
+
+    one = context()
+    assert one.parameters == sum(p.numel() for p in tasks.build(one.recipe).model().parameters())
+
+
+def test_a_tracking_server_that_is_away_answers_or_hangs():
+    assert "does not answer" in problem(doctor.tracking, "tracking.uri=http://127.0.0.1:9")
+
+    class Healthy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"OK")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert "answers" in doctor.tracking(context(f"tracking.uri=http://127.0.0.1:{server.server_port}"))
+        server.shutdown()
+    assert doctor.tracking(context("tracking.enabled=false")) == "off"
+
+
+def test_states_are_split_as_the_engine_splits_them():
+    job = Job(0, 0, 4, "srun", torch.device("cpu"))
+    count = 1000
+
+    def each(*overrides):
+        return doctor_memory.rank_bytes(load("./tiny.yaml", ["train.global_batch=8", *overrides]), count, job)
+
+    whole = 4 * 5 + 4 + 4  # masters, two moments, theta_{t-1}, theta; gradients; working copy
+    assert each() == count * whole
+    assert each("engine=fsdp2") == count * whole // 4
+    assert each("engine={name: zero, config: zero1.json}") == count * (20 // 4 + 4 + 4)
+
+
+def test_the_memory_of_a_slurm_job_is_that_of_its_ranks():
+    here = context("train.global_batch=16", "train.micro_batch=1", "engine=auto")
+    here.slurm = slurm_config.load("a100_multi_node")
+    assert here.world == 16 and here.planned.device.type == "cuda"
+    assert doctor_memory.rank_bytes(here.recipe, 1600, here.planned) == 2800, "fsdp2 splits everything"
+
+
+def test_planning_may_replace_the_plain_count(monkeypatch):
+    monkeypatch.setattr(doctor_memory.planning, "rank_bytes", lambda recipe, world: 123 * world, raising=False)
+    assert doctor_memory.rank_bytes(load("./tiny.yaml"), 1, Job(0, 0, 2, "srun", torch.device("cpu"))) == 246
+
+
+def test_a_bad_recipe_is_the_first_line(folder):
+    command = [sys.executable, str(ROOT / "launch/doctor.py"), "--recipe", "./tiny.yaml", "optimizer.momentm=1"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout.startswith("problem  recipe") and "did you mean" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_two_ranks_agree_on_everything_and_take_a_step(folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "launch/doctor.py"), "--recipe", "./tiny.yaml"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "shared by 2 ranks" in done.stdout and "all-reduce over 2 ranks" in done.stdout and "one step in" in done.stdout
+    assert sorted(path.name for path in folder.iterdir()) == ["tiny.yaml"]

@@ -1,0 +1,203 @@
+"""Sweeps: which cells a file means, how they are run, which are skipped, and what the exit code says."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tram_ds import sweep
+from tram_ds.recipe import load
+from tram_ds.recipe_file import RecipeError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
+ALL = "adam sam asam fsam trpo r3f mesa asam_trpo asam_r3f asam_mesa tram_prev tram_init tram_x tram_fisher"
+PAPER = {  # file -> cells, and the rows of the paper's table
+    "table3_images": (120, "sgd sam asam fsam tram_prev tram_init tram_x tram_fisher"),
+    "table4_11_m2d2": (28, ALL),
+    "table5_12_xnli": (280, ALL),
+    "table10_gpt2xl": (9, "adam sam asam fsam trpo r3f mesa tram_prev tram_x"),
+    "table14_xnli_distances": (60, "tram_x"),
+}
+
+FAKE = """
+import json, os, pathlib, signal, sys, time
+words = sys.argv[2:]
+folder, algorithm = json.load(open("cells.json"))[" ".join(w for w in words if not w.startswith("--re") or w == "--recipe")]
+with open("calls.txt", "a") as file:
+    file.write(json.dumps([folder, words]) + chr(10))
+if os.environ.get("HANG"):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    print("hanging", flush=True)
+    time.sleep(60)
+code = json.loads(os.environ.get("CODES", "{}")).get(algorithm, 0)
+if code == 0:
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    pathlib.Path(folder, "results.json").write_text("{}")
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working folder with a stand-in for the launcher and a sweep of four cells."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fake.py").write_text(FAKE)
+    text = "base: xnli_xlmr\ngrid:\n  algorithm: [sam, tram_x]\n  train.seed: [0, 1]\n"
+    (tmp_path / "four.yaml").write_text(text)
+    return tmp_path
+
+
+def calls(place):
+    path = place / "calls.txt"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("launch_sweep", ROOT / "launch" / "sweep.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tell_the_fake(overrides=()):
+    """What a run would find out for itself: the folder and the algorithm of every command line."""
+    known = {}
+    for cell in sweep.cells(sweep.read("four.yaml"), overrides):
+        recipe = load(cell.base, cell.overrides)
+        assert recipe.resolved_run_dir() == cell.run_dir
+        known[" ".join(["--recipe", cell.base, *cell.overrides])] = (str(cell.run_dir), recipe.algorithm.name)
+    Path("cells.json").write_text(json.dumps(known))
+
+
+def run(*words):
+    return script().main(["--sweep", "four.yaml", "--launcher", f"{sys.executable} fake.py", *words])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps_are_the_papers_tables(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith(f"# python launch/sweep.py --sweep {path.name}")
+    read = sweep.read(path.stem)
+    count, rows = PAPER[path.stem]
+    assert read.grid["algorithm"] == ["base" if row in ("sgd", "adam") else row for row in rows.split()]
+    sizes = [len(values) for values in read.grid.values()]
+    assert len(read.base) * math.prod(sizes) == count
+    few = read.model_copy(update={"grid": read.grid | {key: read.grid[key][:2] for key in read.grid if "seed" in key}})
+    cells = sweep.cells(few)
+    assert len({cell.run_dir for cell in cells}) == len(cells)
+
+
+def test_the_rows_above_are_those_of_the_csv_files():
+    folder = ROOT.parent / "shared" / "paper"
+    if not folder.is_dir():
+        pytest.skip("the paper's tables are not beside the checkout")
+    files = {"table3_images": "table3_vision_top1.csv", "table5_12_xnli": "table12_xnli_accuracy.csv"}
+    files |= {"table10_gpt2xl": "table10_m2d2_s2orc_gpt2xl_perplexity.csv", "table4_11_m2d2": "table11_m2d2_wiki_perplexity.csv"}
+    for name, file in files.items():
+        rows = [row["method"] for row in csv.DictReader((folder / file).open())]
+        assert [row for row in rows if row != "pretrained"] == PAPER[name][1].split()
+
+
+def test_cells_run_in_order_each_in_its_own_folder(place):
+    tell_the_fake()
+    assert run() == 0
+    folders = [folder for folder, _ in calls(place)]
+    assert folders == [f"runs/xnli_xlmr-{name}-{seed}" for name in ("sam", "tram_x") for seed in (0, 1)]
+
+
+def test_further_keys_become_part_of_the_folder(place):
+    text = (
+        "base: [xnli_xlmr, flowers_vit]\ngrid:\n  algorithm.distance: [l2, mmd]\n  algorithm: [tram_x]\n  optimizer.lr: [1e-5]\n"
+    )
+    (place / "four.yaml").write_text(text)
+    tell_the_fake(["train.seed=3"])
+    assert run("train.seed=3") == 0
+    assert {folder for folder, _ in calls(place)} == {
+        f"runs/{base}-tram_x-3-distance={distance}-lr=1e-05"
+        for base in ("xnli_xlmr", "flowers_vit")
+        for distance in ("l2", "mmd")
+    }
+    for _, words in calls(place):
+        assert f"distance={load(words[1], words[2:]).algorithm.distance}-" in words[-1], "a section before its keys"
+
+
+def test_finished_cells_are_skipped_and_begun_ones_resumed(place, capsys):
+    done, begun = place / "runs/xnli_xlmr-sam-1", place / "runs/xnli_xlmr-tram_x-0"
+    done.mkdir(parents=True)
+    (done / "results.json").write_text("{}")
+    (begun / "checkpoints" / "step-00000002").mkdir(parents=True)
+    tell_the_fake()
+    assert run() == 0
+    assert "xnli_xlmr-sam-1: finished before" in capsys.readouterr().out
+    assert ["--resume" in words for *_, words in calls(place)] == [False, True, False]
+    assert run() == 0 and len(calls(place)) == 3
+
+
+def test_dry_run_lists_and_runs_nothing(place, capsys):
+    assert run("--dry-run", "--smoke") == 0
+    out = capsys.readouterr().out
+    assert "4 cells, 0 finished" in out and "runs/smoke-xnli_xlmr-tram_x-1" in out and "--smoke" in out
+    assert not calls(place) and not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words, codes, expected, count",
+    [((), {"sam": 3}, 3, 1), (("--continue-on-error",), {"sam": 3}, 3, 4), (("--continue-on-error",), {"sam": 75}, 75, 1)],
+)
+def test_exit_codes(place, monkeypatch, words, codes, expected, count):
+    monkeypatch.setenv("CODES", json.dumps(codes))
+    tell_the_fake()
+    assert run(*words) == expected
+    assert len(calls(place)) == count
+
+
+def test_a_signal_reaches_the_run_and_ends_the_sweep(place):
+    tell_the_fake()
+    command = [sys.executable, str(ROOT / "launch/sweep.py"), "--sweep", "four.yaml", "--launcher", f"{sys.executable} fake.py"]
+    process = subprocess.Popen(command, env={**os.environ, "HANG": "1"}, stdout=subprocess.PIPE, text=True, cwd=place)
+    assert process.stdout is not None
+    assert any("hanging" in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75 and len(calls(place)) == 1
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("base: xnli_xlmr\ngird: {algorithm: [sam]}\n", r"four\.yaml:2: gird.*unknown key 'gird'.*did you mean 'grid'"),
+        ("base: xnli_xlm\ngrid: {algorithm: [sam]}\n", "no such recipe.*did you mean 'xnli_xlmr"),
+        ("base: xnli_xlmr\ngrid: {algorithm: sam}\n", "grid.algorithm = 'sam': expected a list"),
+        ("base: xnli_xlmr\ngrid: {algorithm: []}\n", "grid.algorithm.*at least one value"),
+        ("base: xnli_xlmr\ngrid: {algorithm: [sam, sam]}\n", "has a value twice"),
+        ("base: xnli_xlmr\ngrid: {algorithm: [sam, smam]}\n", "algorithm.name = 'smam': unknown name; did you mean 'sam'"),
+        ("base: xnli_xlmr\ngrid: {train.sed: [1]}\n", "unknown key 'sed'.*did you mean 'seed'"),
+        ("base: m2d2_wiki_gpt2\ngrid: {algorithm: [tram_x], algorithm.distance: [mmd]}\n", "mmd compares samples"),
+        ("base: xnli_xlmr\ngrid: {run_dir: [a, b]}\n", "grid.run_dir.*cannot be swept"),
+        ("base: [xnli_xlmr, xnli_xlmr.yaml]\ngrid: {algorithm: [sam]}\n", "two cells share the folder"),
+        ("base: []\ngrid: {algorithm: [sam]}\n", "base"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_before_anything_runs(place, capsys, text, message):
+    (place / "four.yaml").write_text(text)
+    assert run() == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not calls(place)
+
+
+def test_unknown_files_and_launchers_are_named(place):
+    with pytest.raises(RecipeError, match="no such sweep file; did you mean 'table10_gpt2xl"):
+        sweep.read("table10_gpt2")
+    assert script().main(["--sweep", "four.yaml", "--launcher", "/no/such/launcher"]) == 2
