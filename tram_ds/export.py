@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
@@ -75,14 +74,15 @@ def _persistent(module: torch.nn.Module) -> set[str]:
 
 
 def read_export(engine: Engine, folder: Path) -> Shards:
-    """Weights of an export in the layout of params(): each rank reads its own slices. Local; ValueError names what is missing."""
-    files = sorted(folder.glob("*.safetensors"))
-    handles = {key: f for f in (safe_open(str(path), framework="pt") for path in files) for key in f.keys()}  # noqa: SIM118
+    """Weights of an export in the layout of params(). Each rank reads the whole export once, on the CPU; no collective.
+
+    Through from_pretrained, because the names in the file are not always those of the module's parameters.
+    """
+    kind: Any = next(c for c in type(engine.module).__mro__ if hasattr(c, "from_pretrained") and "FSDP" not in c.__name__)
+    weights = dict(kind.from_pretrained(folder, dtype=torch.float32).named_parameters())
 
     def piece(span: Span, like: Tensor) -> Tensor:
-        if span.name not in handles:
-            raise ValueError(f"{folder} has no weight {span.name}: it was exported from another model")
-        flat = handles[span.name].get_tensor(span.name).reshape(-1)
-        return flat[span.start : span.start + span.length].to(like.device, like.dtype).view(like.shape)
+        flat = weights[span.name].detach().reshape(-1)[span.start : span.start + span.length]
+        return flat.to(like.device, like.dtype).view(like.shape)
 
     return engine.params().map(piece)
