@@ -1,5 +1,6 @@
 # make quickstart   install, pre-train a tiny GPT-2, fine-tune it with TRAM on 2 ranks, print the table
-# make test         install, run every test
+# make test         install, run the tests
+# make test-slow    install, run the slow ones: every recipe on 2 ranks, a real SLURM, kills, a browser
 # make check        install, lint, format check, types
 # Needs: Python 3.11 or newer with venv, make, gcc and g++ (DeepSpeed compiles one small operator at its first start).
 
@@ -16,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: venv quickstart test check format bench clean
+.PHONY: venv quickstart test test-slow check format bench clean
 
 venv: $(VENV)/.installed
 
@@ -29,7 +30,10 @@ quickstart: venv
 	$(BIN)/python launch/quickstart.py
 
 test: venv
-	$(BIN)/python -m pytest -q -m 'not bench' $(PYTEST_FLAGS) tests
+	$(BIN)/python -m pytest -q -m 'not bench and not slow' $(PYTEST_FLAGS) tests
+
+test-slow: venv
+	$(BIN)/python -m pytest -q -m 'slow and not bench' $(PYTEST_FLAGS) tests
 
 check: venv
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from tram_ds.exits import PeerLost
+
 TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any step, shorter than a night of waiting for a dead rank
 
 
@@ -76,7 +78,14 @@ def joined(job: Job, engine: str, timeout: timedelta = TIMEOUT) -> Iterator[None
         store = dist.HashStore()
         dist.init_process_group(_backend(job), store=store, rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(_backend(job), timeout=timeout)
+        try:
+            dist.init_process_group(_backend(job), timeout=timeout)
+        except (dist.DistError, RuntimeError) as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise PeerLost(
+                f"rank {job.rank} of {job.world_size} could not join its peers at {where} ({str(error).splitlines()[0]}): is the "
+                "port free, were all ranks started, and do they agree on WORLD_SIZE?"
+            ) from error
     try:
         yield
     finally:

@@ -64,8 +64,10 @@ def run(recipe: Recipe, request: Request) -> int:
     stop, watchdog = StopRequest(), Watchdog(job.rank, recipe.train.timeout)
     with ExitStack() as stack:
         stack.enter_context(stop.listening())
-        stack.enter_context(joined(job, name, timedelta(seconds=recipe.train.timeout)))
         stack.enter_context(watchdog.watching())
+        watchdog.beat("joining the other ranks")
+        stack.enter_context(joined(job, name, timedelta(seconds=recipe.train.timeout)))
+        watchdog.beat("building the model")
         lock = stack.enter_context(held(run_dir, job.world_size))
         open_run_folder(run_dir, recipe, request, job)
         rows = task.train_rows()

@@ -29,13 +29,16 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start(folder: Path, world: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """One process per rank; `engine` is DDP for two ranks."""
+def start(
+    folder: Path, world: int, *arguments: str, script: str = TRAIN, port: int | None = None, only: int | None = None
+) -> list[subprocess.Popen[str]]:
+    """One process per rank (or `only` one of them); the engine is DDP for two ranks."""
     (folder / "tiny.yaml").write_text(RECIPE)
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if world > 1 else {}
-    command = [sys.executable, TRAIN, "--recipe", "tiny.yaml", "engine=replicated", *BASE, *arguments]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
+    shared = {"WORLD_SIZE": str(world), **address} if world > 1 else {}
+    command = [sys.executable, script, "--recipe", "tiny.yaml", "engine=replicated", *BASE, *arguments]
     ranks = []
-    for rank in range(world):
+    for rank in range(world) if only is None else [only]:
         env = environment(**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}))
         log = (folder / f"rank{rank}.log").open("a")
         ranks.append(subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, text=True))
@@ -129,6 +132,43 @@ def test_a_hung_rank_is_named_by_the_watchdog(tmp_path: Path) -> None:
             r.wait()
     log = (tmp_path / "rank0.log").read_text()
     assert "rank 0: " in log and "in step" in log and "phase" in log
+
+
+def test_an_exception_on_one_rank_ends_all_and_is_shown(tmp_path: Path) -> None:
+    """Rank 1 fails in step 3 with a bug of its own: its traceback is printed, and rank 0 does not wait for it."""
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "import os, runpy, sys\n"
+        "from tram_ds import loop\n"
+        "take = loop.Loop.take\n"
+        "def broken(self, batches, step):\n"
+        "    if os.environ['RANK'] == '1' and step == 2: raise KeyError('a bug on one rank')\n"
+        "    return take(self, batches, step)\n"
+        "loop.Loop.take = broken\n"
+        f"sys.argv[0] = {TRAIN!r}\n"
+        f"runpy.run_path({TRAIN!r}, run_name='__main__')\n"
+    )
+    ranks = start(tmp_path, 2, "train.steps=40", script=str(script))
+    assert ended(ranks, 60) == [6, 1]
+    log = (tmp_path / "rank1.log").read_text()
+    assert "KeyError: 'a bug on one rank'" in log and "Traceback" in log
+
+
+def test_a_port_that_is_taken_is_a_clear_error(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ranks = start(tmp_path, 2, "train.timeout=6", port=taken.getsockname()[1])
+        assert ended(ranks, 90) == [6, 6]
+    assert "is the port free" in (tmp_path / "rank0.log").read_text()
+
+
+def test_a_rank_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """WORLD_SIZE says 2 and one was started: bounded by train.timeout."""
+    (tmp_path / "rank1.log").touch()
+    ranks = start(tmp_path, 2, "train.timeout=6", only=0)
+    assert ended(ranks, 90) == [6]
+    assert "do they agree on WORLD_SIZE" in (tmp_path / "rank0.log").read_text()
 
 
 def test_two_jobs_in_one_folder(tmp_path: Path) -> None:

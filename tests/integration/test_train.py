@@ -70,6 +70,9 @@ def test_a_run_leaves_its_files(runs: dict[str, Path], name: str) -> None:
     assert all(r["tokens"] == 4 * 15 for r in rows)  # 4 blocks of 16 predict 15 tokens each
     assert all(r["radius"] == pytest.approx(5.0 * r["distance"]) and r["distance"] > 0 for r in rows)
     assert [("perturbation_length" in r) for r in rows] == [True, False, True, False]
+    assert 0.99 < rows[0]["perturbation_cosine"] <= 1.0 + 1e-6 and rows[0]["perturbation_projection"] == pytest.approx(
+        1.0, abs=0.01
+    )
     assert rows[0]["perturbation_length"] == pytest.approx(rows[0]["radius"], rel=1e-4)
 
 
@@ -118,6 +121,14 @@ def test_the_run_is_in_mlflow_and_finished(runs: dict[str, Path]) -> None:
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
     assert parent.info.run_name == "tiny-tram_x"
+
+
+def test_a_finished_run_is_left_alone(runs: dict[str, Path]) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in runs["single"].iterdir()}
+    done = train(runs["single"].parents[1], "python", "engine=replicated", "--resume")
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+    assert {p.name: p.stat().st_mtime_ns for p in runs["single"].iterdir()} == before
 
 
 def test_dry_run_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
