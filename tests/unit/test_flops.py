@@ -1,0 +1,54 @@
+"""The cost of a step, read off the algorithm's row, against the passes of the paper and FLOP counted in real steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tram_ds import wrap
+from tram_ds.algorithm import ALGORITHMS
+from tram_ds.analysis.flops import cost
+
+PASSES = {  # the paper's Table 2; forward / backward. R3F's loss is differentiated through both of its branches
+    "base": (1, 1), "sam": (2, 2), "asam": (2, 2), "fsam": (2, 2), "trpo": (2, 1), "r3f": (2, 2), "mesa": (2, 1),
+    "asam_trpo": (3, 2), "asam_r3f": (4, 4), "asam_mesa": (3, 2),
+    "tram_prev": (3, 2), "tram_init": (3, 2), "tram_x": (3, 2), "tram_fisher": (2, 2),
+}  # fmt: skip
+
+
+def test_every_algorithm_has_its_passes() -> None:
+    found = {name: cost({"name": name}) for name in ALGORITHMS}
+    assert {name: (c.forward, c.backward) for name, c in found.items()} == PASSES
+    assert (found["base"].units, found["sam"].units, found["tram_prev"].units) == (3, 6, 7)
+    assert found["tram_x"].relative == pytest.approx(7 / 3)
+
+
+def test_options_that_cost_are_counted() -> None:
+    assert cost({"name": "tram_fisher", "fisher": "alg2"}).units == 9
+    assert cost({"name": "tram_prev", "student_mode": "eval", "kl_norm": "mean"}).units == 8
+    assert cost({"name": "asam_r3f", "penalty_passes": "ascent"}).units == 9
+    assert cost({"name": "r3f", "reference_gradient": "current"}).units == 4
+    with pytest.raises(ValueError, match="tram_pref"):
+        cost({"name": "tram_pref"})
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_the_flop_of_a_real_step_are_those(name: str) -> None:
+    """A chain of equal layers: all but the first take part in everything, so the share of the first bounds the error."""
+    torch.manual_seed(0)
+    layers = 24
+    model = torch.nn.Sequential(*[torch.nn.Linear(16, 16, bias=False) for _ in range(layers)])
+    options = {"noise_site": model[0]}
+    stepper = wrap(model, torch.optim.SGD(model.parameters(), lr=1e-3), algorithm=name, **options)
+
+    def forward(model: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
+        logits = model(x)
+        return logits.square().sum(), len(x), logits
+
+    batches = [torch.randn(8, 16)]
+    stepper.step(batches, forward)
+    with FlopCounterMode(display=False) as counted:
+        stepper.step(batches, forward)
+    unit = layers * 8 * 16 * 16 * 2
+    assert counted.get_total_flops() / unit == pytest.approx(cost({"name": name}).units, rel=0.05)

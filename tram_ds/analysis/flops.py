@@ -1,0 +1,49 @@
+"""What a training step of an algorithm costs, read off its row: no second list of algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+BACKWARD = 2  # a backward pass costs two forward passes: one product for the inputs, one for the weights
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Forward passes and, for every forward pass that is differentiated, one backward pass."""
+
+    forward: int
+    backward: int
+
+    @property
+    def units(self) -> int:
+        """In forward passes: 3 for plain training, 6 for SAM, 7 for TRAM."""
+        return self.forward + BACKWARD * self.backward
+
+    @property
+    def relative(self) -> float:
+        """In steps of plain training."""
+        return self.units / (1 + BACKWARD)
+
+
+def cost(section: Mapping[str, Any]) -> Cost:
+    """The cost of a step; `section` is a recipe's algorithm section. ValueError for an unknown algorithm.
+
+    A penalty is taken to be on from the first step (algorithm.penalty_start = 0).
+    """
+    from tram_ds.algorithm import Options, algorithm  # lazily: they import torch
+    from tram_ds.region import AtWeights, NoisedInput, TrustRegion
+
+    known = {field.name for field in fields(Options)}
+    row = algorithm(section["name"], **{key: value for key, value in section.items() if key in known})
+    passes = 1 + (row.ascent is not None)
+    forward = backward = passes + (row.fisher_pass is not None)
+    if isinstance(row.radius, TrustRegion):
+        forward += 1 + (row.student_mode == "eval")  # the reference and, if asked for, the student once more
+    if row.penalty is not None:
+        reference = row.penalty.reference
+        times = passes if row.penalty_in_descent else 1
+        forward += 1 if isinstance(reference, AtWeights) else times  # logits at other weights are kept for both passes
+        backward += times if isinstance(reference, NoisedInput) and reference.differentiable else 0
+    return Cost(forward, backward)
