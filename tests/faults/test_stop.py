@@ -112,7 +112,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_resumes_exactly(tmp_path: Path, 
     ranks[1].kill()
     began = time.monotonic()
     assert ended(ranks) == [6, -signal.SIGKILL], (tmp_path / "rank0.log").read_text()[-3000:]
-    assert time.monotonic() - began < 60  # far below the collective's timeout of half an hour
+    assert time.monotonic() - began < 120  # far below the collective's timeout of half an hour
     log = (tmp_path / "rank0.log").read_text()
     assert "rank 0: " in log and ("lost a peer in step" in log or "another rank" in log)
     assert ended(start(tmp_path, 2, "train.steps=40", "--resume")) == [0, 0]
@@ -121,11 +121,11 @@ def test_a_killed_rank_ends_the_job_and_the_run_resumes_exactly(tmp_path: Path, 
 
 def test_a_hung_rank_is_named_by_the_watchdog(tmp_path: Path) -> None:
     """Rank 1 is stopped (SIGSTOP): rank 0 says where it was, with stacks, within the timeout, and exits 6."""
-    ranks = start(tmp_path, 2, "train.steps=100000", "train.timeout=8")
+    ranks = start(tmp_path, 2, "train.steps=100000", "train.timeout=30")
     try:
         wait_for(lambda: checkpointed(tmp_path), ranks, tmp_path)
         os.kill(ranks[1].pid, signal.SIGSTOP)
-        assert ranks[0].wait(timeout=40) == 6
+        assert ranks[0].wait(timeout=90) == 6
     finally:
         for r in ranks:
             r.kill()
@@ -149,7 +149,7 @@ def test_an_exception_on_one_rank_ends_all_and_is_shown(tmp_path: Path) -> None:
         f"runpy.run_path({TRAIN!r}, run_name='__main__')\n"
     )
     ranks = start(tmp_path, 2, "train.steps=40", script=str(script))
-    assert ended(ranks, 60) == [6, 1]
+    assert ended(ranks, 120) == [6, 1]
     log = (tmp_path / "rank1.log").read_text()
     assert "KeyError: 'a bug on one rank'" in log and "Traceback" in log
 
@@ -158,15 +158,15 @@ def test_a_port_that_is_taken_is_a_clear_error(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ranks = start(tmp_path, 2, "train.timeout=6", port=taken.getsockname()[1])
-        assert ended(ranks, 90) == [6, 6]
+        ranks = start(tmp_path, 2, "train.timeout=20", port=taken.getsockname()[1])
+        assert ended(ranks, 120) == [6, 6]
     assert "is the port free" in (tmp_path / "rank0.log").read_text()
 
 
 def test_a_rank_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     """WORLD_SIZE says 2 and one was started: bounded by train.timeout."""
     (tmp_path / "rank1.log").touch()
-    ranks = start(tmp_path, 2, "train.timeout=6", only=0)
+    ranks = start(tmp_path, 2, "train.timeout=20", only=0)
     assert ended(ranks, 90) == [6]
     assert "do they agree on WORLD_SIZE" in (tmp_path / "rank0.log").read_text()
 

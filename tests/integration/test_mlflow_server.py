@@ -17,7 +17,7 @@ from tram_ds import tracking
 from tram_ds.metrics import MetricsLog
 from tram_ds.tracking_server import prepare_environment
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 CALLS = 200
 
 

@@ -37,6 +37,7 @@ def test_equals_the_oracle(engine: str, algorithm: str, micros: int) -> None:
     check(rows(engine)[f"{algorithm}/{micros}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", SOME)
 @pytest.mark.parametrize("engine", (*build.VARIANTS, "fsdp2_hybrid"))
 def test_offload_hybrid_and_persistent_parameters_equal_the_oracle(engine: str, algorithm: str) -> None:
