@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["Output", "StepReport", "Stepper", "wrap"]
 
-_HOME = {"Output": "tasks.base", "StepReport": "step", "Stepper": "wrap", "wrap": "wrap"}
+_HOME = {"Output": "tasks.base", "StepReport": "step", "Stepper": "stepper", "wrap": "stepper"}
 
 
 def __getattr__(name: str) -> Any:
@@ -16,5 +16,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'tram_ds' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"tram_ds.{_HOME[name]}"), name)
-    globals()[name] = value  # `tram_ds.wrap` is the function from now on, not the submodule the import has just bound
+    globals()[name] = value
     return value

@@ -24,7 +24,7 @@ from tram_ds.checkpoint_tensors import Flats
 from tram_ds.exits import CheckpointError, PeerLost
 from tram_ds.lock import RunLock
 from tram_ds.peers import TIMEOUT, Peers
-from tram_ds.wrap import Stepper
+from tram_ds.stepper import Stepper
 
 __all__ = ["Resumed", "Saver", "candidates", "changed", "latest", "load", "resume", "verify"]
 

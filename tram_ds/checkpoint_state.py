@@ -17,7 +17,7 @@ from tram_ds.engines.base import Engine, Passes
 from tram_ds.exits import CheckpointError
 from tram_ds.peers import Peers
 from tram_ds.shards import Shards
-from tram_ds.wrap import State, Stepper
+from tram_ds.stepper import State, Stepper
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "safetensors", "numpy")
 

@@ -20,8 +20,8 @@ from tram_ds.recipe import Recipe, accumulation
 from tram_ds.results import Judge
 from tram_ds.self_check import self_check
 from tram_ds.step import StepReport
+from tram_ds.stepper import Stepper
 from tram_ds.tasks.base import Batch, Task
-from tram_ds.wrap import Stepper
 
 Record = dict[str, Any]
 READERS = 4  # threads that read and collate rows while the device works; decoding and memory-mapped reads release the GIL

@@ -17,15 +17,15 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends records to `<run_dir>/metrics.jsonl`. Construct it on rank 0 only; one writer per run folder.
+    """Appends records to `<run_dir>/metrics.jsonl` (or `name`). Construct it on rank 0 only; one writer per file.
 
     A record is strict JSON: non-finite numbers become null and their (dotted) keys are listed under `nonfinite`.
     `append` costs about 0.1 ms; lines reach the file at most about `flush_seconds` after the append, at `flush` and
     at `close`. The file is readable by its owner only, because recipes and metrics may be confidential.
     """
 
-    def __init__(self, run_dir: str | Path, flush_seconds: float = 2.0) -> None:
-        self.path = Path(run_dir) / FILE_NAME
+    def __init__(self, run_dir: str | Path, flush_seconds: float = 2.0, name: str = FILE_NAME) -> None:
+        self.path = Path(run_dir) / name
         self._flush_seconds = flush_seconds
         self._pending: list[str] = []
         self._lock = threading.Lock()  # the pending lines: held for list operations only
@@ -85,9 +85,9 @@ class MetricsLog:
                 continue  # disk full or file server away: kept in memory, and close() reports it
 
 
-def read(run_dir: str | Path) -> list[dict[str, Any]]:
+def read(run_dir: str | Path, name: str = FILE_NAME) -> list[dict[str, Any]]:
     """All records of a run folder in order; an unreadable (torn) line is left out. No file means no records."""
-    path = Path(run_dir) / FILE_NAME
+    path = Path(run_dir) / name
     if not path.exists():
         return []
     with path.open(encoding="utf-8", errors="replace") as lines:

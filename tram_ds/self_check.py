@@ -14,7 +14,7 @@ from tram_ds.exits import NumericError
 from tram_ds.forward import Forward
 from tram_ds.region import TrustRegion
 from tram_ds.step import objective
-from tram_ds.wrap import Stepper
+from tram_ds.stepper import Stepper
 
 TOLERANCE = 1e-3  # relative, of |epsilon / T| against the radius: fp32 norms of a billion elements
 

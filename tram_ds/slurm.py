@@ -18,6 +18,7 @@ from typing import Any
 
 import jinja2
 
+from tram_ds.commit import git_commit
 from tram_ds.metrics import private_dir, replace_text
 from tram_ds.recipe import accumulation, dump
 from tram_ds.recipe_file import ROOT, RecipeError, short
@@ -130,7 +131,13 @@ def job_script(name: str, slurm: Slurm, folder: Path, cells: int | None) -> str:
         "open-mode": "append",
         "output": "%x-%A_%a.log" if cells else "%x-%j.log",
     }
-    values = {**slurm.model_dump(), "cpus_per_task": cpus, "ranks": slurm.ranks, "command": f"sbatch {JOB}"}
+    values = {
+        **slurm.model_dump(),
+        "cpus_per_task": cpus,
+        "ranks": slurm.ranks,
+        "command": f"sbatch {JOB}",
+        "commit": git_commit(),
+    }
     return _render("slurm_job.sbatch.j2", f"{_ranks(slurm)} of {short(name)}", slurm, folder, options, values)
 
 

@@ -7,6 +7,7 @@ launch/sync.py) uploads later whatever is missing, without duplicates.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Mapping
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from tram_ds import tracking_state
+from tram_ds.commit import DIRTY
 from tram_ds.metrics import strict
 from tram_ds.redact import HIDDEN, redact
+from tram_ds.system_metrics import SystemMetrics
 from tram_ds.tracking_server import prepare_environment
 from tram_ds.tracking_state import StateFile, locked, now
-from tram_ds.tracking_upload import Uploader
+from tram_ds.tracking_upload import TABLE, Uploader
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 log = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ class Tracker(Protocol):
         ...
 
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """The final evaluation, uploaded as results.json."""
+        """The final evaluation: results.json and, of tram_ds.results, a table and metrics `final/<split>/<domain>/<metric>`."""
         ...
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
@@ -68,11 +71,15 @@ class NullTracker:
 class MlflowTracker:
     """The Tracker of rank 0; see the module. Made by `start`.
 
-    Threads: the caller's, which only writes small local files, and one daemon thread, the only one to touch MLflow.
+    Threads: the caller's, which only writes small local files; a daemon thread, the only one to touch MLflow; and, if
+    asked for, one that samples the machine.
     """
 
-    def __init__(self, file: StateFile, every_seconds: float = 5.0, longest_pause: float = 60.0) -> None:
+    def __init__(
+        self, file: StateFile, every_seconds: float = 5.0, longest_pause: float = 60.0, system: SystemMetrics | None = None
+    ) -> None:
         self._file = file
+        self._system = system
         self._every_seconds = every_seconds
         self._longest_pause = longest_pause
         self._failing = False
@@ -91,7 +98,11 @@ class MlflowTracker:
         """See Tracker. Non-finite numbers are stored as null and listed under `nonfinite`."""
         nonfinite: list[str] = []
         clean = strict(dict(results), nonfinite)
-        self._write(results=redact(clean | ({"nonfinite": nonfinite} if nonfinite else {})))
+        changes: dict[str, Any] = {"results": redact(clean | ({"nonfinite": nonfinite} if nonfinite else {}))}
+        if "scores" in clean:  # this tag makes MLflow's pages show the file as a table
+            table = {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])}
+            changes["tags"] = self._file.state.tags | table
+        self._write(results_time=now(), **changes)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """See Tracker."""
@@ -100,6 +111,8 @@ class MlflowTracker:
     def finish(self, status: Status, timeout: float = 60.0) -> bool:
         """See Tracker. A second call changes nothing."""
         if not self._finishing.is_set():
+            if self._system is not None:
+                self._system.stop()
             self._write(status=status, ended=now())
             self._finishing.set()
             self._thread.join(timeout)
@@ -160,18 +173,22 @@ def start(
     tags: Mapping[str, Any],
     recipe_yaml: str,
     every_seconds: float = 5.0,
+    dataset: Mapping[str, str] | None = None,
+    system_seconds: float | None = None,
 ) -> MlflowTracker:
     """Starts or, in a run folder that was tracked before, continues the MLflow run. Rank 0 only; never waits.
 
     On resume call MetricsLog.truncate_after first. uri: `sqlite:///ABSOLUTE/mlflow.db` or a server's http(s) address.
     experiment: one per task; parent_name: one per (recipe, algorithm); run_name: one per seed. params: the resolved
     recipe, nested. tags: algorithm, task, engine, world_size, git_commit, data_digest; None values are left out.
+    dataset: see tracking_dataset. system_seconds: between two samples of the machine; None = no system metrics.
     """
     prepare_environment()
     if commit := tags.get("git_commit"):
-        tags = {**tags, "mlflow.source.git.commit": commit}
-    file = tracking_state.begin(Path(run_dir), uri, experiment, run_name, parent_name, params, tags, recipe_yaml)
-    return MlflowTracker(file, every_seconds)
+        tags = {**tags, "mlflow.source.git.commit": str(commit).removesuffix(DIRTY)}
+    file = tracking_state.begin(Path(run_dir), uri, experiment, run_name, parent_name, params, tags, recipe_yaml, dataset)
+    system = SystemMetrics(run_dir, system_seconds) if system_seconds else None
+    return MlflowTracker(file, every_seconds, system=system)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ class State:
     params: dict[str, str] = field(default_factory=dict[str, str])
     tags: dict[str, str] = field(default_factory=dict[str, str])
     recipe_yaml: str = ""
+    dataset: dict[str, str] | None = None  # the fields of an MLflow dataset
     results: dict[str, Any] | None = None
+    results_time: int = 0
     status: str | None = None  # FINISHED, KILLED or FAILED; None while the run is going
     started: int = 0
     ended: int | None = None
@@ -46,6 +48,8 @@ class State:
     run_id: str | None = None
     offset: int = 0  # bytes of metrics.jsonl the server has
     last_line: str = ""  # digest of the line that ends at `offset`: tells whether the file is still the same
+    system_offset: int = 0  # the same for system.jsonl
+    system_last_line: str = ""
     acknowledged: dict[str, str] = field(default_factory=dict[str, str])  # what -> digest of what the server has
 
 
@@ -90,6 +94,7 @@ def begin(
     params: Mapping[str, Any],
     tags: Mapping[str, Any],
     recipe_yaml: str,
+    dataset: Mapping[str, str] | None = None,
 ) -> StateFile:
     """Writes the state at the start of a process: a new run, or the continuation of the folder's earlier one."""
     private_dir(run_dir)
@@ -106,6 +111,7 @@ def begin(
         params=flatten(redact(dict(params))),
         tags=clean_tags(earlier.tags | dict(tags)),
         recipe_yaml=redact_yaml(recipe_yaml),
+        dataset=redact(dict(dataset)) if dataset else None,
         status=None,
         ended=None,
         started=earlier.started or now(),

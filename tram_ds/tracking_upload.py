@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tram_ds.metrics import FILE_NAME as METRICS_FILE
-from tram_ds.metrics import decode
 from tram_ds.redact import redact
+from tram_ds.system_metrics import FILE_NAME as SYSTEM_FILE
+from tram_ds.tracking_points import MAX_METRICS, Point, digest, line_digest_before, metric_name, read_batches
+from tram_ds.tracking_results import curves, final_points, table_json
 from tram_ds.tracking_server import find_experiment, find_parent, get_run, new_client, sqlite_path
 from tram_ds.tracking_state import MAX_KEY, StateFile, TrackingError, locked
 
@@ -26,10 +25,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 log = logging.getLogger(__name__)
-MAX_METRICS = 1000  # per log_batch call
 MAX_PARAMS = 100
 KEY_TAG = "tram_ds.run_key"
-_NOT_METRICS = {"step", "time", "nonfinite"}
+# spools -> the names of the fields of State that say how far the server has them
+SPOOLS = {METRICS_FILE: ("offset", "last_line"), SYSTEM_FILE: ("system_offset", "system_last_line")}
+TABLE, CURVES = "results_table.json", "curves.png"
 
 
 class Uploader:
@@ -52,17 +52,28 @@ class Uploader:
         """Sends what the server does not have yet: description, metrics, artifacts, status, in this order."""
         client = self._client or self._connect()
         self._describe(client)
-        self._replay(client)
+        self._send_dataset(client)
+        for name in SPOOLS:
+            self._replay(client, name)
+        self._send_final(client)
         self._send_artifacts(client)
+        self._send_curves(client)
         self._conclude(client)
 
     def complete(self) -> bool:
         """Has the server acknowledged all that the folder holds?"""
-        state, path = self._file.state, self._file.run_dir / METRICS_FILE
-        size = path.stat().st_size if path.exists() else 0
-        wanted = {"params": _digest(state.params), "tags": _digest(state.tags), "status": state.status or ""}
-        wanted |= {name: _digest(text) for name, text in self._artifacts().items()}
-        return state.offset >= size and all(state.acknowledged.get(what, "") == text for what, text in wanted.items())
+        state = self._file.state
+        wanted = {"params": digest(state.params), "tags": digest(state.tags), "status": state.status or ""}
+        wanted |= {name: digest(text) for name, text in self._artifacts().items()}
+        wanted |= {"dataset": digest(state.dataset)} if state.dataset else {}
+        wanted |= {"final": digest(state.results)} if self._final() else {}
+        wanted |= {CURVES: str(state.offset)} if self._final() else {}
+        described = all(state.acknowledged.get(what, "") == text for what, text in wanted.items())
+        return described and all(getattr(state, fields[0]) >= self._size(name) for name, fields in SPOOLS.items())
+
+    def _size(self, name: str) -> int:
+        path = self._file.run_dir / name
+        return path.stat().st_size if path.exists() else 0
 
     def _connect(self) -> MlflowClient:
         """The client, with the experiment, the parent run and the run in place."""
@@ -94,7 +105,8 @@ class Uploader:
                 parent_id = find_parent(client, experiment_id, state.parent_name, state.started)
                 tags = {KEY_TAG: state.run_key, "mlflow.parentRunId": parent_id}
                 run = client.create_run(experiment_id, state.started, tags, state.run_name)
-            self._file.update(run_id=run.info.run_id, offset=0, last_line="", acknowledged={})
+            nothing = {field: fresh for fields in SPOOLS.values() for field, fresh in zip(fields, (0, ""), strict=True)}
+            self._file.update(run_id=run.info.run_id, acknowledged={}, **nothing)
         if run.info.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"run {state.run_id} was deleted on {redact(state.uri)}: restore it in MLflow, or remove run_id and "
@@ -110,7 +122,7 @@ class Uploader:
 
         state = self._file.state
         tags = dict(state.tags)
-        if (digest := _digest(state.params)) != state.acknowledged.get("params"):
+        if (wanted := digest(state.params)) != state.acknowledged.get("params"):
             params = {metric_name(key): value for key, value in state.params.items()}
             new = [Param(key, value) for key, value in params.items() if key not in self._server_params]
             for start in range(0, len(new), MAX_PARAMS):
@@ -118,29 +130,40 @@ class Uploader:
             changed = {key: value for key, value in params.items() if self._server_params.get(key, value) != value}
             tags |= {f"changed.{key}"[:MAX_KEY]: value for key, value in changed.items()}
             self._send_tags(client, [RunTag(key, value) for key, value in tags.items()])
-            self._file.acknowledge("params", digest)
-            self._file.acknowledge("tags", _digest(state.tags))
-        elif (digest := _digest(state.tags)) != state.acknowledged.get("tags"):
+            self._file.acknowledge("params", wanted)
+            self._file.acknowledge("tags", digest(state.tags))
+        elif (wanted := digest(state.tags)) != state.acknowledged.get("tags"):
             self._send_tags(client, [RunTag(key, value) for key, value in tags.items()])
-            self._file.acknowledge("tags", digest)
+            self._file.acknowledge("tags", wanted)
 
     def _send_tags(self, client: MlflowClient, tags: Sequence[Any]) -> None:
         for start in range(0, len(tags), MAX_PARAMS):
             client.log_batch(_id(self._file.state.run_id), tags=tags[start : start + MAX_PARAMS], synchronous=True)
 
-    def _replay(self, client: MlflowClient) -> None:
-        """The lines of metrics.jsonl after the acknowledged offset."""
-        path = self._file.run_dir / METRICS_FILE
+    def _send_dataset(self, client: MlflowClient) -> None:
+        """The data of the run as an MLflow dataset; sent again, the server keeps one."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        state = self._file.state
+        if state.dataset and state.acknowledged.get("dataset") != digest(state.dataset):
+            tag = InputTag("mlflow.data.context", "training")
+            client.log_inputs(_id(state.run_id), [DatasetInput(Dataset(**state.dataset), [tag])])
+            self._file.acknowledge("dataset", digest(state.dataset))
+
+    def _replay(self, client: MlflowClient, name: str) -> None:
+        """The lines of a spool after the acknowledged offset."""
+        path = self._file.run_dir / name
         if not path.exists():
             return
-        state = self._file.state
-        same_file = line_digest_before(path, state.offset) == state.last_line
-        for end, last_line, points in read_batches(path, state.offset if same_file else 0):
+        state, (offset_field, line_field) = self._file.state, SPOOLS[name]
+        offset = getattr(state, offset_field)
+        same_file = line_digest_before(path, offset) == getattr(state, line_field)
+        for end, last_line, points in read_batches(path, offset if same_file else 0):
             fresh = [point for point in points if point[1] > self._last_step.get(point[0], -1)]
             self.skipped += len(points) - len(fresh)
             for start in range(0, len(fresh), MAX_METRICS):
                 self._send_metrics(client, fresh[start : start + MAX_METRICS])
-            self._file.update(offset=end, last_line=last_line)
+            self._file.update(**{offset_field: end, line_field: last_line})
 
     def _send_metrics(self, client: MlflowClient, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
@@ -177,82 +200,43 @@ class Uploader:
         artifacts = {"recipe.yaml": state.recipe_yaml} if state.recipe_yaml else {}
         if state.results is not None:
             artifacts["results.json"] = json.dumps(state.results, indent=2, allow_nan=False) + "\n"
+        if self._final():
+            artifacts[TABLE] = table_json(state.results or {})
         return artifacts
+
+    def _final(self) -> bool:
+        """Whether there are the scores of a finished training."""
+        return "scores" in (self._file.state.results or {})
+
+    def _send_final(self, client: MlflowClient) -> None:
+        """The final scores as metrics, which MLflow's compare page shows. Identical points are stored once."""
+        state = self._file.state
+        if self._final() and state.acknowledged.get("final") != digest(state.results):
+            points = final_points(state.results or {}, state.results_time)
+            for start in range(0, len(points), MAX_METRICS):
+                self._send_metrics(client, points[start : start + MAX_METRICS])
+            self._file.acknowledge("final", digest(state.results))
+
+    def _send_curves(self, client: MlflowClient) -> None:
+        """The training curves as a picture, when the training is over."""
+        state = self._file.state
+        if self._final() and state.acknowledged.get(CURVES) != str(state.offset):
+            figure = curves(self._file.run_dir)
+            if figure is not None:
+                client.log_figure(_id(state.run_id), figure, CURVES)
+            self._file.acknowledge(CURVES, str(state.offset))
 
     def _send_artifacts(self, client: MlflowClient) -> None:
         for name, text in self._artifacts().items():
-            if self._file.state.acknowledged.get(name) != _digest(text):
+            if self._file.state.acknowledged.get(name) != digest(text):
                 client.log_text(_id(self._file.state.run_id), text, name)
-                self._file.acknowledge(name, _digest(text))
+                self._file.acknowledge(name, digest(text))
 
     def _conclude(self, client: MlflowClient) -> None:
         state = self._file.state
         if state.status and state.acknowledged.get("status") != state.status:
             client.set_terminated(_id(state.run_id), state.status, state.ended)
             self._file.acknowledge("status", state.status)
-
-
-Point = tuple[str, int, float, int]  # metric, step, value, unix milliseconds
-
-
-def read_batches(path: Path, offset: int) -> Iterator[tuple[int, str, list[Point]]]:
-    """(offset after it, digest of its last line, points) of batches of whole lines with about MAX_METRICS points."""
-    points: list[Point] = []
-    end, last_line = offset, ""
-    with path.open("rb") as lines:
-        lines.seek(offset)
-        for line in lines:
-            if not line.endswith(b"\n"):
-                break  # still being written
-            record = decode(line.decode("utf-8", "replace"))
-            new = points_of(record) if record else []
-            if points and len(points) + len(new) > MAX_METRICS:
-                yield end, last_line, points
-                points = []
-            points.extend(new)
-            end, last_line = end + len(line), _digest(line)
-    if end > offset:
-        yield end, last_line, points
-
-
-def points_of(record: Mapping[str, Any]) -> list[Point]:
-    """The numbers of a record; nested ones as `outer/inner`; non-finite ones as counts, `nonfinite/<name>`."""
-    step, timestamp = record.get("step"), record.get("time", 0)
-    if not isinstance(step, int) or not isinstance(timestamp, int | float):
-        return []
-    values = {key: value for key, value in record.items() if key not in _NOT_METRICS}
-    values |= {f"nonfinite/{str(key).replace('.', '/')}": 1 for key in record.get("nonfinite") or []}
-    return [(metric_name(key), step, value, int(timestamp * 1000)) for key, value in _numbers(values)]
-
-
-def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{key}/{inner}", number) for inner, number in _numbers(value))
-        elif isinstance(value, int | float):
-            yield key, float(value)
-
-
-def metric_name(name: str) -> str:
-    """The nearest name MLflow accepts: letters, digits, `_ - . : /` and spaces, and no path tricks."""
-    parts = [part for part in re.sub(r"[^\w\-. :/]", "_", name).split("/") if part not in ("", ".", "..")]
-    return "/".join(parts)[:MAX_KEY] or "_"
-
-
-def line_digest_before(path: Path, offset: int, reach: int = 1 << 16) -> str:
-    """Digest of the line that ends at `offset`; "" at 0, "?" where no line ends there."""
-    if offset == 0:
-        return ""
-    with path.open("rb") as file:
-        file.seek(max(0, offset - reach))
-        data = file.read(min(offset, reach))
-        whole = file.tell() == offset and data.endswith(b"\n")
-    return _digest(data[data.rfind(b"\n", 0, -1) + 1 :]) if whole else "?"
-
-
-def _digest(content: Any) -> str:
-    data = content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode()
-    return f"{zlib.crc32(data):08x}"
 
 
 def _id(run_id: str | None) -> str:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from tram_ds import engines, tasks, tracking
 from tram_ds.algorithm import algorithm
 from tram_ds.checkpoint import Saver, latest, resume
+from tram_ds.commit import git_commit
 from tram_ds.distributed import Job, agreed, barrier, detect, joined
 from tram_ds.engine_config import engine_config
 from tram_ds.exits import CODES, DONE, PeerLost
@@ -28,7 +29,10 @@ from tram_ds.preemption import StopRequest, Watchdog
 from tram_ds.progress import Progress, results_text
 from tram_ds.recipe import Recipe, accumulation, dump, to_dict
 from tram_ds.results import Judge
-from tram_ds.wrap import Stepper
+from tram_ds.stepper import Stepper
+from tram_ds.tracking_dataset import dataset
+
+SYSTEM_SECONDS = 10.0  # between two samples of the machine for MLflow
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def session(
                     print_results(results, judge.run_dir, tracking_uri(recipe) if recipe.tracking.enabled else None)
         finally:
             recording.close()
-            tracker.finish(status)
+            tracker.finish(status, timeout=60.0 if status == "FINISHED" else 10.0)  # whoever stopped it may kill it soon
     return code
 
 
@@ -213,13 +217,15 @@ def recorders(
 
 def start_tracking(recipe: Recipe, task: Any, job: Job, engine: str) -> tracking.Tracker:
     """The MLflow run: a child, by seed, of the run of (recipe, algorithm). Never raises for a server's sake."""
+    digest = task.data_digest()
     tags = {
         "algorithm": recipe.algorithm.name,
         "task": recipe.task.name,
         "engine": engine,
         "world_size": job.world_size,
         "launcher": job.launcher,
-        "data_digest": task.data_digest(),
+        "git_commit": git_commit(),
+        "data_digest": digest,
     }
     parent = f"{recipe.name}-{recipe.algorithm.name}"
     return tracking.start(
@@ -231,6 +237,8 @@ def start_tracking(recipe: Recipe, task: Any, job: Job, engine: str) -> tracking
         to_dict(recipe),
         tags,
         dump(recipe),
+        dataset=dataset(recipe.task, digest, task.train_domains, task.eval_domains),
+        system_seconds=SYSTEM_SECONDS,
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from tram_ds import checkpoint
 from tram_ds.checkpoint import Saver
-from tram_ds.wrap import Stepper, wrap
+from tram_ds.stepper import Stepper, wrap
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 

@@ -16,7 +16,7 @@ from tram_ds import checkpoint
 from tram_ds import checkpoint_files as files
 from tram_ds.checkpoint import Saver
 from tram_ds.exits import CheckpointError
-from tram_ds.wrap import Stepper, wrap
+from tram_ds.stepper import Stepper, wrap
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tram_ds.engines import base
-from tram_ds.wrap import Stepper
+from tram_ds.stepper import Stepper
 
 
 def norm_not_reduced(built: Stepper) -> None:

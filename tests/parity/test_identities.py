@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.parity import problem
 from tram_ds.algorithm import ALGORITHMS
+from tram_ds.stepper import wrap
 from tram_ds.tasks.base import Output
-from tram_ds.wrap import wrap
 
 pytestmark = pytest.mark.parity
 

@@ -21,8 +21,8 @@ from tram_ds.evaluate import evaluate, zero_shot_average
 from tram_ds.forward import Noise, _noised
 from tram_ds.randomness import Draws
 from tram_ds.recipe_sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.stepper import wrap
 from tram_ds.tasks.entailment import build
-from tram_ds.wrap import wrap
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
 XLMR = SMALL | {"architecture": "xlm-roberta"}

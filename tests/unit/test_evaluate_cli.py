@@ -17,7 +17,7 @@ from tests.ranks import environment
 from tram_ds import checkpoint, tasks
 from tram_ds.evaluate import evaluate
 from tram_ds.recipe import load
-from tram_ds.wrap import wrap
+from tram_ds.stepper import wrap
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "evaluate.py"

@@ -19,8 +19,8 @@ from tram_ds.data.errors import DataError
 from tram_ds.data.generated_tables import images_folder, write
 from tram_ds.evaluate import evaluate
 from tram_ds.recipe_sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.stepper import wrap
 from tram_ds.tasks.image_classification import build
-from tram_ds.wrap import wrap
 
 VIT = {"architecture": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VIT |= {"intermediate_size": 64, "image_size": 16, "patch_size": 4}

@@ -54,7 +54,7 @@ def test_engines_know_shards_and_processes_only(module: str) -> None:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("tram_ds.tasks")])
 def test_tasks_know_neither_engines_nor_algorithms(module: str) -> None:
-    forbidden = ("tram_ds.engines", "tram_ds.algorithm", "tram_ds.step", "tram_ds.region", "tram_ds.wrap", "tram_ds.train")
+    forbidden = ("tram_ds.engines", "tram_ds.algorithm", "tram_ds.step", "tram_ds.region", "tram_ds.stepper", "tram_ds.train")
     assert not [m for m in imported(module) if m.startswith(forbidden)]
 
 

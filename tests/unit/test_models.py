@@ -14,8 +14,8 @@ from tram_ds.forward import Noise, _noised
 from tram_ds.randomness import Draws
 from tram_ds.recipe_model import tiny
 from tram_ds.recipe_sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.stepper import wrap
 from tram_ds.tasks.pretrained import load_config, load_image_processor, load_tokenizer
-from tram_ds.wrap import wrap
 
 MODELS = [  # task, architecture, whether sdpa exists
     ("language_modeling", "gpt2", True),

@@ -12,7 +12,7 @@ from tests.parity import problem
 from tram_ds.algorithm import ALGORITHMS
 from tram_ds.exits import NumericError
 from tram_ds.self_check import self_check
-from tram_ds.wrap import Stepper, wrap
+from tram_ds.stepper import Stepper, wrap
 
 
 def stepper(name: str = "tram_prev") -> Stepper:

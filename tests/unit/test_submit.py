@@ -55,6 +55,13 @@ def test_one_task_per_gpu_and_what_a_requeue_needs():
     assert asked["account"] == "abc" and asked["reservation"] == "r1" and "partition" not in asked
 
 
+@pytest.mark.parametrize("commit", ["0123abc-dirty", None])
+def test_the_job_knows_the_commit_of_its_snapshot(commit, monkeypatch):
+    monkeypatch.setattr(slurm, "git_commit", lambda: commit)
+    exported = [line.partition("  #")[0] for line in script().splitlines() if "TRAM_DS_GIT_COMMIT" in line]
+    assert exported == ([f"export TRAM_DS_GIT_COMMIT={commit}"] if commit else [])
+
+
 def test_nccl_settings_are_exported_and_explained():
     assert "export NCCL_SOCKET_IFNAME='^lo,docker,virbr'\n" in script(config="a100_multi_node")
     for path in (ROOT / "configs" / "slurm").glob("*.yaml"):
