@@ -65,8 +65,8 @@ def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
     with RunLock(tmp_path) as lock:
         ours = dict(lock.holder)
     foreign(tmp_path, 0, **ours | {"started": ours["started"] - 5, "token": "t"})
-    with RunLock(tmp_path):
-        pass
+    with RunLock(tmp_path) as lock:
+        assert json.loads((tmp_path / "lock").read_text())["token"] == lock.holder["token"] != "t"
 
 
 @pytest.mark.parametrize("changes", [{}, {"pid": os.getpid(), "boot": "before the reboot"}])
