@@ -32,6 +32,7 @@ from tram_ds.results import Judge
 from tram_ds.stepper import Stepper
 from tram_ds.tracking_dataset import dataset
 
+WATCHDOG_GRACE = 5.0  # seconds after train.timeout: a collective's own timeout comes first and says more
 SYSTEM_SECONDS = 10.0  # between two samples of the machine for MLflow
 
 
@@ -65,7 +66,7 @@ def run(recipe: Recipe, request: Request) -> int:
         return DONE
     task = tasks.build(recipe)
     name = engines.choose(recipe.engine.name, job)
-    stop, watchdog = StopRequest(), Watchdog(job.rank, recipe.train.timeout)
+    stop, watchdog = StopRequest(), Watchdog(job.rank, recipe.train.timeout + WATCHDOG_GRACE)
     with ExitStack() as stack:
         stack.enter_context(stop.listening())
         stack.enter_context(watchdog.watching())
