@@ -120,7 +120,8 @@ def test_a_tracking_server_that_is_away_answers_or_hangs():
     assert doctor.tracking(context("tracking.enabled=false")) == "off"
 
 
-def test_states_are_split_as_the_engine_splits_them():
+def test_states_are_split_as_the_engine_splits_them(monkeypatch):
+    monkeypatch.delattr(doctor_memory.planning, "rank_bytes")  # the plain count
     job = Job(0, 0, 4, "srun", torch.device("cpu"))
     count = 1000
 
@@ -133,7 +134,8 @@ def test_states_are_split_as_the_engine_splits_them():
     assert each("engine={name: zero, config: zero1.json}") == count * (20 // 4 + 4 + 4)
 
 
-def test_the_memory_of_a_slurm_job_is_that_of_its_ranks():
+def test_the_memory_of_a_slurm_job_is_that_of_its_ranks(monkeypatch):
+    monkeypatch.delattr(doctor_memory.planning, "rank_bytes")  # the plain count
     here = context("train.global_batch=16", "train.micro_batch=1", "engine=auto")
     here.slurm = slurm_config.load("a100_multi_node")
     assert here.world == 16 and here.planned.device.type == "cuda"

@@ -1,0 +1,12 @@
+"""Memory, traffic and time of a run at any number of GPUs, from its recipe alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def rank_bytes(recipe: Any, world: int) -> int:
+    """Bytes one GPU of `world` needs for everything that does not depend on the batch; activations and logits come on top."""
+    from tram_ds.planning.plan import rank_bytes as planned  # lazily: plan imports the engines, which import nothing of this
+
+    return planned(recipe, world)

@@ -1,0 +1,1 @@
+"""What a step costs: measured on every engine, ours and its peers, by launch/benchmark.py."""

@@ -1,0 +1,164 @@
+"""One call measured: FLOPs, bytes of every kind of collective, live tensor bytes, and the share of a step's own arithmetic."""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from tram_ds.stepper import Stepper
+
+SMALL = 1024  # bytes: sums, norms and flags; a collective of a model's tensors is larger
+
+
+class Traffic(TorchDispatchMode):
+    """bytes[kind] and calls[kind] of the collectives inside: of the whole tensor, as it is before a scatter or after a gather.
+
+    Sees what a process group is asked to do, whoever asks: DDP's reducer, FSDP2, DeepSpeed, the engine's own sums. A 2-rank
+    all-gather of 1 MB shards counts 2 MB. Collectives of at most SMALL bytes are counted in calls["small"] only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            name = func.overloadpacket.__name__.strip("_").replace("_base", "").removesuffix("_")
+            size = _largest_side(args)
+            kind = "small" if size <= SMALL else name
+            self.calls[kind] += 1
+            if size > SMALL:
+                self.bytes[kind] += size
+        return func(*args, **(kwargs or {}))
+
+
+def _largest_side(args: Any) -> int:
+    """Bytes of the larger of a collective's input and output."""
+    sides = [sum(t.nbytes for t in tree_leaves(a) if isinstance(t, Tensor)) for a in args[:2]]
+    return max(sides, default=0)
+
+
+class Live(TorchDispatchMode):
+    """peak: bytes of all tensor storages alive at once inside; start: those alive at the beginning. Emptied storages count 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, weakref.ref[Any]] = {}
+        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for thing in gc.get_objects():
+                if isinstance(thing, Tensor):
+                    self._note(thing)
+        self.start = self.peak = self.now()
+
+    def _note(self, tensor: Tensor) -> None:
+        local = getattr(tensor, "_local_tensor", tensor)
+        if local.layout is torch.strided and local.device.type != "meta":
+            storage = local.untyped_storage()
+            self.storages.setdefault(storage._cdata, weakref.ref(storage))
+
+    def now(self) -> int:
+        """Bytes of the storages alive."""
+        alive = {key: (ref, storage) for key, ref in self.storages.items() if (storage := ref()) is not None}
+        self.storages = {key: ref for key, (ref, _) in alive.items()}
+        return sum(storage.nbytes() for _, storage in alive.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._note(tensor)
+        self.peak = max(self.peak, self.now())
+        return out
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One step. flops; bytes and calls by collective; small_calls: of scalars; state and peak: bytes, before and at the top."""
+
+    flops: int
+    bytes: dict[str, int]
+    calls: dict[str, int]
+    state: int
+    peak: int
+
+
+def counted(step: Callable[[], object]) -> Counted:
+    """Three calls of `step`, one per kind of count, because the counters would see each other's work."""
+    with FlopCounterMode(display=False) as flops:
+        step()
+    with Traffic() as traffic:
+        step()
+    with Live() as live:
+        step()
+    return Counted(flops.get_total_flops(), dict(traffic.bytes), dict(traffic.calls), live.start, live.peak)
+
+
+class Shares:
+    """Process seconds that a Stepper's steps spend on norm and ascent, theta + epsilon, publish and restore."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.seconds, self._ascended = 0.0, 0.0
+        self.stepper, self.engine = stepper, stepper.engine
+        ascent = stepper.algorithm.ascent
+        self._original = stepper.algorithm
+        if ascent is not None:
+            self.stepper.algorithm = replace(stepper.algorithm, ascent=self._timed_ascent(ascent))
+
+    def _timed_ascent(self, ascent: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            epsilon = ascent(*args, **kwargs)
+            self._ascended = time.process_time()
+            self.seconds += self._ascended - start
+            return epsilon
+
+        return run
+
+    @contextmanager
+    def _moved(self, original: Any, to: Any) -> Iterator[None]:
+        start = self._ascended or time.process_time()  # from the end of the ascent: theta + epsilon lies between
+        self._ascended = 0.0
+        inner = original(to=to)
+        inner.__enter__()
+        self.seconds += time.process_time() - start
+        try:
+            yield
+        finally:
+            start = time.process_time()
+            inner.__exit__(None, None, None)
+            self.seconds += time.process_time() - start
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inside, `seconds` grows with every step; outside, engine and algorithm are as they were."""
+        original = self.engine.moved
+        grads = self.engine.grads
+        self.engine.moved = lambda to: self._moved(original, to)  # type: ignore[method-assign]
+        self.engine.grads = lambda: self._timed(grads)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.engine.moved, self.engine.grads
+            self.stepper.algorithm = self._original
+
+    def _timed(self, call: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        result = call()
+        self.seconds += time.process_time() - start
+        return result
