@@ -9,7 +9,7 @@ noised    pass 1 takes its gradient on x + z (TRAM-Fisher)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -56,6 +56,7 @@ class Options:
     radius_max: float | None = None
     positions: Literal["all", "labelled"] = "all"
     reference_mode: Mode | None = None
+    lookahead: bool = True
     reference_gradient: Literal["both", "current"] = "both"
     student_mode: Literal["train", "eval"] = "train"
     pass2_dropout: Literal["fresh", "replay"] = "fresh"
@@ -67,6 +68,8 @@ class Options:
     samsung_eta: float = 0.01
     accumulation: Literal["global", "micro"] = "global"
     perturbation: Literal["gradient", "released_code_without_gradient"] = "gradient"
+    perturb_every: int = 1
+    perturbation_scope: Literal["job", "rank"] = "job"
 
     def z(self) -> Noise:
         return Noise(self.noise_site or "embedding", self.sigma, self.noise)
@@ -81,6 +84,8 @@ class Algorithm:
     gauge: measures an epsilon in the units of the radius, for the self-check; None where nothing is promised.
     noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher diagonal (Algorithm 2).
     per_micro_batch: an epsilon for every micro-batch instead of one for the global batch (m-sharpness).
+    every: climb only on steps that are a multiple of it; the others are the base optimizer's, with the penalty if any.
+    per_rank: every rank climbs by its own gradient, its own norm and its own distance.
     """
 
     name: str
@@ -96,10 +101,20 @@ class Algorithm:
     student_mode: Literal["train", "eval"] = "train"
     pass2_masks: str = "pass_2"
     per_micro_batch: bool = False
+    every: int = 1
+    per_rank: bool = False
 
     @property
     def regions(self) -> list[TrustRegion]:
         return [r for r in (self.radius, self.penalty) if isinstance(r, TrustRegion)]
+
+    def asks(self, region: TrustRegion) -> bool:
+        """Whether this algorithm measures `region`."""
+        return region is self.radius or region is self.penalty
+
+    def at(self, step: int) -> Algorithm:
+        """The algorithm of one step: itself, or without its ascent where `every` leaves that out."""
+        return self if step % self.every == 0 else replace(self, ascent=None, gauge=None, radius=0.0, noised=None)
 
 
 MakeAscent = Callable[[Options], tuple[Ascent, Gauge | None]]
@@ -117,23 +132,21 @@ class Row:
 
 
 def _sam(_: Options) -> tuple[Ascent, Gauge | None]:
-    return sam, sam_length
+    return sam(), sam_length
 
 
 def _asam(o: Options) -> tuple[Ascent, Gauge | None]:
-    scale = adaptive_scale(o.adaptive_filter, o.samsung_eta)
-    if o.perturbation != "gradient":
-        return partial(gradient_free, scale=scale), None
-    return partial(asam, scale=scale), partial(asam_length, scale=scale)
+    t = adaptive_scale(o.adaptive_filter, o.samsung_eta)
+    return (asam(t), partial(asam_length, t=t)) if o.perturbation == "gradient" else (gradient_free(t), None)
 
 
 def _fisher(o: Options) -> tuple[Ascent, Gauge | None]:
-    bound = {"eta": o.eta, "inverse": o.fisher_inverse}
-    return partial(fisher, **bound), partial(fisher_length, **bound) if o.fisher == "shared" else None
+    gauge = partial(fisher_length, eta=o.eta, inverse=o.fisher_inverse)
+    return fisher(o.eta, o.fisher_inverse), gauge if o.fisher == "shared" else None
 
 
 def _previous(o: Options) -> Reference:
-    return regions.previous(o.reference_mode or "eval")
+    return regions.Previous(o.reference_mode or "eval", o.lookahead)
 
 
 def _initial(o: Options) -> Reference:
@@ -193,6 +206,8 @@ def algorithm(name: str, **options: Any) -> Algorithm:
         student_mode=o.student_mode,
         pass2_masks="pass_1" if o.pass2_dropout == "replay" else "pass_2",
         per_micro_batch=o.accumulation == "micro",
+        every=o.perturb_every,
+        per_rank=o.perturbation_scope == "rank",
     )
 
 
@@ -210,7 +225,7 @@ def _region(o: Options, reference: MakeReference) -> TrustRegion:
         o.radius_max,
         official=o.kl_norm == "official",
         labelled=o.positions == "labelled",
-        gathered=o.distance in NOT_ADDITIVE and o.mmd_scope == "global",
+        gathered=o.distance in NOT_ADDITIVE and o.mmd_scope == "global" and o.perturbation_scope == "job",
     )
 
 

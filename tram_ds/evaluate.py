@@ -35,6 +35,7 @@ def evaluate(
     progress: called as (domain, batches done, batches in all of this rank) after every batch.
     """
     results = {}
+    forward = task.chunked(getattr(model, "module", model)) or task.forward
     with torch.no_grad(), _evaluation_mode(model):
         for domain, rows in rows_by_domain.items():
             if not len(rows):
@@ -43,7 +44,7 @@ def evaluate(
             batches = _batches(len(rows), batch_size, rank, world_size)
             for done, (indices, weight) in enumerate(batches, start=1):
                 batch = {k: v.to(device) for k, v in task.collate([rows[i] for i in indices]).items()}
-                output = task.forward(model, batch)
+                output = forward(model, batch)
                 if weight:
                     sums += evaluation_sums(task, output, batch)
                 if progress is not None:

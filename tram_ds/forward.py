@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from tram_ds.chunked import Chunked
 from tram_ds.engines.base import Engine
+from tram_ds.logits import Compare, Prediction, measured
 from tram_ds.randomness import Draws
 from tram_ds.tasks.base import Output
 
-Forward = Callable[[Any, Any], Output]  # (model, batch) -> Output
+Forward = Callable[[Any, Any], Output] | Chunked  # (model, batch) -> Output
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Pass:
     forward: Forward
     draws: Draws
 
+    def next(self) -> Pass:
+        """The same for the next step."""
+        return replace(self, draws=replace(self.draws, step=self.draws.step + 1))
+
     def __call__(
         self,
         index: int,
@@ -42,13 +47,42 @@ class Pass:
         masks: str,
         train: bool = True,
         noise: Noise | None = None,
-        detach: bool = False,
         statistics: bool = False,
+        compares: Sequence[Compare] = (),
     ) -> Output:
-        """masks: the purpose that seeds dropout. detach: cut the graph below the noise, as the released code does.
+        """masks: the purpose that seeds dropout. statistics: let batch-norm layers update their running ones (pass 1 only).
 
-        statistics: let batch-norm layers update their running statistics (pass 1 only).
+        compares: what to measure of the logits; the output's `objective` and `distances` answer.
         """
+        with self._conditions(index, masks, train, noise, False, statistics):
+            if isinstance(self.forward, Chunked):
+                return self.forward(self.engine.model, batch, compares)
+            return measured(self.forward(self.engine.model, batch), compares)
+
+    def predict(
+        self,
+        index: int,
+        batch: Any,
+        *,
+        masks: str,
+        train: bool = True,
+        noise: Noise | None = None,
+        detach: bool = False,
+        copy_head: bool = False,
+    ) -> Prediction:
+        """What the model says of every position. detach: cut the graph below the noise, as the released code does.
+
+        copy_head: the weights are about to change, so keep what the prediction needs of them.
+        """
+        with self._conditions(index, masks, train, noise, detach, False):
+            if isinstance(self.forward, Chunked):
+                return self.forward.predict(self.engine.model, batch, copy_head)
+            return self.forward(self.engine.model, batch).logits
+
+    @contextmanager
+    def _conditions(
+        self, index: int, masks: str, train: bool, noise: Noise | None, detach: bool, statistics: bool
+    ) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(self.engine.autocast())
             if not train:
@@ -58,8 +92,7 @@ class Pass:
             if noise is not None:
                 stack.enter_context(_noised(self.engine.module, noise, self.draws, index, detach))
             self.draws.seed_masks(masks, index)
-            output = self.forward(self.engine.model, batch)
-        return output
+            yield
 
 
 @contextmanager
@@ -130,9 +163,3 @@ def _site(module: nn.Module, site: str | nn.Module) -> nn.Module:
             f"{type(module).__name__} has no input embedding to add noise to: pass noise_site=<the module whose output is x>"
         )
     return found
-
-
-def no_grad_output(run: Callable[[], Output]) -> Output:
-    """An Output without a graph."""
-    with torch.no_grad():
-        return run()

@@ -51,27 +51,30 @@ class Loop:
             return self._train(pool)
 
     def _train(self, pool: ThreadPoolExecutor) -> int:
-        train = self.recipe.train
+        train, forward = self.recipe.train, self.task.chunked(self.stepper.engine.module) or self.task.forward
+        upcoming, stopping = None, False
         while self.stepper.steps < self.total_steps:
-            step = self.stepper.steps
+            step, done = self.stepper.steps, self.stepper.steps + 1
             self.watchdog.beat("data", step)
-            batches = self.batches(step, pool)
+            batches = upcoming or self.batches(step, pool)
             if step == 0 and train.self_check:
                 self.watchdog.beat("self-check")
-                self_check(self.stepper, batches, self.task.forward)
+                self_check(self.stepper, batches, forward)
+            finished = done == self.total_steps
+            saving = stopping or finished or done == train.stop_after or _due(self.recipe.checkpoint.every_steps, done)
+            upcoming = None if saving else self.batches(done, pool)
             self.watchdog.beat("step")
-            self.take(batches, step)
-            done = step + 1
+            self.take(batches, step, forward, upcoming)
             if _due(self.recipe.eval.every_steps, done):
                 self.watchdog.beat("validation")
                 self.validate(done)
             stopping = agreed(self.stop.raised is not None) or done == train.stop_after
-            finished = done == self.total_steps
-            if stopping or finished or _due(self.recipe.checkpoint.every_steps, done):
+            # A step that looked ahead kept nothing to resume from: one that does not follows, and then the stop.
+            if saving or (stopping and self.stepper.restorable):
                 self.watchdog.beat("checkpoint")
                 self.save()
-            if stopping and not finished:
-                return REQUEUE
+                if stopping and not finished:
+                    return REQUEUE
         return DONE
 
     def batches(self, step: int, pool: ThreadPoolExecutor) -> list[Batch]:
@@ -90,12 +93,12 @@ class Loop:
         cuts = [indices[j * train.micro_batch : (j + 1) * train.micro_batch] for j in range(first, first + micros)]
         return [pool.submit(lambda cut=cut: self.task.collate([self.rows[i] for i in cut])) for cut in cuts]
 
-    def take(self, batches: list[Batch], step: int) -> None:
+    def take(self, batches: list[Batch], step: int, forward: Any, upcoming: list[Batch] | None) -> None:
         """One step and its record; NumericError after train.max_skipped skipped steps in a row."""
         logging = _due(self.recipe.train.log_every, step + 1)
         full = step % self.recipe.train.probe_every == 0
         probe = Robustness(full, self.stepper.algorithm.gauge) if logging else None
-        report = self.stepper.step(batches, self.task.forward, self.task.counts, probe)
+        report = self.stepper.step(batches, forward, self.task.counts, probe, upcoming)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
         if logging or report.skipped:
             now = time.monotonic()

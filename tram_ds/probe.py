@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tram_ds.ascent import Gauge
 from tram_ds.engines.base import Engine
-from tram_ds.shards import Shards
+from tram_ds.shards import Lazy
 
 
 @dataclass
@@ -20,14 +20,15 @@ class Robustness:
     perturbation_norm: |epsilon|_2. perturbation_length: in the units of the radius (|epsilon / T|), where a gauge is given.
     perturbation_cosine, perturbation_projection: of the realised on the intended epsilon
     (1.0 where nothing is lost to the working copy's precision). perturbation_norm_share: of |epsilon|^2 in normalisation
-    layers. Not `full`: only the first. One all-reduce of four numbers and one of the length; two shard-sized temporaries.
+    layers. Not `full`: only the first. One all-reduce of four numbers and one of the length.
+    Epsilon is computed anew for each of them, part by part.
     """
 
     full: bool = True
     gauge: Gauge | None = None
     values: dict[str, Tensor] = field(default_factory=dict)
 
-    def __call__(self, engine: Engine, epsilon: Shards) -> None:
+    def __call__(self, engine: Engine, epsilon: Lazy) -> None:
         intended = epsilon.square_sum(engine.device).to(engine.device)
         zero = torch.zeros_like(intended)
         sums = torch.stack([intended, *(_realised(engine, epsilon) if self.full else [zero] * 3)])
@@ -43,13 +44,14 @@ class Robustness:
             self.values["perturbation_length"] = self.gauge(engine.params(), engine.grads(), epsilon, engine.norm)
 
 
-def _realised(engine: Engine, epsilon: Shards) -> list[Tensor]:
+def _realised(engine: Engine, epsilon: Lazy) -> list[Tensor]:
     """[<realised, epsilon>, |realised|^2, |epsilon|^2 in normalisation layers] of this rank."""
-    theta = engine.params()
-    delta = engine.working() - theta.map(lambda _, t: t.to(engine.dtype).to(torch.float32))
+    rounded = Lazy(lambda theta: theta.rounded(engine.dtype), engine.params())
+    delta = engine.working() - rounded
     names = normalisation_parameters(engine.module)
     inside = epsilon.map(lambda span, t: t if span.name in names else t[:0])
-    return [x.to(engine.device) for x in (delta.dot(epsilon), delta.square_sum(), inside.square_sum())]
+    sums = (delta.dot(epsilon), delta.square_sum(engine.device), inside.square_sum(engine.device))
+    return [x.to(engine.device) for x in sums]
 
 
 def normalisation_parameters(module: nn.Module) -> set[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tram_ds.recipe_sections import NamedSection, NotNegative, chosen, refusal
+from tram_ds.recipe_sections import NamedSection, NotNegative, Positive, chosen, refusal
 
 Above = Annotated[float, Field(gt=0)]
 AtLeast = Annotated[float, Field(ge=0)]
@@ -53,6 +53,9 @@ READ_BY: dict[str, set[str]] = {
     "samsung_eta": _ADAPTIVE,
     "accumulation": _CONSTANT_RADIUS | _DISTANCE_RADIUS,
     "perturbation": _DISTANCE_RADIUS,
+    "lookahead": {"trpo", "asam_trpo", "tram_prev"},
+    "perturb_every": _CONSTANT_RADIUS | _DISTANCE_RADIUS,
+    "perturbation_scope": _CONSTANT_RADIUS | _DISTANCE_RADIUS,
 }
 _DISTANCE_READS = {  # option -> the distances that read it
     "distance_on": {"mmd", "l2"},
@@ -101,6 +104,8 @@ class AlgorithmSection(NamedSection):
     """T divides both sides' logits, and the distance is multiplied by T^2."""
     positions: Literal["all", "labelled"] = "all"
     """Positions d averages over: all that are not padding, or only those with a counted target."""
+    lookahead: bool = True
+    """theta_{t-1}: predict the next batch while theta_t is there, instead of keeping its weights; the same numbers."""
     reference_mode: Literal["eval", "paired"] | None = None
     """Dropout of the reference: off (eval) or the current model's masks (paired); null = eval, at x + z its own
     masks."""
@@ -136,6 +141,11 @@ class AlgorithmSection(NamedSection):
     fp32 copy of the gradient)."""
     perturbation: Literal["gradient", "released_code_without_gradient"] = "gradient"
     """Eq. 7, or what the paper's released code computes instead: no gradient in epsilon, not an ascent direction."""
+    perturb_every: Positive = 1
+    """Climb on every k-th step only; the steps between are the base optimizer's. Cheaper, and another algorithm."""
+    perturbation_scope: Literal["job", "rank"] = "job"
+    """One epsilon for the job, or one for every rank by its own gradient and distance (m-sharpness; saves the first
+    reduction; engine: replicated only). Another algorithm."""
 
     def options(self) -> dict[str, Any]:
         """The options this row reads: keyword arguments of `tram_ds.algorithm.algorithm(name, ...)`."""

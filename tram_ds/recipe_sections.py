@@ -137,6 +137,9 @@ class ModelSection(Section):
     """Type of the working copy that forward and backward use; the master weights are always float32."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
+    logits: Literal["chunks", "whole"] = "chunks"
+    """Of a language model: `chunks` = loss and distances a few rows at a time, so that a large vocabulary costs no
+    memory; `whole` = all at once, for models that change their logits after the output head."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation; flash_attention_2 needs the flash-attn package, a GPU and dtype bfloat16."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None

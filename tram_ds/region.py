@@ -16,29 +16,36 @@ from torch import Tensor
 from tram_ds.distance import Distance
 from tram_ds.engines.base import Engine, Means
 from tram_ds.forward import Noise, Pass
+from tram_ds.logits import Compare, Hidden, Prediction, Weight
 from tram_ds.shards import Shards
-from tram_ds.tasks.base import Output
 
 Mode = Literal["eval", "train", "paired"]  # paired: train mode with the dropout masks of pass 1
 
 
 class Reference(Protocol):
-    """Collective in step with the engine: every rank calls prepare and logits for the same micro-batches in the same order."""
+    """Collective in step with the engine: every rank calls every method for the same micro-batches in the same order."""
 
-    def prepare(self, run: Pass, batches: Sequence[Any]) -> None:
-        """Once a step, before pass 1, at theta_t; may move the weights and comes back bit for bit."""
+    def prepare(self, run: Pass, batches: Sequence[Any], upcoming: Sequence[Any] | None) -> None:
+        """Once a step, before pass 1, at theta_t; may move the weights and comes back bit for bit.
+
+        batches: this step's micro-batches; upcoming: the next one's, None if unknown. Empty: no prediction will be asked for.
+        """
         ...
 
-    def logits(self, run: Pass, index: int, batch: Any) -> Tensor:
-        """(N, C) reference logits of micro-batch `index`; with a graph only where the reference is differentiable."""
+    def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
+        """Of the N positions of micro-batch `index`; with a graph only where the reference is differentiable."""
         ...
 
     def advance(self, engine: Engine) -> None:
         """Once a step, at theta_t just before the descent: theta_t becomes the next step's theta_{t-1}."""
         ...
 
+    def restorable(self) -> bool:
+        """Whether state() has what the next step needs."""
+        ...
+
     def state(self) -> dict[str, Shards]:
-        """What a checkpoint must hold for the next step to be the same."""
+        """What a checkpoint must hold for the next step to be the same. ValueError unless restorable."""
         ...
 
     def names(self) -> tuple[str, ...]:
@@ -54,37 +61,98 @@ def _masks(mode: Mode) -> str:
     return "pass_1" if mode == "paired" else "reference"
 
 
-Update = Callable[[Shards | None, Engine], Shards | None]
+def _predicted(run: Pass, batches: Sequence[Any], mode: Mode) -> list[Prediction]:
+    """p(. | x) at the weights that stand in the engine. One copy of the head serves all micro-batches."""
+    found: list[Prediction] = []
+    with torch.no_grad():
+        for index, batch in enumerate(batches):
+            one = run.predict(index, batch, masks=_masks(mode), train=mode != "eval", copy_head=not found)
+            if found and isinstance(one, Hidden) and isinstance(found[0], Hidden):
+                one = Hidden(one.states, found[0].weight, found[0].bias)
+            found.append(one)
+    return found
+
+
+@dataclass
+class Previous:
+    """p(. | x, theta_{t-1}), the weights before the last base step; theta_{-1} is theta_0, so d = 0 at step 0.
+
+    lookahead: where the next step's micro-batches are there already, their predictions are made now, at theta_t, instead of
+    then at weights remembered and moved to and from: the same numbers, bit for bit, without a copy of the model. Otherwise
+    theta_t is remembered from the descent to the next step's first pass.
+    """
+
+    mode: Mode = "eval"
+    lookahead: bool = True
+    weights: Shards | None = None
+    _now: list[Prediction] = field(default_factory=list)
+    _next: list[Prediction] | None = None
+
+    def prepare(self, run: Pass, batches: Sequence[Any], upcoming: Sequence[Any] | None) -> None:
+        if self._next is not None:
+            self._now = self._next
+        elif self.weights is None or not batches:
+            self._now = _predicted(run, batches, self.mode)
+        else:
+            with run.engine.moved(to=self.weights):
+                self._now = _predicted(run, batches, self.mode)
+        self.weights = None
+        self._next = _predicted(run.next(), upcoming, self.mode) if self.lookahead and upcoming is not None else None
+
+    def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
+        return self._now[index]
+
+    def advance(self, engine: Engine) -> None:
+        self._now = []
+        self.weights = engine.params(keep=True) if self._next is None else None
+
+    def restorable(self) -> bool:
+        return self._next is None
+
+    def state(self) -> dict[str, Shards]:
+        if not self.restorable():
+            raise ValueError(
+                "theta_{t-1} was not kept: the step before a checkpoint must be called without `upcoming`, the next batch"
+            )
+        return {} if self.weights is None else {"previous": self.weights}
+
+    def names(self) -> tuple[str, ...]:
+        return ("previous",)
+
+    def load(self, state: dict[str, Shards]) -> None:
+        self.weights, self._next = state.get("previous"), None
+
+
+Update = Callable[[Shards | None, Engine], Shards]
 
 
 @dataclass
 class AtWeights:
     """p(. | x, w) for remembered weights w: one sharded copy of the model, no second module.
 
-    before: w as of the start of step t, from the w remembered (None at step 0). after: w to remember at the end of it.
+    before: w as of the start of step t, from the w remembered (None at step 0).
     """
 
     name: str
     before: Update
-    after: Update = lambda weights, _: weights
     mode: Mode = "eval"
     weights: Shards | None = None
-    cached: list[Tensor] = field(default_factory=list)
+    _predictions: list[Prediction] = field(default_factory=list)
 
-    def prepare(self, run: Pass, batches: Sequence[Any]) -> None:
+    def prepare(self, run: Pass, batches: Sequence[Any], upcoming: Sequence[Any] | None) -> None:
         self.weights = self.before(self.weights, run.engine)
-        assert self.weights is not None
-        with torch.no_grad(), run.engine.moved(to=self.weights):
-            self.cached = [
-                run(i, batch, masks=_masks(self.mode), train=self.mode != "eval").logits for i, batch in enumerate(batches)
-            ]
+        if batches:
+            with run.engine.moved(to=self.weights):
+                self._predictions = _predicted(run, batches, self.mode)
 
-    def logits(self, run: Pass, index: int, batch: Any) -> Tensor:
-        return self.cached[index]
+    def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
+        return self._predictions[index]
 
     def advance(self, engine: Engine) -> None:
-        self.cached = []
-        self.weights = self.after(self.weights, engine)
+        self._predictions = []
+
+    def restorable(self) -> bool:
+        return True
 
     def state(self) -> dict[str, Shards]:
         return {} if self.weights is None else {self.name: self.weights}
@@ -96,14 +164,9 @@ class AtWeights:
         self.weights = state[self.name] if state else None
 
 
-def previous(mode: Mode = "eval") -> AtWeights:
-    """theta_{t-1}, the weights before the last base step; theta_{-1} is theta_0, so d = 0 at step 0."""
-    return AtWeights("previous", lambda w, engine: w or engine.params(), lambda _, engine: engine.params(keep=True), mode)
-
-
 def initial(mode: Mode = "eval") -> AtWeights:
     """theta_0, the pre-trained model, remembered at the first step."""
-    return AtWeights("initial", lambda w, engine: w or engine.params(keep=True), mode=mode)
+    return AtWeights("initial", lambda w, engine: w or engine.params(keep=True), mode)
 
 
 def average(decay: float, mode: Mode = "eval") -> AtWeights:
@@ -115,7 +178,7 @@ def average(decay: float, mode: Mode = "eval") -> AtWeights:
     def update(ema: Shards | None, engine: Engine) -> Shards:
         return engine.params().clone() if ema is None else ema.lerp_(engine.params(), 1.0 - decay)
 
-    return AtWeights("average", update, mode=mode)
+    return AtWeights("average", update, mode)
 
 
 @dataclass
@@ -129,15 +192,18 @@ class NoisedInput:
     mode: Mode = "train"
     differentiable: bool = False
 
-    def prepare(self, run: Pass, batches: Sequence[Any]) -> None:
+    def prepare(self, run: Pass, batches: Sequence[Any], upcoming: Sequence[Any] | None) -> None:
         pass
 
-    def logits(self, run: Pass, index: int, batch: Any) -> Tensor:
+    def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-            return run(index, batch, masks=_masks(self.mode), train=self.mode != "eval", noise=self.noise, detach=True).logits
+            return run.predict(index, batch, masks=_masks(self.mode), train=self.mode != "eval", noise=self.noise, detach=True)
 
     def advance(self, engine: Engine) -> None:
         pass
+
+    def restorable(self) -> bool:
+        return True
 
     def state(self) -> dict[str, Shards]:
         return {}
@@ -169,15 +235,15 @@ class TrustRegion:
     gathered: bool = False
     _rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def measure(self, reference: Tensor, current: Tensor, output: Output) -> tuple[Tensor, int]:
-        """(distance summed over positions, how many positions) of one micro-batch; `output` says which are labelled."""
-        if self.labelled and output.counted is not None:
-            reference, current = reference[output.counted], current[output.counted]
-        if self.gathered:
-            self._rows.append((reference.detach(), current.detach()))
-            return current.new_zeros(()), len(current)
-        divisor = current.shape[-1] * (output.rows or len(current)) if self.official else 1
-        return self.distance(reference, current) / divisor, len(current)
+    def compare(self, run: Pass, index: int, batch: Any, weight: Weight | None = None) -> Compare:
+        """What to ask of the forward pass of micro-batch `index`. weight: see Compare."""
+        distance = self._collect if self.gathered else self.distance
+        reference = self.reference.prediction(run, index, batch)
+        return Compare(distance, reference, self.labelled, self.official, weight)
+
+    def _collect(self, reference: Tensor, current: Tensor) -> Tensor:
+        self._rows.append((reference.detach(), current.detach()))
+        return current.new_zeros(())
 
     def mean(self, engine: Engine, means: Means) -> Tensor:
         """d, () float64: the mean of pass 1, or the gathered batch's. Collective where gathered."""

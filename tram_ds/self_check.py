@@ -33,21 +33,20 @@ def self_check(stepper: Stepper, batches: Sequence[Any], forward: Forward) -> No
     problems = []
     with stepper.quiet():
         make = partial(objective, stepper.bind(forward, batches), plain, None)
-        before = engine.working()
+        before = engine.working().realise()
         theta = engine.params().clone()
         still = engine.backward(batches, make()).loss
         g = engine.grads()
         epsilon = algorithm.ascent(engine.params(), g, torch.tensor(radius, dtype=torch.float64), engine.norm)
+        length = float(algorithm.gauge(engine.params(), g, epsilon, engine.norm)) if algorithm.gauge is not None else radius
         with engine.moved(to=engine.params() + epsilon):
             moved = engine.backward(batches, make(descent=True)).loss
         engine.clear()
         if not bool(moved != still):
             problems.append(f"the loss did not move under epsilon ({float(still)!r}): the perturbation is not published")
-        if algorithm.gauge is not None:
-            length = float(algorithm.gauge(engine.params(), g, epsilon, engine.norm))
-            if not abs(length - radius) <= TOLERANCE * radius:
-                problems.append(f"|epsilon / T| is {length:.6g} where the radius is {radius:g}")
-        if not (engine.working().equal(before) and engine.params().equal(theta)):
+        if not abs(length - radius) <= TOLERANCE * radius:
+            problems.append(f"|epsilon / T| is {length:.6g} where the radius is {radius:g}")
+        if not (before.equal(engine.working()) and engine.params().equal(theta)):
             problems.append("theta did not come back bit for bit after the perturbation")
     if agreed(bool(problems)):
         found = "; ".join(problems) or "another rank failed"

@@ -14,9 +14,9 @@ from tram_ds.algorithm import Algorithm
 from tram_ds.engines.base import Engine, Means, Objective, Terms
 from tram_ds.forward import Noise, Pass
 from tram_ds.region import TrustRegion
-from tram_ds.shards import Shards
+from tram_ds.shards import Lazy, Shards
 
-Probe = Callable[[Engine, Shards], None]  # called at theta + epsilon with the intended epsilon
+Probe = Callable[[Engine, Lazy], None]  # called at theta + epsilon with the intended epsilon
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Climbed:
     radius: Tensor
     perturbed_loss: Tensor
     ascent_norm: Tensor
+    grad_norm: Tensor
     targets: Tensor
 
     def finite(self) -> Tensor:
@@ -41,7 +42,7 @@ class StepReport:
 
     loss: mean task loss of pass 1 per counted target. distance: mean d per position (0 without a region).
     radius: what the ascent used (0 without one). perturbed_loss: the loss at theta + epsilon (loss without an ascent).
-    ascent_norm: what the ascent divided by (0 without one). grad_norm: of the descent's gradient, before clipping.
+    ascent_norm: what the ascent divided by (the gradient's without one). grad_norm: of the descent's, before clipping.
     targets: counted in the global batch.
     """
 
@@ -57,23 +58,30 @@ class StepReport:
 
 
 def train_step(
-    run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: Tensor | None = None, probe: Probe | None = None
+    run: Pass,
+    algorithm: Algorithm,
+    batches: Sequence[Any],
+    share: Tensor | None = None,
+    probe: Probe | None = None,
+    upcoming: Sequence[Any] | None = None,
 ) -> StepReport:
     """One step of Algorithm 1 over this rank's micro-batches of the global batch. Collective.
 
     share: counted targets per position of the global batch, which weighs a penalty; None: each micro-batch's own.
+    upcoming: the next step's micro-batches, for a reference that can look at them now instead of remembering theta_t.
     """
-    engine = run.engine
+    engine, now, then = run.engine, algorithm.at(run.draws.step), algorithm.at(run.draws.step + 1)
     for region in algorithm.regions:  # p_ref(. | x), no gradient
-        region.reference.prepare(run, batches)
+        ahead = upcoming if upcoming is None or then.asks(region) else ()
+        region.reference.prepare(run, batches if now.asks(region) else (), ahead)
 
     passes = climb_each if algorithm.per_micro_batch else climb
-    climbed = passes(run, algorithm, batches, share, probe)  # (2) to (6): g = grad L(theta_t + epsilon)
+    climbed = passes(run, now, batches, share, probe)  # (2) to (6): g = grad L(theta_t + epsilon)
 
     for region in algorithm.regions:  # theta_t becomes the next step's theta_{t-1}
         region.reference.advance(engine)
-    info = engine.descend(climbed.finite())  # (7) theta_{t+1} = theta_t - lr g
-    return StepReport(**vars(climbed), grad_norm=info.grad_norm, lr=info.lr, skipped=info.skipped)
+    info = engine.descend(climbed.finite(), climbed.grad_norm)  # (7) theta_{t+1} = theta_t - lr g
+    return StepReport(**vars(climbed), lr=info.lr, skipped=info.skipped)
 
 
 def climb(
@@ -83,22 +91,29 @@ def climb(
 
     theta, g, epsilon: fp32 shards of this rank; d, radius: () and global. offset: this rank's index of the first batch.
     """
-    engine, terms = run.engine, partial(objective, run, algorithm, share, offset)
-    first = second = engine.backward(batches, terms())  # (2) g = grad L(theta_t)
+    engine, terms, ascent = run.engine, partial(objective, run, algorithm, share, offset), algorithm.ascent
+    weighted = ascent.weighted if ascent and ascent.linear else None
+    alone = algorithm.per_rank and ascent is not None
+    first = second = engine.backward(batches, terms(), weighted, alone)  # (2) g = grad L(theta_t), and ||T g||
     distance = distance_of(algorithm, engine, first)  # (3) d = D(p_ref, p_theta)
-    radius, norm = radius_of(algorithm, distance), Recorded(engine.norm, torch.zeros_like(distance))
+    radius, norm = radius_of(algorithm, distance), Recorded(engine.norm, first.norm)
 
-    if algorithm.ascent:
-        g, fisher = engine.grads(), {}
+    if ascent:
+        theta, g, f = engine.params(), engine.grads(), None
         if algorithm.fisher_pass:  # Algorithm 2: F from the squares of a gradient at x + z, by a pass of its own
+            g = g.realise()
             engine.backward(batches, terms(noise=algorithm.fisher_pass))
-            fisher = {"curvature": engine.grads()}
-        epsilon = algorithm.ascent(engine.params(), g, radius, norm, **fisher)  # (4) d T^2 g / ||T g||
-        with engine.moved(to=engine.params() + epsilon):  # (5) theta_t + epsilon
+            f = engine.grads()
+        epsilon = ascent(theta, g, radius, norm.known if ascent.linear else norm, f)  # (4) d T^2 g / ||T g||
+        with engine.moved(to=theta + epsilon, until_descent=not algorithm.per_micro_batch):  # (5) theta_t + epsilon
             if probe:
                 probe(engine, epsilon)
             second = engine.backward(batches, terms(descent=True))  # (6) g = grad L(theta_t + epsilon)
-    return Climbed(first.loss, distance, radius, second.loss, norm.value, first.targets)
+    found = torch.stack([first.loss, distance, radius, norm.value])
+    if alone:  # said of the job: the mean over ranks
+        found = engine.data_sum(found) / engine.world_size
+    loss, distance, radius, length = found.unbind()
+    return Climbed(loss, distance, radius, second.loss, length, second.norm, second.targets)
 
 
 def climb_each(run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: Tensor | None, probe: Probe | None) -> Climbed:
@@ -110,15 +125,16 @@ def climb_each(run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: T
     for offset, batch in enumerate(batches):
         climbed = climb(run, algorithm, [batch], share, probe, offset)
         g = run.engine.grads() * climbed.targets
-        each, total = [*each, climbed], g if total is None else total + g
+        each, total = [*each, climbed], g.realise() if total is None else total.copy_(total + g)
     targets = torch.stack([c.targets for c in each]).sum()
     assert total is not None
-    run.engine.put_gradient(total * (1.0 / targets.clamp(min=1)))
+    mean = total * (1.0 / targets.clamp(min=1))
+    run.engine.put_gradient(mean)
     means = {
         name: sum((getattr(c, name) * c.targets for c in each), torch.zeros_like(targets)) / targets.clamp(min=1)
         for name in ("loss", "distance", "radius", "perturbed_loss", "ascent_norm")
     }
-    return Climbed(**means, targets=targets)
+    return Climbed(**means, grad_norm=run.engine.norm(mean), targets=targets)
 
 
 def distance_of(algorithm: Algorithm, engine: Engine, first: Means) -> Tensor:
@@ -137,11 +153,15 @@ def radius_of(algorithm: Algorithm, distance: Tensor) -> Tensor:
 class Recorded:
     """A norm that remembers its last value: an infinite gradient must not hide behind a division by it."""
 
-    norm: Callable[[Shards], Tensor]
+    norm: Callable[[Shards | Lazy], Tensor]
     value: Tensor
 
-    def __call__(self, x: Shards) -> Tensor:
+    def __call__(self, x: Shards | Lazy) -> Tensor:
         self.value = self.norm(x)
+        return self.value
+
+    def known(self, _: Shards | Lazy) -> Tensor:
+        """What the pass's own reduction brought along."""
         return self.value
 
 
@@ -160,22 +180,29 @@ def _terms(
     run: Pass, algorithm: Algorithm, share: Tensor | None, descent: bool, noise: Noise | None, index: int, batch: Any
 ) -> Terms:
     masks = algorithm.pass2_masks if descent else "pass_1"
-    output = run(index, batch, masks=masks, noise=noise, statistics=not descent)
-    total, distance, positions = output.loss_sum, output.loss_sum.new_zeros(()), len(output.logits)
-
-    penalty = algorithm.penalty
+    radius, penalty = algorithm.radius, algorithm.penalty
+    asked, apart = [], []
     if penalty and run.draws.step >= algorithm.penalty_start and (algorithm.penalty_in_descent or not descent):
-        distance, positions = penalty.measure(penalty.reference.logits(run, index, batch), output.logits, output)
-        per_position = output.count / max(positions, 1) if share is None else share
-        total = total + algorithm.weight * per_position * distance
-    if isinstance(algorithm.radius, TrustRegion) and not descent:
+        asked.append(penalty.compare(run, index, batch, partial(_penalty_weight, algorithm.weight, share)))
+    if isinstance(radius, TrustRegion) and not descent:
+        (apart if algorithm.student_mode == "eval" else asked).append(radius.compare(run, index, batch))
+
+    output = run(index, batch, masks=masks, noise=noise, statistics=not descent, compares=asked)
+    distances = output.distances
+    if apart:
         with torch.no_grad():
-            current = output.logits
-            if algorithm.student_mode == "eval":
-                current = run(index, batch, masks=masks, train=False).logits
-            reference = algorithm.radius.reference.logits(run, index, batch)
-            distance, positions = algorithm.radius.measure(reference, current, output)
-    return Terms(total, torch.stack([_scalar(x, total) for x in (output.loss_sum, output.count, distance, positions)]))
+            distances = run(index, batch, masks=masks, train=False, compares=apart).distances
+    assert output.objective is not None
+    distance, positions = distances[-1] if distances else (0, 0)
+    sums = (output.loss_sum, output.count, distance, positions)
+    return Terms(output.objective, torch.stack([_scalar(x, output.objective) for x in sums]))
+
+
+def _penalty_weight(weight: float, share: Tensor | None, count: Tensor | int, positions: Tensor | int) -> Tensor | float:
+    """lambda * counted targets per position, of the global batch or, failing that, of the micro-batch."""
+    if share is not None:
+        return weight * share
+    return weight * count / (positions.clamp(min=1) if isinstance(positions, Tensor) else max(positions, 1))
 
 
 def _scalar(x: Tensor | int, like: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from tram_ds.algorithm import Algorithm
 from tram_ds.algorithm import algorithm as build_algorithm
+from tram_ds.chunked import Chunked
 from tram_ds.engines.base import Engine
 from tram_ds.forward import Pass
 from tram_ds.randomness import Draws
@@ -20,7 +21,7 @@ from tram_ds.shards import Shards
 from tram_ds.step import Probe, StepReport, train_step
 from tram_ds.tasks.base import Output
 
-UserForward = Callable[[Any, Any], Any]  # (model, batch) -> Output, or (loss_sum, count, logits)
+UserForward = Callable[[Any, Any], Any]  # (model, batch) -> Output, or (loss_sum, count, logits); or a Chunked
 Counts = Callable[[Any], tuple[int, int]]  # batch -> (counted targets, valid positions)
 
 
@@ -45,14 +46,29 @@ class Stepper:
     steps: int = 0
     unfinished: bool = False  # inside step(), or after one that raised: references may be ahead of the weights
 
+    def __post_init__(self) -> None:
+        if self.algorithm.per_rank and not self.engine.undivided:
+            raise ValueError(
+                "perturbation_scope: rank needs every rank to have a whole gradient of its own, which a sharded engine never "
+                "has: use replicated weights (engine: replicated, or DistributedDataParallel)"
+            )
+
     def step(
-        self, micro_batches: Sequence[Any], forward: UserForward, counts: Counts | None = None, probe: Probe | None = None
+        self,
+        micro_batches: Sequence[Any],
+        forward: UserForward,
+        counts: Counts | None = None,
+        probe: Probe | None = None,
+        upcoming: Sequence[Any] | None = None,
     ) -> StepReport:
         """One step over this rank's micro-batches, which are already on the device. Collective: same number on every rank.
 
-        forward(model, batch) -> Output, or the tuple (loss_sum, count, logits (N, C)); called several times per batch.
+        forward(model, batch) -> Output, or the tuple (loss_sum, count, logits (N, C)); called several times per batch. Of a
+        causal language model it may be a tram_ds.chunked.Chunked, which never holds its logits.
         counts: batch -> (targets, positions) from its tensors alone. Only the penalty methods use it: without it their
         penalty is weighed by each micro-batch's own targets per position, which is the same wherever that is constant.
+        upcoming: the next call's micro_batches, if they are at hand: methods whose reference is theta_{t-1} then look at them
+        now, at theta_t, and keep no copy of the weights. Leave it out in the step before state() is asked for.
         The global random state of the caller is left as it was.
         """
         if not micro_batches:
@@ -60,7 +76,8 @@ class Stepper:
         self.unfinished = True
         share = self._share(micro_batches, counts)
         with self.quiet():
-            report = train_step(self.bind(forward, micro_batches), self.algorithm, micro_batches, share, probe)
+            run = self.bind(forward, micro_batches)
+            report = train_step(run, self.algorithm, micro_batches, share, probe, upcoming)
         self.steps, self.unfinished = self.steps + 1, False
         return report
 
@@ -70,12 +87,15 @@ class Stepper:
 
     def bind(self, forward: UserForward, batches: Sequence[Any]) -> Pass:
         """The forward pass of the next step; a user's plain tuple becomes an Output."""
+        draws = Draws(self.seed, self.steps, self.engine.rank * len(batches))
+        if isinstance(forward, Chunked):
+            return Pass(self.engine, forward, draws)
 
         def output(model: Any, batch: Any) -> Output:
             found = forward(model, batch)
             return found if isinstance(found, Output) else Output(*found)
 
-        return Pass(self.engine, output, Draws(self.seed, self.steps, self.engine.rank * len(batches)))
+        return Pass(self.engine, output, draws)
 
     def _share(self, batches: Sequence[Any], counts: Counts | None) -> Tensor | None:
         """Counted targets per position of the global batch; one small all-reduce, only for penalty methods."""
@@ -85,6 +105,11 @@ class Stepper:
         local = torch.tensor([counts(b) for b in batches], dtype=torch.float64).sum(0).to(self.engine.device)
         targets, positions = self.engine.data_sum(local)
         return torch.ones_like(targets) if penalty.labelled else targets / positions.clamp(min=1)
+
+    @property
+    def restorable(self) -> bool:
+        """Whether state() can be asked for: not after a step that looked ahead at `upcoming`."""
+        return all(region.reference.restorable() for region in self.algorithm.regions)
 
     def state(self) -> State:
         """Live tensors: copy or write them before the next step."""

@@ -49,7 +49,7 @@ def main(out: str, engine: str) -> None:
     subject = Subject(built.engine, problem.forward, batch, ROWS, 2, problem.SEED)
     before = built.engine.params().clone()
     found = analyses(subject)
-    same = built.engine.params().equal(before) and built.engine.working().equal(before)
+    same = built.engine.params().equal(before) and before.equal(built.engine.working())
     found["changed"] = build.gather(float(not same))
     if rank == 0:
         Path(out).write_text(json.dumps(found))

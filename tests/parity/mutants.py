@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from tram_ds.engines import base
+from tram_ds.shards import Lazy
 from tram_ds.stepper import Stepper
 
 
 def norm_not_reduced(built: Stepper) -> None:
-    built.engine.norm = lambda x: x.square_sum().sqrt()
+    """The squared norm that rides on a pass's reduction stays this rank's own."""
+    data_sum = built.engine.data_sum
+
+    def all_but_the_norm(x: Any) -> Any:
+        return torch.cat([data_sum(x)[:4], x[4:]]) if x.shape == (5,) else data_sum(x)
+
+    built.engine.data_sum = all_but_the_norm
 
 
 def epsilon_not_published(built: Stepper) -> None:
@@ -21,10 +29,10 @@ def epsilon_not_published(built: Stepper) -> None:
     def nowhere(to: Any):
         yield
 
-    real, steps = built.engine.moved, iter(range(10**6))
+    real = built.engine.moved
 
-    def moved(to: Any):  # the reference's move stays right: only every second one, the ascent, is lost
-        return real(to) if next(steps) % 2 == 0 else nowhere(to)
+    def moved(to: Any, until_descent: bool = False):  # the reference's move stays right: only the ascent's is lost
+        return nowhere(to) if until_descent else real(to)
 
     built.engine.moved = moved
 
@@ -43,8 +51,8 @@ def radius_per_rank(built: Stepper) -> None:
 def reference_one_step_early(built: Stepper) -> None:
     descend, reference = built.engine.descend, built.algorithm.radius.reference
 
-    def then_remember(finite: Any) -> Any:
-        info = descend(finite)
+    def then_remember(finite: Any, grad_norm: Any) -> Any:
+        info = descend(finite, grad_norm)
         reference.weights = built.engine.params().clone()
         return info
 
@@ -53,21 +61,22 @@ def reference_one_step_early(built: Stepper) -> None:
 
 def reference_one_step_stale(built: Stepper) -> None:
     reference, older = built.algorithm.radius.reference, []
-    after = reference.after
+    advance = reference.advance
 
-    def late(weights: Any, engine: Any) -> Any:
-        older.append(after(weights, engine).clone())
-        return older[max(0, len(older) - 2)]
+    def late(engine: Any) -> None:
+        advance(engine)
+        older.append(reference.weights.clone())
+        reference.weights = older[max(0, len(older) - 2)]
 
-    reference.after = late
+    reference.advance = late
 
 
 def restored_by_bf16_subtraction(built: Stepper) -> None:
     engine: Any = built.engine
 
     @contextmanager
-    def moved(to: Any):
-        theta = engine.params()
+    def moved(to: Any, until_descent: bool = False):
+        theta, to = engine.params(), to.realise()
         epsilon = to - theta
         engine._write(to)
         try:
@@ -81,7 +90,7 @@ def restored_by_bf16_subtraction(built: Stepper) -> None:
 def mean_of_means(built: Stepper) -> None:
     engine: Any = built.engine
 
-    def backward(batches: Any, objective: Any) -> base.Means:
+    def backward(batches: Any, objective: Any, weighted: Any = None) -> base.Means:
         engine.clear()
         sums = torch.zeros(4, dtype=torch.float64)
         for i, batch in enumerate(batches):
@@ -89,7 +98,10 @@ def mean_of_means(built: Stepper) -> None:
             engine.backward_one(terms.objective / float(terms.sums[1]) / len(batches), last=i == len(batches) - 1)
             sums += terms.sums
         engine.targets = torch.ones((), dtype=torch.float64)
-        return base.Means.of(engine.data_sum(sums))
+        g = base.wide(engine.raw_gradient())
+        x = g if weighted is None else Lazy(lambda theta, g: weighted(theta, g, g), engine.params(), g)
+        means = base.Means.of(engine.data_sum(torch.cat([sums, x.square_sum()[None] / engine.replicas])))
+        return replace(means, norm=means.norm * means.targets)
 
     engine.backward = backward
 

@@ -8,7 +8,10 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from tram_ds import chunked
+from tram_ds.chunked import Chunked
 from tram_ds.tasks.base import Output
+from tram_ds.tasks.language_modeling import next_tokens
 
 SEED, STEPS, LR = 5, 3, 0.05
 # d of a 3-step toy run is ~1e-3: at its natural size a broken norm would hide below 1e-6, so the radius is scaled.
@@ -47,6 +50,12 @@ def batch(step: int, micro: int) -> dict[str, torch.Tensor]:
     if padding:
         mask[1, -padding:] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def chunked_forward() -> Chunked:
+    """`forward` without whole logits, 5 rows at a time."""
+    chunked.CHUNK_ELEMENTS = 5 * 19
+    return Chunked(lambda b: b, next_tokens)
 
 
 def forward(m: torch.nn.Module, b: dict[str, torch.Tensor]) -> Output:

@@ -116,18 +116,18 @@ def bf16(engine: str, rank: int) -> dict[str, Any]:
 
         def watch(e: Any, epsilon: Any, probe: Any = probe, state: dict = state) -> None:
             probe(e, epsilon)
-            state["moved"] = not e.working().equal(state["working"])
+            state["moved"] = not state["working"].equal(e.working())
 
-        state["working"], theta = built.engine.working(), built.engine.params().clone()
+        state["working"], theta = built.engine.working().realise(), built.engine.params().clone()
         descend, result = built.engine.descend, {}
 
-        def check(finite: Any, built: Any = built, theta: Any = theta, state: dict = state, result: dict = result) -> Any:
-            back = built.engine.working().equal(state["working"]) and built.engine.params().equal(theta)
-            result["restored"] = build.gather(float(not back)) == 0.0
-            return descend(finite)  # noqa: B023
+        def refused(finite: Any, grad_norm: Any, descend: Any = descend) -> Any:
+            return descend(torch.zeros_like(finite), grad_norm)  # a step not taken: theta must be what forward reads again
 
-        built.engine.descend = check
+        built.engine.descend = refused
         report = built.step(ids, wide_forward, probe=watch)
+        back = state["working"].equal(built.engine.working()) and built.engine.params().equal(theta)
+        result["restored"] = report.skipped and build.gather(float(not back)) == 0.0
         values = {key: float(value) for key, value in probe.values.items()}
         rows[algorithm] = {**result, **values, "moved": state["moved"], "gap": float(report.perturbed_loss - report.loss)}
         build.stop(built)
@@ -154,13 +154,13 @@ def moves_what_is_read(engine: str, rank: int) -> float:
 
 def restored_after_an_exception(engine: str, rank: int) -> bool:
     built = build.stepper(engine, problem.model(), "sam", 1)
-    before, theta = built.engine.working(), built.engine.params().clone()
+    before, theta = built.engine.working().realise(), built.engine.params().clone()
     try:
         with built.engine.moved(to=built.engine.params() * 1.5):
             raise KeyError("in pass 2")
     except KeyError:
         pass
-    same = built.engine.working().equal(before) and built.engine.params().equal(theta)
+    same = before.equal(built.engine.working()) and built.engine.params().equal(theta)
     build.stop(built)
     return build.gather(float(not same)) == 0.0
 
@@ -187,6 +187,18 @@ def micro_equals_global(engine: str, rank: int) -> float:
     return build.gather(max((float((a - b).abs().max()) for a, b in zip(*found, strict=True) if a.numel()), default=0.0))
 
 
+def an_epsilon_per_rank(rank: int) -> float:
+    """DDP with `perturbation_scope: rank` against one process with an epsilon per micro-batch: largest difference of theta."""
+    options = {"algorithm": "tram_x", "radius_scale": 25.0}
+    ranks = build.stepper("ddp", problem.model(), micros=1, perturbation_scope="rank", **options)
+    alone = build.stepper("single", problem.model(), micros=2, accumulation="micro", **options)
+    for step in range(3):
+        ranks.step(batches_of(step, rank, 1), problem.forward)
+        alone.step([problem.batch(step, k) for k in range(2)], problem.forward)
+    pairs = zip(ranks.engine.params(), alone.engine.params(), strict=True)
+    return build.gather(max(float((a - b).abs().max()) for a, b in pairs))
+
+
 def main(out: str, engine: str) -> None:
     rank, world = build.start(engine)
     rows: dict[str, Any] = {
@@ -196,6 +208,13 @@ def main(out: str, engine: str) -> None:
         "micro": micro_equals_global(engine, rank),
         "tied": tied_weights_once(engine, rank),
     }
+    if engine == "ddp":
+        rows["per_rank"] = an_epsilon_per_rank(rank)
+    if engine.startswith("fsdp2"):
+        try:
+            build.stepper(engine, problem.model(), "sam", 1, perturbation_scope="rank")
+        except ValueError as error:
+            rows["per_rank_refused"] = str(error)
     if engine not in ("single", "ddp"):
         rows["bf16"] = bf16(engine, rank)
     if engine in mutants.ENGINES:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.parity import problem
+from tests.parity.worker import compare
 from tram_ds.algorithm import ALGORITHMS
 from tram_ds.stepper import wrap
 from tram_ds.tasks.base import Output
@@ -122,7 +123,7 @@ def test_sam_and_tram_do_not_depend_on_the_scale_of_the_gradient_but_fisher_does
     for name in ("sam", "asam", "fsam"):
         ascent = algorithm(name, eta=50.0).ascent
         assert ascent is not None
-        a, b = (ascent(theta, g * c, 0.1, norm)[0] for c in (1.0, 100.0))
+        a, b = (ascent(theta, g * c, 0.1, norm).realise()[0] for c in (1.0, 100.0))
         assert torch.allclose(a, b, rtol=1e-5) is (name != "fsam")
 
 
@@ -150,6 +151,12 @@ def test_the_released_kl_is_divided_by_classes_and_rows() -> None:
     """kl.py: mean over all elements, then / batch: d / (C * rows) with C = 19 and 3 rows."""
     d = [float(train("tram_x", 1, kl_norm=norm)[1][0].distance) for norm in ("mean", "official")]
     assert d[1] == pytest.approx(d[0] / (19 * 3), rel=1e-6)
+
+
+def test_alg2_equals_the_oracle() -> None:
+    """Algorithm 2 of the paper: F from a pass of its own at x + z."""
+    row = compare("single", "tram_fisher", 2, 0, 1, fisher="alg2", sigma=0.5)
+    assert row["theta"] <= 1e-6 and row["moved"] > 0.05
 
 
 def test_alg2_equals_shared_fisher_where_the_noise_vanishes() -> None:
@@ -270,3 +277,77 @@ def test_an_epsilon_per_micro_batch_accumulates_their_second_gradients() -> None
     want = torch.stack([n * u for n, u in zip(targets, alone, strict=True)]).sum(0) / sum(targets)
     assert close([together], [want], 1e-4)  # an update is a difference of weights 100 times its size
     assert not close([together], [update(batches)], 1e-2)
+
+
+def test_looking_ahead_is_bitwise_the_swap() -> None:
+    """theta_{t-1}'s predictions made at the end of its own step are those made at its remembered weights one step later."""
+    found = {}
+    for ahead in (False, True):
+        model = problem.model(dropout=0.2)
+        built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "tram_prev", radius_scale=20.0)
+        steps = problem.global_batches(steps=5, micros=2)
+        for batches, upcoming in zip(steps, [*steps[1:], None], strict=True):
+            report = built.step(batches, problem.chunked_forward(), problem.counts, upcoming=upcoming if ahead else None)
+            assert built.restorable is (not ahead or upcoming is None)
+        found[ahead] = [p.detach() for p in model.parameters()], float(report.distance)
+    assert found[True][1] == found[False][1] > 0
+    assert all(torch.equal(a, b) for a, b in zip(found[True][0], found[False][0], strict=True))
+
+
+def test_a_state_that_was_not_kept_is_refused() -> None:
+    model = problem.model()
+    built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "tram_prev")
+    one, two = problem.global_batches(steps=2, micros=1)
+    built.step(one, problem.forward, upcoming=two)
+    with pytest.raises(ValueError, match="without `upcoming`"):
+        built.state()
+    built.step(two, problem.forward)
+    assert "previous" in built.state().references
+
+
+def test_chunked_logits_are_whole_logits() -> None:
+    """Loss, distance and gradient, with padding, of every algorithm: see also the parity suite."""
+    model = problem.model()
+    batch, forward = problem.batch(0, 1), problem.chunked_forward()
+    whole, chunks = problem.forward(model, batch), forward(model, batch)
+    assert chunks.logits is None and chunks.losses is not None and chunks.losses.shape == (len(whole.logits),)
+    assert float(chunks.loss_sum.detach()) == pytest.approx(float(whole.loss_sum.detach()), rel=1e-6)
+    want, got = (torch.autograd.grad(o.loss_sum, list(model.parameters())) for o in (whole, chunks))
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(want, got, strict=True))
+    with torch.no_grad():
+        assert float(forward(model, batch).loss_sum) == pytest.approx(float(whole.loss_sum), rel=1e-6)
+
+
+def test_a_model_that_changes_its_logits_is_not_chunked() -> None:
+    model = problem.model()
+    plain = model.forward
+
+    def scaled(**inputs: Any) -> Any:
+        out = plain(**inputs)
+        out.logits = out.logits * 0.5
+        return out
+
+    model.forward = scaled
+    with pytest.raises(ValueError, match=r"model\.logits: whole"):
+        problem.chunked_forward()(model, problem.batch(0, 0))
+
+
+def test_perturbing_every_second_step_alternates_with_the_base_optimizer() -> None:
+    steps = problem.global_batches(steps=4, micros=1)
+    model = problem.model()
+    every = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "tram_prev", radius_scale=20.0, perturb_every=2)
+    reports = [every.step(b, problem.forward, upcoming=u) for b, u in zip(steps, [*steps[1:], None], strict=True)]
+    assert [float(r.radius) > 0 for r in reports] == [False, False, True, False]  # at step 0 theta_{t-1} = theta_0
+
+    other = problem.model()
+    optimizer = torch.optim.SGD(other.parameters(), lr=problem.LR)
+    base, tram = (wrap(other, optimizer, name) for name in ("base", "tram_prev"))
+    tram.algorithm.radius.scale = 20.0  # type: ignore[union-attr]
+    for step, batches in enumerate(steps):
+        if step == 2:
+            tram.algorithm.radius.reference.load({"previous": before})  # type: ignore[union-attr]  # noqa: F821
+        turn = base if step % 2 else tram
+        turn.steps = step
+        before = turn.engine.params(keep=True)  # noqa: F841
+        turn.step(batches, problem.forward)
+    assert close([p.detach() for p in model.parameters()], [p.detach() for p in other.parameters()])

@@ -30,11 +30,12 @@ def check(row: dict[str, float]) -> None:
         assert row[key] <= 1e-5, key
 
 
-@pytest.mark.parametrize("micros", (1, 2))
+@pytest.mark.parametrize("form", (1, 2, "lean"))
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("engine", build.MATRIX)
-def test_equals_the_oracle(engine: str, algorithm: str, micros: int) -> None:
-    check(rows(engine)[f"{algorithm}/{micros}"])
+def test_equals_the_oracle(engine: str, algorithm: str, form: int | str) -> None:
+    """With 1 or 2 micro-batches; `lean`: 2, logits in chunks, and theta_{t-1} looked at ahead of time."""
+    check(rows(engine)[f"{algorithm}/{form}"])
 
 
 @pytest.mark.slow
@@ -43,3 +44,4 @@ def test_equals_the_oracle(engine: str, algorithm: str, micros: int) -> None:
 def test_offload_hybrid_and_persistent_parameters_equal_the_oracle(engine: str, algorithm: str) -> None:
     """zero3_persistent keeps every parameter gathered: copying shards without regathering would train plain Adam."""
     check(rows(engine)[f"{algorithm}/2"])
+    check(rows(engine)[f"{algorithm}/lean"])

@@ -69,3 +69,11 @@ def test_mutants_fail_parity(engine: str, mutant: str) -> None:
     errors = found(engine)["mutants"]
     assert errors["none"] <= TOLERANCE
     assert errors[mutant] > 10 * TOLERANCE
+
+
+def test_an_epsilon_per_rank_is_an_epsilon_per_micro_batch_of_one_process() -> None:
+    assert found("ddp")["per_rank"] < 1e-6
+
+
+def test_an_epsilon_per_rank_needs_whole_gradients() -> None:
+    assert "replicated" in found("fsdp2")["per_rank_refused"]

@@ -25,8 +25,13 @@ def relative_error(built: Any, theta: dict[str, torch.Tensor]) -> float:
     return build.gather(worst)
 
 
-def compare(engine: str, algorithm: str, micros: int, rank: int, world: int, mutate: Any = None, **extra: Any) -> dict:
-    """Runs engine and oracle side by side; {"theta": relative error, "loss", "distance", "perturbed_loss": absolute}."""
+def compare(
+    engine: str, algorithm: str, micros: int, rank: int, world: int, mutate: Any = None, lean: bool = False, **extra: Any
+) -> dict:
+    """Runs engine and oracle side by side; {"theta": relative error, "loss", "distance", "perturbed_loss": absolute}.
+
+    lean: the engine takes its logits in chunks and looks ahead at the next batch, the oracle does neither.
+    """
     model, options = problem.model(), {**problem.OPTIONS.get(algorithm, {}), **extra}
     oracle_options = {k: v for k, v in options.items() if k not in ("perturbation",)}
     double = problem.double(model)
@@ -36,9 +41,12 @@ def compare(engine: str, algorithm: str, micros: int, rank: int, world: int, mut
     if mutate:
         mutate(built)
     row = {"theta": 0.0, "loss": 0.0, "distance": 0.0, "perturbed_loss": 0.0, "moved": 0.0}
-    for batches in problem.global_batches(micros=world * micros):
+    forward = problem.chunked_forward() if lean else problem.forward
+    steps = problem.global_batches(micros=world * micros)
+    for step, batches in enumerate(steps):
         loss, distance, perturbed = oracle.step(batches)
-        report = built.step(batches[rank * micros : (rank + 1) * micros], problem.forward, problem.counts)
+        mine = [b[rank * micros : (rank + 1) * micros] for b in steps[step : step + 2]]
+        report = built.step(mine[0], forward, problem.counts, upcoming=mine[1] if lean and len(mine) == 2 else None)
         pairs = {"loss": loss, "distance": distance, "perturbed_loss": perturbed}
         for key, want in pairs.items():
             row[key] = max(row[key], abs(float(getattr(report, key)) - float(want)))
@@ -51,7 +59,9 @@ def compare(engine: str, algorithm: str, micros: int, rank: int, world: int, mut
 def main(out: str, engine: str, *algorithms: str) -> None:
     rank, world = build.start(engine)
     accumulations = (1, 2) if engine in build.MATRIX else (2,)
-    rows = {f"{a}/{k}": compare(engine, a, k, rank, world) for a in (algorithms or ALGORITHMS) for k in accumulations}
+    names = algorithms or tuple(ALGORITHMS)
+    rows = {f"{a}/{k}": compare(engine, a, k, rank, world) for a in names for k in accumulations}
+    rows |= {f"{a}/lean": compare(engine, a, 2, rank, world, lean=True) for a in names}
     if rank == 0:
         Path(out).write_text(json.dumps(rows))
     build.leave()

@@ -64,7 +64,7 @@ def main(out: str, world: str, row: str, checkpointing: str, rows: str) -> None:
         with tracker:
             for region in rule.regions:
                 region.reference.load({name: engine.params().clone() for name in region.reference.names()})  # as after a step
-                region.reference.prepare(run, [batch])
+                region.reference.prepare(run, [batch], None)
             climb(run, rule, [batch], None, None)
             optimizer.step()
             engine.clear()

@@ -9,7 +9,7 @@ import torch
 
 from tram_ds.algorithm import ALGORITHMS, algorithm
 from tram_ds.distance import kl_forward
-from tram_ds.region import TrustRegion, previous
+from tram_ds.region import Previous, TrustRegion
 from tram_ds.shards import Shards, Span
 
 LAYOUT = (Span("a.weight", 0, 3, (1, 3)), Span("a.bias", 0, 2, (2,)))
@@ -77,9 +77,9 @@ def test_the_released_formula_is_not_an_ascent() -> None:
 )
 def test_radius_of_a_distance(d: float, radius: float) -> None:
     """scale 5, at most 3; rounding below zero counts as zero. An infinite d is caught by the step's own finite flag."""
-    region = TrustRegion(previous(), kl_forward, scale=5.0, maximum=3.0)
+    region = TrustRegion(Previous(), kl_forward, scale=5.0, maximum=3.0)
     assert float(region.radius(torch.tensor(d, dtype=torch.float64))) == pytest.approx(radius)
 
 
 def test_a_distance_that_is_not_a_number_stays_one() -> None:
-    assert math.isnan(float(TrustRegion(previous(), kl_forward).radius(torch.tensor(math.nan))))
+    assert math.isnan(float(TrustRegion(Previous(), kl_forward).radius(torch.tensor(math.nan))))

@@ -112,7 +112,7 @@ def test_modes_and_weights_are_as_before():
     modes.clear()
     measure(s, Options(variant="juneja"))
     assert set(modes) == {(False, False), (True, True)}
-    assert s.engine.module.training and s.engine.working().equal(before)
+    assert s.engine.module.training and before.equal(s.engine.working())
     assert all(p.grad is None for p in s.engine.module.parameters())
 
 

@@ -33,7 +33,7 @@ def cost(section: Mapping[str, Any]) -> Cost:
     A penalty is taken to be on from the first step (algorithm.penalty_start = 0).
     """
     from tram_ds.algorithm import Options, algorithm  # lazily: they import torch
-    from tram_ds.region import AtWeights, NoisedInput, TrustRegion
+    from tram_ds.region import AtWeights, NoisedInput, Previous, TrustRegion
 
     known = {field.name for field in fields(Options)}
     row = algorithm(section["name"], **{key: value for key, value in section.items() if key in known})
@@ -44,6 +44,6 @@ def cost(section: Mapping[str, Any]) -> Cost:
     if row.penalty is not None:
         reference = row.penalty.reference
         times = passes if row.penalty_in_descent else 1
-        forward += 1 if isinstance(reference, AtWeights) else times  # logits at other weights are kept for both passes
+        forward += 1 if isinstance(reference, AtWeights | Previous) else times  # logits at other weights are kept for both passes
         backward += times if isinstance(reference, NoisedInput) and reference.differentiable else 0
     return Cost(forward, backward)

@@ -76,7 +76,7 @@ class Subject:
 
         with self.at(at):
             self.engine.backward(share, objective)
-            gradient = self.engine.grads()
+            gradient = self.engine.grads().realise()
         self.engine.clear()
         return gradient
 

@@ -1,7 +1,8 @@
 """The one protocol behind which every engine hides its sharding, and the parts of it that are the same for all.
 
 Communication contract. Every rank of the job calls every method in the same order with the same number of micro-batches.
-`norm`, `data_sum`, `backward`, `moved` and `descend` are collective; `params`, `grads` and `working` are local.
+`norm`, `data_sum`, `backward`, `moved` and `descend` are collective; `params`, `grads` and `working` are local. A pass has one
+small all-reduce: its sums and the squared norm of its gradient travel together.
 Everything a method returns is identical on all ranks where it is a scalar, and rank-local where it is Shards.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tram_ds.shards import Shards
+from tram_ds.shards import Lazy, Shards
 
 Schedule = Callable[[int], float]  # optimizer steps taken so far -> factor on every group's lr
 
@@ -34,27 +35,30 @@ class Terms:
 
 
 Objective = Callable[[int, Any], Terms]
+Weighted = Callable[[Shards, Shards, Shards], Shards]  # (theta, g, g), a part of each -> what is to be measured of g
 
 
 @dataclass(frozen=True)
 class Means:
-    """Global means of one pass, () float64 each, the same on every rank."""
+    """Global means of one pass, () float64 each, the same on every rank. norm: of its (weighted) mean gradient."""
 
     loss: Tensor
     distance: Tensor
     targets: Tensor
+    norm: Tensor
 
     @staticmethod
     def of(sums: Tensor) -> Means:
-        loss, targets, distance, positions = sums.unbind()
-        return Means(loss / targets.clamp(min=1), distance / positions.clamp(min=1), targets)
+        """From Terms.sums and the squared norm of the summed gradient, (5,), over all ranks."""
+        loss, targets, distance, positions, squares = sums.unbind()
+        counted = targets.clamp(min=1)
+        return Means(loss / counted, distance / positions.clamp(min=1), targets, squares.sqrt() / counted)
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What `descend` did. grad_norm: () global 2-norm of the gradient before clipping."""
+    """What `descend` did."""
 
-    grad_norm: Tensor
     lr: float
     skipped: bool
 
@@ -71,25 +75,29 @@ class Engine(Protocol):
     shard_group: Any | None  # the ranks over which params() is cut into pieces; None: every rank has all of it
     owns: bool  # this rank's pieces are the ones to write where replicas hold the same
     steps: int  # base-optimizer steps taken
+    undivided: bool  # a rank can have a whole gradient of its own
     displaced: bool  # inside moved(): the working copy is not theta_t, and nothing may be saved or loaded
 
     def params(self, keep: bool = False) -> Shards:
         """theta_t of this rank, fp32 masters. Valid until descend(), or for good with `keep`; never written by the caller."""
         ...
 
-    def grads(self) -> Shards:
-        """The last pass's gradient: reduced, mean over the global batch, fp32, unclipped; layout as params()."""
+    def grads(self) -> Lazy:
+        """The last pass's gradient: reduced, mean over the global batch, fp32, unclipped; layout as params().
+
+        Read from the engine's own buffers: gone with the next backward(); realise() what must last.
+        """
         ...
 
-    def put_gradient(self, g: Shards) -> None:
+    def put_gradient(self, g: Shards | Lazy) -> None:
         """Makes `g`, a mean over the global batch, the gradient that descend() uses, instead of the last pass's."""
         ...
 
-    def working(self) -> Shards:
-        """What the next forward pass reads of this rank's spans, in the working copy's precision, as fp32 copies."""
+    def working(self) -> Lazy:
+        """What the next forward pass reads of this rank's spans, in the working copy's precision, as fp32."""
         ...
 
-    def norm(self, x: Shards) -> Tensor:
+    def norm(self, x: Shards | Lazy) -> Tensor:
         """() float64: global 2-norm, every parameter element counted once in the job. Collective."""
         ...
 
@@ -97,22 +105,32 @@ class Engine(Protocol):
         """The sum of x over the data-parallel ranks, as a new tensor. Collective."""
         ...
 
-    def moved(self, to: Shards) -> AbstractContextManager[None]:
-        """Working copy := `to`; on exit, also by an exception, theta_t is back bit for bit. Collective."""
+    def moved(self, to: Shards | Lazy, until_descent: bool = False) -> AbstractContextManager[None]:
+        """Working copy := `to`; on exit, also by an exception, theta_t is back bit for bit. Collective.
+
+        until_descent: the caller promises that no forward pass comes before descend(), which overwrites the working copy
+        anyway: where it is apart from the masters, a normal exit then leaves it, `displaced`, and saves a gather.
+        """
         ...
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision context of every forward pass."""
         ...
 
-    def backward(self, batches: Sequence[Any], objective: Objective) -> Means:
-        """Clears the gradient, runs forward and backward over every micro-batch, reduces. Collective."""
+    def backward(
+        self, batches: Sequence[Any], objective: Objective, weighted: Weighted | None = None, alone: bool = False
+    ) -> Means:
+        """Clears the gradient, runs forward and backward over every micro-batch, reduces. Collective.
+
+        weighted: an element-wise rule, linear in g, whose norm is to be measured; None: g itself.
+        alone: nothing is reduced; gradient and Means are this rank's own. Only where `undivided`.
+        """
         ...
 
-    def descend(self, finite: Tensor) -> StepInfo:
+    def descend(self, finite: Tensor, grad_norm: Tensor) -> StepInfo:
         """Clips, takes one base-optimizer step, publishes; leaves weights and moments untouched and says so if not finite.
 
-        finite: () bool, the same on every rank: whether the passes before were.
+        finite: () bool, the same on every rank: whether the passes before were. grad_norm: () of the gradient to descend by.
         """
         ...
 
@@ -134,41 +152,58 @@ class Passes(Protocol):
 
     device: torch.device
     world_size: int
+    replicas: int  # ranks that hold the same piece
     clip_norm: float | None
     schedule: Schedule | None
     steps: int
     targets: Tensor
 
-    def norm(self, x: Shards) -> Tensor: ...
+    def params(self) -> Shards: ...
     def data_sum(self, x: Tensor) -> Tensor: ...
     def clear(self) -> None: ...
     def backward_one(self, loss: Tensor, last: bool) -> None: ...
-    def raw_gradient(self) -> Shards: ...
+    def raw_gradient(self) -> Shards: ...  # of the sum over the global batch, live, in the engine's own precision
     def optimizer_groups(self) -> list[dict[str, Any]]: ...
     def optimizer_step(self) -> None: ...
 
 
-def run_pass(engine: Passes, batches: Sequence[Any], objective: Objective) -> Means:
+def run_pass(
+    engine: Passes, batches: Sequence[Any], objective: Objective, weighted: Weighted | None, alone: bool = False
+) -> Means:
     """Engine.backward for every engine.
 
     Gradients are of sums; engines average over ranks, so the loss is multiplied by world_size. The division by the global
-    count of targets happens once, after the single reduction that also brings the count: no mean of means can arise.
+    count of targets happens once, after the single reduction that also brings the count and the norm: no mean of means.
     """
     engine.clear()
     sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
     for index, batch in enumerate(batches):
         terms = objective(index, batch)
-        engine.backward_one(terms.objective * engine.world_size, last=index == len(batches) - 1)
+        engine.backward_one(terms.objective * (1 if alone else engine.world_size), last=index == len(batches) - 1)
         sums += terms.sums
-    means = Means.of(engine.data_sum(sums))
+    g = wide(engine.raw_gradient())
+    x = g if weighted is None else Lazy(lambda theta, g: weighted(theta, g, g), engine.params(), g)
+    squares = x.square_sum(engine.device).to(engine.device) / (1 if alone else engine.replicas)
+    found = torch.cat([sums, squares[None]])
+    means = Means.of(found if alone else engine.data_sum(found))
     engine.targets = means.targets.clamp(min=1)
     return means
 
 
-def take_step(engine: Passes, finite: Tensor) -> StepInfo:
+def wide(shards: Shards) -> Shards | Lazy:
+    """fp32, part by part where the pieces are not."""
+    return shards if all(t.dtype in (torch.float32, torch.float64) for t in shards) else Lazy(Shards.wide, shards)
+
+
+def mean_gradient(engine: Passes) -> Lazy:
+    """Engine.grads for every engine."""
+    factor = 1.0 / engine.targets
+    return Lazy(lambda g: g.wide() * factor, engine.raw_gradient())
+
+
+def take_step(engine: Passes, finite: Tensor, grad_norm: Tensor) -> StepInfo:
     """Engine.descend for every engine: one host synchronisation, to decide whether the step is taken."""
     gradient = engine.raw_gradient()
-    grad_norm = engine.norm(gradient) / engine.targets
     groups = engine.optimizer_groups()
     base_lr = [group.setdefault("initial_lr", group["lr"]) for group in groups]
     if engine.schedule is not None:
@@ -177,7 +212,7 @@ def take_step(engine: Passes, finite: Tensor) -> StepInfo:
     lr = float(groups[0]["lr"])
     if not bool(finite.to(grad_norm.device) & torch.isfinite(grad_norm)):
         engine.clear()
-        return StepInfo(grad_norm, lr, skipped=True)
+        return StepInfo(lr, skipped=True)
     factor = 1.0 / engine.targets
     if engine.clip_norm is not None:
         factor = factor * (engine.clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
@@ -185,7 +220,7 @@ def take_step(engine: Passes, finite: Tensor) -> StepInfo:
     engine.optimizer_step()
     engine.steps += 1
     engine.clear()
-    return StepInfo(grad_norm, lr, skipped=False)
+    return StepInfo(lr, skipped=False)
 
 
 def parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:

@@ -23,13 +23,13 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, Shard
 
 from tram_ds.engines import base
-from tram_ds.shards import Shards, Span
+from tram_ds.shards import Lazy, Shards, Span
 
 
 class FSDP2:
     """masters: the sharded fp32 parameters. They are the working copy too, so `moved` overwrites and puts them back."""
 
-    displaced = False
+    displaced, undivided = False, False
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class FSDP2:
         _refuse_stale_optimizer(optimizer, self.parameters)
         self.device = torch.device("cuda", torch.cuda.current_device()) if _on_gpu(self.mesh) else torch.device("cpu")
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.replicas = self.world_size // self.mesh.size(self.mesh.ndim - 1)
         self.owns = self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
         self.dtype = _working_dtype(self._units)
         self.steps = base.optimizer_steps(optimizer)
@@ -75,17 +76,17 @@ class FSDP2:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         return Shards((_local(p.grad).detach().view(-1) for p in self.parameters if p.grad is not None), self.layout)
 
-    def grads(self) -> Shards:
-        return self.raw_gradient() * (1.0 / self.targets)
+    def grads(self) -> Lazy:
+        return base.mean_gradient(self)
 
-    def put_gradient(self, g: Shards) -> None:
+    def put_gradient(self, g: Shards | Lazy) -> None:
         self.raw_gradient().copy_(g)
         self.targets = torch.ones_like(self.targets)
 
-    def working(self) -> Shards:
-        return Shards((t.to(self.dtype).to(t.dtype, copy=True) for t in self._live()), self.layout)
+    def working(self) -> Lazy:
+        return Lazy(lambda x: x.rounded(self.dtype), self._live())
 
-    def norm(self, x: Shards) -> Tensor:
+    def norm(self, x: Shards | Lazy) -> Tensor:
         total = x.square_sum(self.device).to(self.device)
         dist.all_reduce(total, group=self.shard_group)
         return total.sqrt()
@@ -95,13 +96,13 @@ class FSDP2:
         dist.all_reduce(x)
         return x
 
-    def _write(self, values: Shards) -> None:
+    def _write(self, values: Shards | Lazy) -> None:
         for unit in self._units:
             unit.reshard()
         self._live().copy_(values)
 
     @contextmanager
-    def moved(self, to: Shards) -> Iterator[None]:
+    def moved(self, to: Shards | Lazy, until_descent: bool = False) -> Iterator[None]:
         theta, self.displaced = self.params(), True
         self._write(to)
         try:
@@ -120,8 +121,11 @@ class FSDP2:
         # Every micro-batch is reduce-scattered: waiting for the last would hold a full unsharded fp32 gradient per rank.
         loss.backward()
 
-    def backward(self, batches: Sequence[Any], objective: base.Objective) -> base.Means:
-        return base.run_pass(self, batches, objective)
+    def backward(
+        self, batches: Sequence[Any], objective: base.Objective, weighted: base.Weighted | None = None, alone: bool = False
+    ) -> base.Means:
+        assert not alone, "a sharded engine has no gradient of one rank"
+        return base.run_pass(self, batches, objective, weighted)
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
@@ -129,10 +133,10 @@ class FSDP2:
     def optimizer_step(self) -> None:
         self.optimizer.step()
 
-    def descend(self, finite: Tensor) -> base.StepInfo:
+    def descend(self, finite: Tensor, grad_norm: Tensor) -> base.StepInfo:
         for unit in self._units:
             unit.reshard()
-        info = base.take_step(self, finite)
+        info = base.take_step(self, finite, grad_norm)
         self._theta = None
         return info
 

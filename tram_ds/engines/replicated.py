@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tram_ds.engines import base
-from tram_ds.shards import Shards, Span
+from tram_ds.shards import Lazy, Shards, Span
 
 
 class Replicated:
     """masters: the model's own fp32 parameters; with dtype bfloat16 the working copy is autocast's cast of them."""
 
-    displaced = False
+    displaced, undivided = False, True
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Replicated:
         self.device = self.parameters[0].device
         distributed = isinstance(model, DistributedDataParallel)
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-        self.shard_group, self.owns = None, self.rank == 0
+        self.shard_group, self.owns, self.replicas = None, self.rank == 0, self.world_size
         self.steps = base.optimizer_steps(optimizer)
         self.targets = torch.ones((), dtype=torch.float64, device=self.device)
         self._theta: Shards | None = None
@@ -62,17 +62,17 @@ class Replicated:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         return Shards((p.grad.detach() for p in self.parameters if p.grad is not None), self.layout)
 
-    def grads(self) -> Shards:
-        return self.raw_gradient() * (1.0 / self.targets)
+    def grads(self) -> Lazy:
+        return base.mean_gradient(self)
 
-    def put_gradient(self, g: Shards) -> None:
+    def put_gradient(self, g: Shards | Lazy) -> None:
         self.raw_gradient().copy_(g)
         self.targets = torch.ones_like(self.targets)
 
-    def working(self) -> Shards:
-        return Shards((t.to(self.dtype).to(t.dtype, copy=True) for t in self._live()), self.layout)
+    def working(self) -> Lazy:
+        return Lazy(lambda x: x.rounded(self.dtype), self._live())
 
-    def norm(self, x: Shards) -> Tensor:
+    def norm(self, x: Shards | Lazy) -> Tensor:
         return x.square_sum(self.device).sqrt()
 
     def data_sum(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Replicated:
         return x
 
     @contextmanager
-    def moved(self, to: Shards) -> Iterator[None]:
+    def moved(self, to: Shards | Lazy, until_descent: bool = False) -> Iterator[None]:
         theta, self.displaced = self.params(), True
         self._live().copy_(to)
         try:
@@ -102,16 +102,18 @@ class Replicated:
     def backward_one(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
-    def backward(self, batches: Sequence[Any], objective: base.Objective) -> base.Means:
+    def backward(
+        self, batches: Sequence[Any], objective: base.Objective, weighted: base.Weighted | None = None, alone: bool = False
+    ) -> base.Means:
         if self.world_size == 1:
-            return base.run_pass(self, batches, objective)
+            return base.run_pass(self, batches, objective, weighted, alone)
 
         def synchronised(index: int, batch: Any) -> base.Terms:  # DDP reads the flag in forward, so it is set before it
-            self.model.require_backward_grad_sync = index == len(batches) - 1
+            self.model.require_backward_grad_sync = not alone and index == len(batches) - 1
             return objective(index, batch)
 
         try:
-            return base.run_pass(self, batches, synchronised)
+            return base.run_pass(self, batches, synchronised, weighted, alone)
         finally:
             self.model.require_backward_grad_sync = True
 
@@ -121,8 +123,8 @@ class Replicated:
     def optimizer_step(self) -> None:
         self.optimizer.step()
 
-    def descend(self, finite: Tensor) -> base.StepInfo:
-        info = base.take_step(self, finite)
+    def descend(self, finite: Tensor, grad_norm: Tensor) -> base.StepInfo:
+        info = base.take_step(self, finite, grad_norm)
         self._theta = None
         return info
 

@@ -1,7 +1,8 @@
 """Engine for DeepSpeed ZeRO stages 0-3, fp32 and bf16, with optimizer and parameter offload. The only file that imports it.
 
-Collectives: `backward` is DeepSpeed's own reduction (and, at stage 3, gathering) plus four sums; `norm` all-reduces one scalar
-over the partition group (none at stage 0); `moved` gathers the working copy twice; `descend` is DeepSpeed's step.
+Collectives: `backward` is DeepSpeed's own reduction (and, at stage 3, gathering) plus five sums; `norm` all-reduces one scalar
+over the partition group (none at stage 0); `moved` gathers the working copy on its way in and, unless `descend` is next, out;
+`descend` is DeepSpeed's step.
 
 What DeepSpeed would do silently and this engine does not: the accumulation boundary is set explicitly (or stage 2 keeps only
 the last micro-batch); gradients are cleared between the passes (or they add up); stage 3's padding is zeroed; its persistent
@@ -26,13 +27,13 @@ from torch import Tensor, nn
 
 from tram_ds.engines import base
 from tram_ds.engines.zero_storage import Bf16Partitioned, Partitioned, Stage3, Storage, Whole
-from tram_ds.shards import Shards, Span
+from tram_ds.shards import Lazy, Shards, Span
 
 
 class Zero:
     """masters: DeepSpeed's fp32 partitions, viewed parameter by parameter, so padding is never part of a Shards."""
 
-    displaced = False
+    displaced, undivided = False, False
 
     def __init__(self, engine: Any, *, clip_norm: float | None = None, schedule: base.Schedule | None = None):
         _refuse(engine)
@@ -50,6 +51,7 @@ class Zero:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.shard_group = self.storage.group
         self.owns = self.shard_group is not None or self.rank == 0
+        self.replicas = 1 if self.shard_group is not None else self.world_size
         self.dtype = self.storage.working()[0].dtype
         self.steps = base.optimizer_steps(_base_optimizer(engine))
         self.targets = torch.ones((), dtype=torch.float64, device=self.device)
@@ -69,26 +71,20 @@ class Zero:
         return self._theta
 
     def raw_gradient(self) -> Shards:
-        pieces = [t.detach().view(-1) for t in self.storage.gradient()]
-        return Shards(pieces, tuple(Span("", 0, t.numel(), tuple(t.shape)) for t in pieces))
+        pieces = self.storage.gradient()
+        return Shards((_within(pieces[f.flat], f.offset, f.length) for f in self.fragments), self.layout)
 
-    def grads(self) -> Shards:
-        live = self._view(self.storage.flat_gradient())
-        return Shards((t.float() for t in live), self.layout) * (1.0 / self.targets)
+    def grads(self) -> Lazy:
+        return base.mean_gradient(self)
 
-    def put_gradient(self, g: Shards) -> None:
-        flats = [torch.zeros_like(flat) for flat in self.storage.flat_gradient()]
-        self._view(flats).copy_(g)
-        values = torch.cat([flat.view(-1) for flat in flats])
-        pieces = [piece.view(-1) for piece in self.storage.gradient()]
-        for piece, value in zip(pieces, values.split([piece.numel() for piece in pieces]), strict=True):
-            piece.copy_(value)
+    def put_gradient(self, g: Shards | Lazy) -> None:
+        self.raw_gradient().copy_(g)
         self.targets = torch.ones_like(self.targets)
 
-    def working(self) -> Shards:
-        return Shards((t.to(torch.float32, copy=True) for t in self._view(self.storage.working())), self.layout)
+    def working(self) -> Lazy:
+        return Lazy(Shards.wide, self._view(self.storage.working()))
 
-    def norm(self, x: Shards) -> Tensor:
+    def norm(self, x: Shards | Lazy) -> Tensor:
         total = x.square_sum(self.device).to(self.device)
         if self.shard_group is not None:
             dist.all_reduce(total, group=self.shard_group)
@@ -99,24 +95,30 @@ class Zero:
         dist.all_reduce(x)
         return x
 
-    def _publish(self, values: Shards) -> None:
+    def _publish(self, values: Shards | Lazy) -> None:
         if isinstance(self.storage, Stage3):
             self.storage.release()
         self._view(self.storage.working()).copy_(values)
         self.storage.publish()
 
     @contextmanager
-    def moved(self, to: Shards) -> Iterator[None]:
+    def moved(self, to: Shards | Lazy, until_descent: bool = False) -> Iterator[None]:
         theta, self.displaced = self.params(), True
         self._publish(to)
         try:
             yield
-        finally:
-            if self.storage.separate:
-                self.storage.restore()
-            else:
-                self._publish(theta)
-            self.displaced = False
+        except BaseException:
+            self._restore(theta)
+            raise
+        if not (until_descent and self.storage.separate):
+            self._restore(theta)
+
+    def _restore(self, theta: Shards) -> None:
+        if self.storage.separate:
+            self.storage.restore()
+        else:
+            self._publish(theta)
+        self.displaced = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()  # the engine's own forward owns its precision
@@ -129,8 +131,11 @@ class Zero:
         self.model.set_gradient_accumulation_boundary(last)
         self.model.backward(loss * self.model.gradient_accumulation_steps())
 
-    def backward(self, batches: Sequence[Any], objective: base.Objective) -> base.Means:
-        return base.run_pass(self, batches, objective)
+    def backward(
+        self, batches: Sequence[Any], objective: base.Objective, weighted: base.Weighted | None = None, alone: bool = False
+    ) -> base.Means:
+        assert not alone, "a sharded engine has no gradient of one rank"
+        return base.run_pass(self, batches, objective, weighted)
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         return _base_optimizer(self.model).param_groups
@@ -139,9 +144,11 @@ class Zero:
         self.model.set_gradient_accumulation_boundary(True)
         self.model.step()
 
-    def descend(self, finite: Tensor) -> base.StepInfo:
-        info = base.take_step(self, finite)
-        self._theta = None
+    def descend(self, finite: Tensor, grad_norm: Tensor) -> base.StepInfo:
+        info = base.take_step(self, finite, grad_norm)
+        if self.displaced and info.skipped:  # a step taken has published theta_{t+1} over theta_t + epsilon
+            self._restore(self.params())
+        self._theta, self.displaced = None, False
         return info
 
     def moments(self) -> dict[str, Shards]:
@@ -166,6 +173,15 @@ class Zero:
         for name, shards in moments.items():
             self._view(self.storage.cut([optimizer.state[key][name] for key in self.storage.state_keys()])).copy_(shards)
         self.storage.restore()
+
+
+def _within(pieces: Sequence[Tensor], offset: int, length: int) -> Tensor:
+    """A flat view of elements [offset, offset + length) of the pieces laid end to end; a fragment never straddles two."""
+    for piece in pieces:
+        if offset + length <= piece.numel():
+            return piece.detach().view(-1)[offset : offset + length]
+        offset -= piece.numel()
+    raise AssertionError("a parameter's gradient lies in one piece")
 
 
 def _storage(engine: Any) -> Storage:

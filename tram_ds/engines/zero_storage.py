@@ -36,11 +36,10 @@ class Storage(Protocol):
         """This rank's part of the working copy, aligned with masters(); written in place by the caller of publish()."""
         ...
 
-    def gradient(self) -> list[Tensor]:
-        """The reduced gradient in place: a list of tensors whose concatenation per group is what `flat_gradient` returns."""
+    def gradient(self) -> list[list[Tensor]]:
+        """The reduced gradient in place: for each of masters() the pieces that laid end to end are aligned with it."""
         ...
 
-    def flat_gradient(self) -> list[Tensor]: ...
     def fragments(self) -> list[Fragment]: ...
     def state_keys(self) -> list[Tensor]:
         """The tensors under which the base optimizer files its state."""
@@ -87,21 +86,16 @@ class Partitioned:
         groups = zip(self.o.parallel_partitioned_bit16_groups, self.o.real_dp_process_group, strict=True)
         return [parts[dist.get_rank(group)].detach() for parts, group in groups]
 
-    def gradient(self) -> list[Tensor]:
+    def gradient(self) -> list[list[Tensor]]:
         if self.o.cpu_offload:
             self.o._wait_for_offload_copies()
-            return [m.grad for m in self.o.single_partition_of_fp32_groups]
-        return [t for i in range(len(self.o.bit16_groups)) for t in self._pieces(i)]
+            return [[m.grad] for m in self.o.single_partition_of_fp32_groups]
+        return [self._pieces(i) for i in range(len(self.o.bit16_groups))]
 
     def _pieces(self, i: int) -> list[Tensor]:
         pieces = self.o.averaged_gradients[i]
         flat = getattr(pieces, "flat_partition", None)  # bf16 parameters with fp32 accumulation keep one flat buffer
         return [flat] if flat is not None else list(pieces)
-
-    def flat_gradient(self) -> list[Tensor]:
-        if self.o.cpu_offload:
-            return self.gradient()
-        return [torch.cat([t.reshape(-1) for t in self._pieces(i)]) for i in range(len(self.o.bit16_groups))]
 
     def fragments(self) -> list[Fragment]:
         return _mapped(self.o.bit16_groups)
@@ -156,11 +150,8 @@ class Bf16Partitioned:
         groups = zip(self.o.bf16_partitioned_groups, self.o.real_dp_process_group, strict=True)
         return [parts[dist.get_rank(group)].detach() for parts, group in groups]
 
-    def gradient(self) -> list[Tensor]:
-        return list(self.o.fp32_groups_gradient_flat_partition)
-
-    def flat_gradient(self) -> list[Tensor]:
-        return self.gradient()
+    def gradient(self) -> list[list[Tensor]]:
+        return [[flat] for flat in self.o.fp32_groups_gradient_flat_partition]
 
     def fragments(self) -> list[Fragment]:
         return _mapped(self.o.bf16_groups)
@@ -217,21 +208,14 @@ class Stage3:
     def working(self) -> list[Tensor]:
         return [w.detach() for w in self.o.fp16_partitioned_groups_flat]
 
-    def gradient(self) -> list[Tensor]:
+    def gradient(self) -> list[list[Tensor]]:
         if self.o.offload_optimizer:
-            return [m.grad for m in self.o.fp32_partitioned_groups_flat]
+            return [[m.grad] for m in self.o.fp32_partitioned_groups_flat]
         for group, paddings in enumerate(self.o.groups_padding):
             for piece, padding in zip(self.o.averaged_gradients[group], paddings, strict=True):
                 if padding:
                     piece.view(-1)[-padding:].zero_()
-        return [t for group in range(len(self.o.fp16_groups)) for t in self.o.averaged_gradients[group]]
-
-    def flat_gradient(self) -> list[Tensor]:
-        pieces = self.gradient()
-        if self.o.offload_optimizer:
-            return pieces
-        groups = range(len(self.o.fp16_groups))
-        return [torch.cat([t.reshape(-1) for t in self.o.averaged_gradients[group]]) for group in groups]
+        return [list(self.o.averaged_gradients[group]) for group in range(len(self.o.fp16_groups))]
 
     def fragments(self) -> list[Fragment]:
         found = []
@@ -301,13 +285,10 @@ class Whole:
     def working(self) -> list[Tensor]:
         return [p.detach().view(-1) for _, p in self.pairs]
 
-    def gradient(self) -> list[Tensor]:
+    def gradient(self) -> list[list[Tensor]]:
         for _, p in self.pairs:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        return [p.grad.view(-1) for _, p in self.pairs if p.grad is not None]
-
-    def flat_gradient(self) -> list[Tensor]:
-        return self.gradient()
+        return [[p.grad] for _, p in self.pairs if p.grad is not None]
 
     def fragments(self) -> list[Fragment]:
         return [Fragment(p, i, 0, 0, p.numel()) for i, (_, p) in enumerate(self.pairs)]

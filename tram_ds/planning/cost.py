@@ -10,7 +10,7 @@ from tram_ds.algorithm import Algorithm
 from tram_ds.analysis.flops import cost as passes_of
 from tram_ds.planning.memory import FP32, Setup
 from tram_ds.planning.sizes import Size
-from tram_ds.region import AtWeights
+from tram_ds.region import AtWeights, Previous
 
 PEAK = {  # dense TFLOP/s per GPU from the vendors' data sheets: (bf16, fp32 without tensor cores), GB of memory
     "a100": (312.0, 19.5, 80),
@@ -52,7 +52,7 @@ def traffic(setup: Setup, n: int, row: Algorithm, forwards: int) -> dict[str, in
     if setup.world == 1:
         return {}
     backwards = 1 + (row.ascent is not None) + (row.fisher_pass is not None)
-    remembered = sum(isinstance(r.reference, AtWeights) for r in row.regions)
+    remembered = sum(isinstance(r.reference, AtWeights | Previous) for r in row.regions)
     moves = remembered + (row.ascent is not None)
     micros, working = setup.micros, setup.working
     if setup.engine == "fsdp2":

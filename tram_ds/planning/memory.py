@@ -11,7 +11,7 @@ from typing import Any
 
 from tram_ds.algorithm import Algorithm
 from tram_ds.planning.sizes import Size
-from tram_ds.region import AtWeights, NoisedInput
+from tram_ds.region import AtWeights, NoisedInput, Previous
 
 FP32 = 4
 HELD = 3  # sharded fp32 copies alive during pass 2: g, epsilon, theta + epsilon
@@ -120,7 +120,7 @@ def _states(setup: Setup, size: Size, row: Algorithm) -> dict[str, int]:
     n, shards = size.parameters, setup.shards
     share = -(-n // shards)
     gpu = 0 if setup.offload_states else 1
-    remembered = sum(isinstance(r.reference, AtWeights) for r in row.regions)
+    remembered = sum(isinstance(r.reference, AtWeights | Previous) for r in row.regions)
     moves = row.ascent is not None or remembered > 0
     working = {
         "replicated": 2 * n if setup.half else 0,
@@ -147,7 +147,7 @@ def _activations(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
 
 def _cached(setup: Setup, size: Size, row: Algorithm) -> int:
     """References at other weights keep their logits of every micro-batch until the step ends."""
-    references = sum(isinstance(r.reference, AtWeights) for r in row.regions)
+    references = sum(isinstance(r.reference, AtWeights | Previous) for r in row.regions)
     return references * setup.micros * size.positions * size.classes * setup.working
 
 

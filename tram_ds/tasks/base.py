@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,16 +17,22 @@ class Output:
 
     loss_sum: () loss summed (not averaged) over the counted targets, with its graph.
     count: how many targets `loss_sum` counts: predicted tokens, or examples.
-    logits: (N, C) with its graph: N valid positions (everything that is not padding), C classes or vocabulary entries.
+    logits: (N, C) Tensor with its graph: N valid positions (everything that is not padding), C classes or vocabulary entries.
     rows: sequences or examples in the micro-batch; only `kl_norm: official` uses it. None means N.
     counted: (N,) bool, which positions carry a counted target; None means all. Only `positions: labelled` uses it.
+
+    A forward pass in chunks has no logits (None) but losses (N,), without a graph. Filled in by whoever was asked to compare
+    (tram_ds.logits): objective, loss_sum plus the penalties; distances: (sum, positions) of each comparison.
     """
 
     loss_sum: Tensor
     count: Tensor | int
-    logits: Tensor
+    logits: Any
     rows: int | None = None
     counted: Tensor | None = None
+    objective: Tensor | None = None
+    distances: tuple[tuple[Tensor, Tensor | int], ...] = ()
+    losses: Tensor | None = None
 
 
 class Task(Protocol):
@@ -53,6 +59,10 @@ class Task(Protocol):
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """Calls `model` once. Never changes `batch`."""
+        ...
+
+    def chunked(self, model: nn.Module) -> Callable[..., Output] | None:
+        """The same without whole logits (tram_ds.chunked.Chunked), or None where they are small or the model cannot."""
         ...
 
     def counts(self, batch: Batch) -> tuple[int, int]:

@@ -83,6 +83,9 @@ class ImageClassification:
         loss_sum = F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
         return Output(loss_sum, len(logits), logits, rows=len(logits))
 
+    def chunked(self, model: nn.Module) -> None:
+        """None: a few classes per example."""
+
     def counts(self, batch: Batch) -> tuple[int, int]:
         return len(batch["labels"]), len(batch["labels"])
 

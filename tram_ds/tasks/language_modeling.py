@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from tram_ds.chunked import IGNORED, Chunked, chunkable
 from tram_ds.data.bpe import source_tokenizer
 from tram_ds.data.errors import DataError
 from tram_ds.data.sources import Source, corpus_digest, open_source, unknown_domain
 from tram_ds.data.tokenize import Blocks, blocks, tokenize, vocabulary_size
 from tram_ds.tasks.base import Batch, Output
 from tram_ds.tasks.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
-
-IGNORED = -100  # a position that predicts nothing
 
 
 def build(recipe: Any, training: bool = True) -> LanguageModeling:
@@ -89,13 +88,16 @@ class LanguageModeling:
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         mask = batch.get("attention_mask")
-        masked = {} if mask is None else {"attention_mask": mask}
-        logits = model(input_ids=batch["input_ids"], use_cache=False, **masked).logits  # (B, T, C)
+        logits = model(**_inputs(batch)).logits  # (B, T, C)
         logits = logits.flatten(0, 1) if mask is None else logits[mask.bool()]  # (N, C)
         targets = next_tokens(batch)
         loss_sum = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
         counted = targets != IGNORED
         return Output(loss_sum, counted.sum(), logits, rows=len(batch["input_ids"]), counted=counted)
+
+    def chunked(self, model: nn.Module) -> Chunked | None:
+        whole = getattr(self.model_section, "logits", "chunks") == "whole"
+        return None if whole or not chunkable(model) else Chunked(_inputs, next_tokens)
 
     def counts(self, batch: Batch) -> tuple[int, int]:
         targets = next_tokens(batch)
@@ -119,7 +121,9 @@ class LanguageModeling:
         zero = torch.zeros((), dtype=torch.float64, device=output.loss_sum.device)
         if not self.settings.m2d2_ref:
             return torch.stack([output.loss_sum.double(), zero + output.count, zero])
-        loss = F.cross_entropy(output.logits.float(), next_tokens(batch), ignore_index=IGNORED, reduction="none")
+        loss = output.losses
+        if loss is None:
+            loss = F.cross_entropy(output.logits.float(), next_tokens(batch), ignore_index=IGNORED, reduction="none")
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
         length = mask.sum(1, keepdim=True).expand_as(mask)[mask].double()  # (N,) of the row each position is in
         return torch.stack([(loss.double() * length / (length - 1)).sum(), zero + len(length), zero])
@@ -169,6 +173,11 @@ class LanguageModeling:
 
     def _tokens(self, domain: str, split: str, max_tokens: int | None) -> np.ndarray:
         return tokenize(self.source, domain, split, self.tokenizer, self.settings.cache_dir, max_tokens)
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    """What the model is called with."""
+    return {"use_cache": False, **{key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}}
 
 
 def next_tokens(batch: Batch) -> Tensor:
