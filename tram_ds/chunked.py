@@ -169,7 +169,7 @@ def _add_product(g: Tensor, states: Tensor, weight: Tensor, rows: slice, into: T
     _, of_weight, of_bias, *_ = grads
     if of_weight is not None:
         if of_weight.dtype == g.dtype:
-            of_weight.addmm_(g.T, states)  # no second (C, H)
+            torch.addmm(of_weight, g.T, states, out=of_weight)  # no second (C, H)
         else:
             of_weight += g.T @ states
     if of_bias is not None:

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-PART = {"cpu": 1 << 17, "cuda": 1 << 24}  # elements: what stays in a core's cache; what keeps a GPU busy
+PART = {"cpu": 1 << 19, "cuda": 1 << 24}  # elements: what stays in a core's cache; what keeps a GPU busy
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from tram_ds.engines import base
-from tram_ds.shards import Lazy
 from tram_ds.stepper import Stepper
 
 
@@ -90,7 +89,7 @@ def restored_by_bf16_subtraction(built: Stepper) -> None:
 def mean_of_means(built: Stepper) -> None:
     engine: Any = built.engine
 
-    def backward(batches: Any, objective: Any, weighted: Any = None) -> base.Means:
+    def backward(batches: Any, objective: Any, weighted: Any = None, alone: bool = False) -> base.Means:
         engine.clear()
         sums = torch.zeros(4, dtype=torch.float64)
         for i, batch in enumerate(batches):
@@ -98,9 +97,8 @@ def mean_of_means(built: Stepper) -> None:
             engine.backward_one(terms.objective / float(terms.sums[1]) / len(batches), last=i == len(batches) - 1)
             sums += terms.sums
         engine.targets = torch.ones((), dtype=torch.float64)
-        g = base.wide(engine.raw_gradient())
-        x = g if weighted is None else Lazy(lambda theta, g: weighted(theta, g, g), engine.params(), g)
-        means = base.Means.of(engine.data_sum(torch.cat([sums, x.square_sum()[None] / engine.replicas])))
+        squares = base.squared_norm(engine, weighted) / engine.replicas
+        means = base.Means.of(engine.data_sum(torch.cat([sums, squares[None]])))
         return replace(means, norm=means.norm * means.targets)
 
     engine.backward = backward

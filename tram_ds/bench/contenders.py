@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from tram_ds import engines
 from tram_ds.algorithm import algorithm
+from tram_ds.chunked import Chunked
 from tram_ds.distributed import Job
 from tram_ds.engines.base import Engine
 from tram_ds.engines.fsdp2 import shard
 from tram_ds.engines.replicated import Replicated
 from tram_ds.stepper import Stepper
 from tram_ds.tasks.base import Output
+from tram_ds.tasks.language_modeling import next_tokens
 
 ENGINES = ("replicated", "ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")
 OURS = ("base", "sam", "asam", "tram_x", "tram_prev", "tram_fisher")
@@ -25,6 +27,7 @@ SIZES = {  # n_layer, n_embd, n_head, vocabulary
     "tiny": (2, 64, 2, 512),
     "small": (4, 256, 4, 2048),
     "18M": (8, 384, 6, 8192),
+    "vocabulary": (2, 256, 4, 50257),
 }
 ZERO = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 ZERO_OPTIMIZATION = {  # configs/deepspeed for small models: buckets that do not drown them, only norms and biases persistent
@@ -40,12 +43,16 @@ ZERO_OPTIMIZATION = {  # configs/deepspeed for small models: buckets that do not
 
 @dataclass(frozen=True)
 class Work:
-    """The same for everyone. rows x tokens: of one rank's micro-batch. dtype: of the working copy."""
+    """The same for everyone. rows x tokens: of one rank's micro-batch. dtype: of the working copy.
+
+    logits: ours take them whole or in chunks; the peers' loops hold them whole.
+    """
 
     size: str = "small"
     rows: int = 4
     tokens: int = 128
     dtype: str = "float32"
+    logits: str = "chunks"
     seed: int = 0
 
     def model(self) -> nn.Module:
@@ -91,10 +98,11 @@ def build_engine(name: str, work: Work, job: Job) -> Engine:
     return engines.build("zero", model, engines.Settings(job, optimizer, config, dtype, work.rows, 1))
 
 
-def ours(name: str, engine: Engine, batch: dict[str, Tensor], seed: int) -> tuple[Stepper, Callable[[], object]]:
+def ours(name: str, engine: Engine, batch: dict[str, Tensor], work: Work) -> tuple[Stepper, Callable[[], object]]:
     """A stepper of row `name` on a shared engine, and a call that takes one step."""
-    stepper = Stepper(engine, algorithm(name), seed)
-    return stepper, lambda: stepper.step([batch], forward)
+    stepper = Stepper(engine, algorithm(name), work.seed)
+    taken = forward if work.logits == "whole" else Chunked(lambda batch: batch, next_tokens)
+    return stepper, lambda: stepper.step([batch], taken, upcoming=[batch])
 
 
 def peers(name: str, engine: Any, batch: dict[str, Tensor]) -> dict[str, Callable[[], object]]:

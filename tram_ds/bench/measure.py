@@ -9,8 +9,9 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tram_ds.stepper import Stepper
+from tram_ds.engines import base
 
 SMALL = 1024  # bytes: sums, norms and flags; a collective of a model's tensors is larger
 
@@ -110,55 +111,44 @@ def counted(step: Callable[[], object]) -> Counted:
 
 
 class Shares:
-    """Process seconds that a Stepper's steps spend on norm and ascent, theta + epsilon, publish and restore."""
+    """Process seconds of norms, epsilon, publish and restore: all of a step that is neither a pass nor the descent."""
 
-    def __init__(self, stepper: Stepper) -> None:
-        self.seconds, self._ascended = 0.0, 0.0
-        self.stepper, self.engine = stepper, stepper.engine
-        ascent = stepper.algorithm.ascent
-        self._original = stepper.algorithm
-        if ascent is not None:
-            self.stepper.algorithm = replace(stepper.algorithm, ascent=self._timed_ascent(ascent))
-
-    def _timed_ascent(self, ascent: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.process_time()
-            epsilon = ascent(*args, **kwargs)
-            self._ascended = time.process_time()
-            self.seconds += self._ascended - start
-            return epsilon
-
-        return run
-
-    @contextmanager
-    def _moved(self, original: Any, to: Any) -> Iterator[None]:
-        start = self._ascended or time.process_time()  # from the end of the ascent: theta + epsilon lies between
-        self._ascended = 0.0
-        inner = original(to=to)
-        inner.__enter__()
-        self.seconds += time.process_time() - start
-        try:
-            yield
-        finally:
-            start = time.process_time()
-            inner.__exit__(None, None, None)
-            self.seconds += time.process_time() - start
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.seconds = engine, 0.0
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Inside, `seconds` grows with every step; outside, engine and algorithm are as they were."""
-        original = self.engine.moved
-        grads = self.engine.grads
-        self.engine.moved = lambda to: self._moved(original, to)  # type: ignore[method-assign]
-        self.engine.grads = lambda: self._timed(grads)  # type: ignore[method-assign]
-        try:
+        """Inside, `seconds` grows with every step."""
+        engine = self.engine
+        with (
+            mock.patch.object(base, "squared_norm", self._timed(base.squared_norm)),
+            mock.patch.object(engine, "norm", self._timed(engine.norm)),
+            mock.patch.object(engine, "moved", self._timed_context(engine.moved)),
+        ):
             yield
-        finally:
-            del self.engine.moved, self.engine.grads
-            self.stepper.algorithm = self._original
 
-    def _timed(self, call: Callable[[], Any]) -> Any:
-        start = time.process_time()
-        result = call()
-        self.seconds += time.process_time() - start
-        return result
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds += time.process_time() - start
+
+        return run
+
+    def _timed_context(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The way in and the way out, not what happens between."""
+
+        @contextmanager
+        def run(*args: Any, **kwargs: Any) -> Iterator[None]:
+            inner = call(*args, **kwargs)
+            self._timed(inner.__enter__)()
+            try:
+                yield
+            except BaseException as error:
+                inner.__exit__(type(error), error, error.__traceback__)
+                raise
+            self._timed(inner.__exit__)(None, None, None)
+
+        return run

@@ -28,7 +28,7 @@ def measure(name: str, work: Work, rounds: int, rows: list[str]) -> dict[str, An
         engine = build_engine(name, work, job)
         batch = work.batch(job.rank)
         parameters = sum(p.numel() for p in work.model().parameters())
-        contenders = {row: lambda row=row: ours(row, engine, batch, work.seed)[1]() for row in rows}
+        contenders = {row: lambda row=row: ours(row, engine, batch, work)[1]() for row in rows}
         contenders |= peers(name, engine, batch)
         counts = {label: _counts(label, rows, engine, batch, work, contenders) for label in contenders}
         times, shares = _times(rounds, rows, engine, batch, work, contenders)
@@ -40,7 +40,7 @@ def measure(name: str, work: Work, rounds: int, rows: list[str]) -> dict[str, An
 
 
 def _counts(label: str, rows: list[str], engine: Any, batch: Any, work: Work, contenders: dict[str, Callable]) -> dict[str, Any]:
-    step = ours(label, engine, batch, work.seed)[1] if label in rows else contenders[label]
+    step = ours(label, engine, batch, work)[1] if label in rows else contenders[label]
     for _ in range(WARM_UP):
         step()
     return vars(counted(step))
@@ -48,7 +48,7 @@ def _counts(label: str, rows: list[str], engine: Any, batch: Any, work: Work, co
 
 def _times(rounds: int, rows: list[str], engine: Any, batch: Any, work: Work, contenders: dict[str, Callable]) -> Any:
     """(process seconds per round, overhead seconds per round) of each contender, in an order that turns with the round."""
-    steppers = {label: ours(label, engine, batch, work.seed) for label in rows}
+    steppers = {label: ours(label, engine, batch, work) for label in rows}
     times: dict[str, list[float]] = {label: [] for label in contenders}
     wall: dict[str, list[float]] = {label: [] for label in contenders}
     shares: dict[str, list[float]] = {label: [] for label in rows}
@@ -56,7 +56,7 @@ def _times(rounds: int, rows: list[str], engine: Any, batch: Any, work: Work, co
     for round_ in range(rounds + 1):  # round 0 warms up
         for label in labels[round_ % len(labels) :] + labels[: round_ % len(labels)]:
             stepper, step = steppers.get(label, (None, contenders[label]))
-            share = Shares(stepper) if stepper is not None else None
+            share = Shares(engine) if stepper is not None else None
             start, wall_start = time.process_time(), time.perf_counter()
             if share is None:
                 step()

@@ -181,13 +181,18 @@ def run_pass(
         terms = objective(index, batch)
         engine.backward_one(terms.objective * (1 if alone else engine.world_size), last=index == len(batches) - 1)
         sums += terms.sums
-    g = wide(engine.raw_gradient())
-    x = g if weighted is None else Lazy(lambda theta, g: weighted(theta, g, g), engine.params(), g)
-    squares = x.square_sum(engine.device).to(engine.device) / (1 if alone else engine.replicas)
+    squares = squared_norm(engine, weighted) / (1 if alone else engine.replicas)
     found = torch.cat([sums, squares[None]])
     means = Means.of(found if alone else engine.data_sum(found))
     engine.targets = means.targets.clamp(min=1)
     return means
+
+
+def squared_norm(engine: Passes, weighted: Weighted | None) -> Tensor:
+    """() float64: of this rank's pieces of the summed gradient, weighted."""
+    g = wide(engine.raw_gradient())
+    x = g if weighted is None else Lazy(lambda theta, g: weighted(theta, g, g), engine.params(), g)
+    return x.square_sum(engine.device).to(engine.device)
 
 
 def wide(shards: Shards) -> Shards | Lazy:
