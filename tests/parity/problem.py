@@ -54,7 +54,7 @@ def batch(step: int, micro: int) -> dict[str, torch.Tensor]:
 
 def chunked_forward() -> Chunked:
     """`forward` without whole logits, 5 rows at a time."""
-    chunked.CHUNK_ELEMENTS = 5 * 19
+    chunked.CHUNK_ELEMENTS["cpu"] = 5 * 19
     return Chunked(lambda b: b, next_tokens)
 
 

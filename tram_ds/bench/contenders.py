@@ -27,7 +27,7 @@ SIZES = {  # n_layer, n_embd, n_head, vocabulary
     "tiny": (2, 64, 2, 512),
     "small": (4, 256, 4, 2048),
     "18M": (8, 384, 6, 8192),
-    "vocabulary": (2, 256, 4, 50257),
+    "vocabulary": (2, 128, 2, 50257),
 }
 ZERO = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 ZERO_OPTIMIZATION = {  # configs/deepspeed for small models: buckets that do not drown them, only norms and biases persistent
