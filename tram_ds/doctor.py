@@ -184,6 +184,17 @@ def communication(context: Context) -> str:
     return f"all-reduce over {world} ranks in {time.monotonic() - start:.2f} s ({dist.get_backend()})"
 
 
+def builds(_: Context) -> str:
+    """No lock of a dead process: DeepSpeed compiles operators at its first start, and waits for such a lock for ever."""
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
+    for lock in folder.glob("**/lock"):
+        minutes = (time.time() - lock.stat().st_mtime) / 60
+        if minutes > STALE:
+            found = f"{lock} is {minutes:.0f} minutes old: its process probably died, and every start waits for it"
+            raise Problem(found, "remove that file, unless something is compiling right now")
+    return f"nothing is being compiled in {folder}"
+
+
 def memory(context: Context) -> str:
     """The parts that do not depend on the batch against the GPU: activations and logits come on top."""
     needed = doctor_memory.rank_bytes(context.recipe, context.parameters, context.planned)
@@ -226,9 +237,11 @@ CHECKS: dict[str, Callable[[Context], str]] = {
     "tracking": tracking,
     "launcher": launcher,
     "communication": communication,
+    "builds": builds,
     "memory": memory,
     "smoke": smoke,
 }
+STALE = 10  # minutes: compiling DeepSpeed's largest operator takes less
 RANK_0 = ("disk", "tracking", "launcher")  # what only rank 0 of a run does
 
 

@@ -1,6 +1,7 @@
 """Each check of the doctor, made to find its problem."""
 
 import http.server
+import os
 import shutil
 import subprocess
 import sys
@@ -162,3 +163,15 @@ def test_two_ranks_agree_on_everything_and_take_a_step(folder):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "shared by 2 ranks" in done.stdout and "all-reduce over 2 ranks" in done.stdout and "one step in" in done.stdout
     assert sorted(path.name for path in folder.iterdir()) == ["tiny.yaml"]
+
+
+def test_a_lock_left_by_a_dead_compilation_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "py3_cpu/deepspeed_shm_comm/lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert "nothing is being compiled" in doctor.builds(None)  # a lock of now is one at work
+    os.utime(lock, (0, 0))
+    with pytest.raises(doctor.Problem, match="minutes old") as caught:
+        doctor.builds(None)
+    assert str(lock) in caught.value.found and "remove" in caught.value.fix
