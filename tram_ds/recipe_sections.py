@@ -137,6 +137,8 @@ class ModelSection(Section):
     """Type of the working copy that forward and backward use; the master weights are always float32."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
+    compile: bool = False
+    """Compile every transformer block with torch.compile: a start-up of minutes for faster steps; not with ZeRO-3."""
     logits: Literal["chunks", "whole"] = "chunks"
     """Of a language model: `chunks` = loss and distances a few rows at a time, so that a large vocabulary costs no
     memory; `whole` = all at once, for models that change their logits after the output head."""
