@@ -247,6 +247,9 @@ class TrainSection(Section):
     """Optimizer steps between lines of metrics.jsonl."""
     probe_every: Positive = 10
     """Optimizer steps between measurements of what the perturbation did to the working copy (cosine, projection)."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """Peak of one device at model.dtype, in TFLOP/s, for `mfu`; null = the data sheet's of A100, H100, H200, else no
+    mfu."""
     timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds without progress after which a rank gives up with exit 6, naming where it was."""
 
