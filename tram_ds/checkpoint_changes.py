@@ -20,6 +20,7 @@ FREE = (
     "train.probe_every",
     "train.self_check",
     "train.max_skipped",
+    "train.peak_tflops",
     "train.timeout",
 )
 ABSENT = "(absent)"

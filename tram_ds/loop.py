@@ -22,6 +22,7 @@ from tram_ds.self_check import self_check
 from tram_ds.step import StepReport
 from tram_ds.stepper import Stepper
 from tram_ds.tasks.base import Batch, Task
+from tram_ds.throughput import Throughput, throughput
 
 Record = dict[str, Any]
 READERS = 4  # threads that read and collate rows while the device works; decoding and memory-mapped reads release the GIL
@@ -42,8 +43,12 @@ class Loop:
     stop: StopRequest
     watchdog: Watchdog
     skipped_in_a_row: int = 0
+    throughput: Throughput = field(init=False)
     _steps_since: float = field(default_factory=time.monotonic)
     _ahead: dict[int, list[Future[Batch]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.throughput = throughput(self.recipe, self.stepper)
 
     def run(self) -> int:
         """Trains to the end (DONE), or to a requested stop (REQUEUE) with a checkpoint saved."""
@@ -52,14 +57,13 @@ class Loop:
 
     def _train(self, pool: ThreadPoolExecutor) -> int:
         train, forward = self.recipe.train, self.task.chunked(self.stepper.engine.module) or self.task.forward
-        upcoming, stopping = None, False
+        first, upcoming, stopping = self.stepper.steps, None, False
         while self.stepper.steps < self.total_steps:
             step, done = self.stepper.steps, self.stepper.steps + 1
             self.watchdog.beat("data", step)
             batches = upcoming or self.batches(step, pool)
-            if step == 0 and train.self_check:
-                self.watchdog.beat("self-check")
-                self_check(self.stepper, batches, forward)
+            if step == first:
+                self.examine(batches, forward)
             finished = done == self.total_steps
             saving = stopping or finished or done == train.stop_after or _due(self.recipe.checkpoint.every_steps, done)
             upcoming = None if saving else self.batches(done, pool)
@@ -68,14 +72,25 @@ class Loop:
             if _due(self.recipe.eval.every_steps, done):
                 self.watchdog.beat("validation")
                 self.validate(done)
+                self.throughput.restart()
             stopping = agreed(self.stop.raised is not None) or done == train.stop_after
             # A step that looked ahead kept nothing to resume from: one that does not follows, and then the stop.
             if saving or (stopping and self.stepper.restorable):
                 self.watchdog.beat("checkpoint")
                 self.save()
+                self.throughput.restart()
                 if stopping and not finished:
                     return REQUEUE
         return DONE
+
+    def examine(self, batches: list[Batch], forward: Any) -> None:
+        """Before the first step this process takes: the self-check of a fresh run, and what a step computes. Not timed."""
+        if self.stepper.steps == 0 and self.recipe.train.self_check:
+            self.watchdog.beat("self-check")
+            self_check(self.stepper, batches, forward)
+        self.watchdog.beat("counting FLOPs")
+        self.throughput.count(self.stepper, forward, batches)
+        self.throughput.restart()
 
     def batches(self, step: int, pool: ThreadPoolExecutor) -> list[Batch]:
         """This rank's micro-batches of step `step`, on its device; those of the next step are read in the background."""
@@ -99,10 +114,11 @@ class Loop:
         full = step % self.recipe.train.probe_every == 0
         probe = Robustness(full, self.stepper.algorithm.gauge) if logging else None
         report = self.stepper.step(batches, forward, self.task.counts, probe, upcoming)
+        self.throughput.add(report.targets)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
         if logging or report.skipped:
-            now = time.monotonic()
-            self.record(step_record(step + 1, report, now - self._steps_since, probe.values if probe else {}))
+            rates, now = self.throughput.rates(), time.monotonic()
+            self.record(step_record(step + 1, report, now - self._steps_since, probe.values if probe else {}) | rates)
             self._steps_since = now
         if self.skipped_in_a_row >= self.recipe.train.max_skipped:
             raise NumericError(
@@ -120,7 +136,7 @@ class Loop:
 
 
 def step_record(step: int, report: StepReport, seconds: float, probed: dict[str, Tensor]) -> Record:
-    """Plain numbers of a step: the one place that reads tensors back from the device, once."""
+    """Plain numbers of a step: the one place that reads its tensors back from the device, once."""
     values = {
         "loss": report.loss,
         "distance": report.distance,

@@ -41,7 +41,7 @@ class Progress:
     def update(self, record: Mapping[str, Any]) -> None:
         """Shows the record of a step, as written to metrics.jsonl: step, loss, distance, radius, perturbation_norm.
 
-        Tokens per second come from `tokens` and `seconds` of the records, smoothed. Keys may be missing or None.
+        Tokens per second are smoothed. Keys may be missing or None.
         """
         if self._bar is None and not self._plain:
             return
@@ -85,9 +85,9 @@ class _Rate:
         self._tokens = self._seconds = 0.0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        tokens, seconds = record.get("tokens"), record.get("seconds")
-        if isinstance(tokens, int | float) and isinstance(seconds, int | float):
-            self._tokens = 0.95 * self._tokens + tokens
+        rate, seconds = record.get("tokens_per_second"), record.get("seconds")
+        if isinstance(rate, int | float) and isinstance(seconds, int | float):
+            self._tokens = 0.95 * self._tokens + rate * seconds
             self._seconds = 0.95 * self._seconds + seconds
 
     def per_second(self) -> float | None:
@@ -105,6 +105,8 @@ def describe(record: Mapping[str, Any], tokens_per_second: float | None) -> dict
     texts = {name: _short(value) for name, value in shown.items() if value is not None}
     if tokens_per_second is not None:
         texts["tok/s"] = f"{tokens_per_second:,.0f}"
+    if (mfu := record.get("mfu")) is not None:
+        texts["mfu"] = f"{mfu:.1%}"
     return texts
 
 

@@ -204,9 +204,12 @@ def _checked(source: Source) -> Recipe:
     except ValidationError as error:
         raise explain(error, Recipe, source) from None
     try:
-        engine_config(recipe.engine)
+        config = engine_config(recipe.engine)
     except RecipeError as error:
         raise RecipeError(f"{source.where('engine.config')}: {error}") from None
+    if recipe.model.compile and config.get("zero_optimization", {}).get("stage") == 3:
+        text = "ZeRO-3 gathers every layer by itself, which cuts a compiled block to pieces: use engine=fsdp2, or remove it"
+        raise RecipeError(f"{source.where('model.compile')}: model.compile = true: {text}")
     return recipe
 
 

@@ -137,6 +137,8 @@ class ModelSection(Section):
     """Type of the working copy that forward and backward use; the master weights are always float32."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
+    compile: bool = False
+    """Compile every transformer block with torch.compile: a start-up of minutes for faster steps; not with ZeRO-3."""
     logits: Literal["chunks", "whole"] = "chunks"
     """Of a language model: `chunks` = loss and distances a few rows at a time, so that a large vocabulary costs no
     memory; `whole` = all at once, for models that change their logits after the output head."""
@@ -245,6 +247,9 @@ class TrainSection(Section):
     """Optimizer steps between lines of metrics.jsonl."""
     probe_every: Positive = 10
     """Optimizer steps between measurements of what the perturbation did to the working copy (cosine, projection)."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """Peak of one device at model.dtype, in TFLOP/s, for `mfu`; null = the data sheet's of A100, H100, H200, else no
+    mfu."""
     timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds without progress after which a rank gives up with exit 6, naming where it was."""
 

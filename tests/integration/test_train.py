@@ -67,6 +67,7 @@ def test_a_run_leaves_its_files(runs: dict[str, Path], name: str) -> None:
     assert all(
         {"loss", "distance", "radius", "perturbation_norm", "grad_norm", "lr", "tokens", "seconds"} <= set(r) for r in rows
     )
+    assert all(r["tokens_per_second"] > 0 and "mfu" not in r for r in rows), "nobody knows a CPU's peak"
     assert all(r["tokens"] == 4 * 15 for r in rows)  # 4 blocks of 16 predict 15 tokens each
     assert all(r["radius"] == pytest.approx(5.0 * r["distance"]) and r["distance"] > 0 for r in rows)
     assert [("perturbation_length" in r) for r in rows] == [True, False, True, False]
@@ -86,6 +87,25 @@ def test_numbers_do_not_depend_on_the_engine(runs: dict[str, Path], name: str) -
     assert list(scores[0]) == list(scores[1])
     for domain in scores[0]:
         assert scores[1][domain]["perplexity"] == pytest.approx(scores[0][domain]["perplexity"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "launcher", "engine"),
+    [
+        ("single", "python", "replicated"),
+        ("fsdp2", "torchrun", "fsdp2"),
+        ("zero3", "deepspeed", "{name: zero, config: zero3.json}"),
+    ],
+)
+def test_mfu_is_recorded_where_the_recipe_gives_the_peak(
+    runs: dict[str, Path], tmp_path: Path, name: str, launcher: str, engine: str
+) -> None:
+    """The pass that counts changes no number of the run."""
+    done = train(tmp_path, launcher, f"engine={engine}", "train.peak_tflops=0.5", "train.log_every=2", "tracking.enabled=false")
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = records(tmp_path / "runs" / "tiny-tram_x-0")
+    assert all(0 < r["mfu"] <= 1 and r["tokens_per_second"] > 0 for r in rows)
+    assert {r["step"]: r["loss"] for r in rows} == {r["step"]: r["loss"] for r in records(runs[name]) if r["step"] in (2, 4)}
 
 
 @pytest.mark.parametrize("name", ("single", "fsdp2", "zero3"))

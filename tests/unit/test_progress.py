@@ -18,8 +18,10 @@ RECORD = {
     "distance": 1e-3,
     "radius": 2e-3,
     "perturbation_length": 2e-3,
-    "tokens": 1000,
+    "tokens": 500,  # of the last of two steps
     "seconds": 0.5,
+    "tokens_per_second": 2000.0,
+    "mfu": 0.4312,
 }
 
 
@@ -37,6 +39,7 @@ def test_bar_on_a_terminal_shows_the_values():
         "radius=0.002",
         "|eps/T|=0.002",
         "tok/s=2,000",
+        "mfu=43.1%",
     ):
         assert shown in last
 

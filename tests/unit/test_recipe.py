@@ -217,6 +217,12 @@ def test_a_value_of_the_wrong_kind_is_refused_with_its_key(override, refusal):
     assert line.startswith(f"command line: {key}"), line
 
 
+def test_compile_is_off_unless_asked_for_and_goes_with_every_engine_but_zero3(recipe_of):
+    assert recipe_of().model.compile is False
+    for engine in ("auto", "replicated", "fsdp2", "zero", "{name: zero, config: zero1.json}"):
+        assert recipe_of(MINIMAL, "model.compile=true", f"engine={engine}").model.compile is True
+
+
 # What errors say
 
 
@@ -421,6 +427,7 @@ def test_options_are_those_of_the_algorithm_table_with_the_same_defaults():
         (["schedule={name: linear, warmup_steps: 11}"], ["schedule.warmup_steps", "train.steps"]),
         (["eval.select=best"], ["eval.select", "eval.every_steps"]),
         (["engine.config=zero2.json"], ["engine.config", "engine.name"]),
+        (["model.compile=true", "engine={name: zero, config: zero3.json}"], ["model.compile", "ZeRO-3", "engine=fsdp2"]),
         (["engine={name: zero, config: shard.yaml}"], ["engine.config", "engine.name"]),
         (["task.train=Art", "task.exclude=[Art]"], ["task.exclude", "task.train"]),
         (["task={name: image_classification, data: x, seq_len: 8}"], ["task.seq_len", "task.name"]),

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tram_ds.data.errors import DataError
 
 WAY_OUT = "give a folder with the files, or a hub name that is reachable or already in the hub cache (HF_HUB_OFFLINE=1)"
+GRAPHS = 32  # of one block: train or eval, with gradient or without, with a mask or without, lengths fixed or changing
 
 
 def load_config(section: Any, **overrides: Any) -> PretrainedConfig:
@@ -61,6 +64,8 @@ def load_model(auto_class: Any, section: Any, *, seed: int = 0, new_head: bool =
         raise DataError(f"cannot build '{name}' with model.attention={attention}{way_out}: {_first(error)}") from error
     if getattr(section, "activation_checkpointing", False):
         _checkpoint_activations(model)
+    if getattr(section, "compile", False):
+        _compile_blocks(model)
     return model.train()
 
 
@@ -143,6 +148,18 @@ def _checkpoint_activations(model: Any) -> None:
     if not model.supports_gradient_checkpointing:
         raise DataError(f"{type(model).__name__} has no activation checkpointing; remove model.activation_checkpointing")
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _compile_blocks(model: nn.Module) -> None:
+    """In place: names, state dicts and ties stay. Blocks are what Hugging Face can checkpoint; they share their graphs."""
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not blocks:
+        raise DataError(f"{type(model).__name__} has no repeated transformer blocks to compile; remove model.compile")
+    # Beyond the limit (8 by default) a new graph would not be compiled, and the run would go on slowly without a word.
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(GRAPHS, dynamo.recompile_limit)
+    for block in blocks:
+        block.compile()
 
 
 def _set_dropout(config: PretrainedConfig, probability: float) -> None:

@@ -1,0 +1,125 @@
+"""Tokens per second and model FLOPs utilisation (MFU) of the steps a run takes.
+
+MFU = model FLOPs of a step / (seconds of a step x peak FLOP/s), both of one rank: all ranks do the same amount of work. Model
+FLOPs are counted, not estimated: those of one forward pass over the first micro-batch, times the forward passes' worth of the
+algorithm's row, times the micro-batches. What activation checkpointing recomputes is not among them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from tram_ds.analysis.flops import cost
+from tram_ds.recipe import Recipe
+from tram_ds.stepper import Stepper, UserForward
+
+TERA = 1e12
+
+
+@dataclass
+class Throughput:
+    """Times steps, each from the end of the one before to add(). restart() leaves out what else a run does in between.
+
+    peak: FLOP/s of one device; None: MFU is not known. units: forward passes' worth of a step. flops: model FLOPs of a step on
+    this rank, 0 until count(). rank: only 0 warns. clock: seconds.
+    """
+
+    peak: float | None
+    units: int
+    rank: int = 0
+    clock: Callable[[], float] = time.monotonic
+    flops: float = 0.0
+    _began: float = 0.0
+    _seconds: float = 0.0
+    _steps: int = 0
+    _tokens: Tensor | float = 0.0
+    _warned: bool = False
+
+    def count(self, stepper: Stepper, forward: UserForward, batches: Sequence[Any]) -> None:
+        """Counts the FLOPs of a step over `batches`, this rank's micro-batches, if the peak is known. Collective."""
+        if self.peak is not None:
+            self.flops = float(forward_flops(stepper, forward, batches)) * self.units * len(batches)
+
+    def restart(self) -> None:
+        """A step begins now: before the first one, and after whatever is no part of one (a validation, a checkpoint)."""
+        self._began = self.clock()
+
+    def add(self, tokens: Tensor) -> None:
+        """A step was taken. tokens: () targets of the global batch; left on the device."""
+        self._lap()
+        self._steps += 1
+        self._tokens = self._tokens + tokens
+
+    def rates(self) -> dict[str, float]:
+        """tokens_per_second and, where it can be told, mfu, of the steps since the last call. Waits for the device."""
+        tokens = float(self._tokens)
+        self._lap()  # the wait belongs to the steps
+        seconds, steps = self._seconds, self._steps
+        self._seconds, self._steps, self._tokens = 0.0, 0, 0.0
+        if seconds <= 0.0:
+            return {}
+        return {"tokens_per_second": tokens / seconds, **self._mfu(seconds / max(steps, 1))}
+
+    def _lap(self) -> None:
+        now = self.clock()
+        self._seconds, self._began = self._seconds + now - self._began, now
+
+    def _mfu(self, seconds: float) -> dict[str, float]:
+        if self.peak is None or not self.flops:
+            return {}
+        mfu = self.flops / (seconds * self.peak)
+        if mfu <= 1.0:
+            return {"mfu": mfu}
+        if self.rank == 0 and not self._warned:
+            text = f"mfu = {mfu:.3g} is above 1, so it is not recorded: {self.peak / TERA:g} TFLOP/s is not this device's peak; "
+            warnings.warn(f"{text}set train.peak_tflops to the one at model.dtype", stacklevel=2)
+        self._warned = True
+        return {}
+
+
+def throughput(recipe: Recipe, stepper: Stepper) -> Throughput:
+    """For the steps of a run."""
+    engine, section = stepper.engine, recipe.algorithm
+    given = recipe.train.peak_tflops
+    peak = given * TERA if given is not None else device_peak(engine.device, recipe.model.dtype)
+    return Throughput(peak, cost({"name": section.name, **section.options()}).units, engine.rank)
+
+
+def forward_flops(stepper: Stepper, forward: UserForward, batches: Sequence[Any]) -> int:
+    """FLOPs of one forward pass over the first of `batches`: whole layers, however the weights are sharded. Collective.
+
+    In eval mode and without a gradient, so weights, running statistics and random state stay as they were. Compiled blocks run
+    uncompiled: the counter sees operators only. Kernels of other packages (flash-attn) are not counted.
+    """
+    from tram_ds.planning.sizes import _FLASH  # lazily; a CPU's attention, which torch has no formula for
+
+    counter = FlopCounterMode(display=False, custom_mapping=_FLASH)
+    with torch.no_grad(), stepper.quiet(), torch.compiler.set_stance("force_eager"), counter:
+        stepper.bind(forward, batches)(0, batches[0], masks="flops", train=False)
+    return counter.get_total_flops()
+
+
+def device_peak(device: torch.device, dtype: str) -> float | None:
+    """FLOP/s of a device at `dtype`, a recipe's model.dtype; None where it is not known."""
+    return gpu_peak(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
+
+
+def gpu_peak(name: str, dtype: str) -> float | None:
+    """FLOP/s of a GPU by its driver's name; None for one that is not known, or only as a slower kind or part of a known one."""
+    from tram_ds.planning.cost import PEAK  # lazily: it is only asked on a GPU
+
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    known = [PEAK[word] for word in words if word in PEAK]
+    if not known or "mig" in words or "nvl" in words or {"h100", "pcie"} <= set(words):
+        return None
+    half, single, _ = known[0]
+    return (half if dtype == "bfloat16" else single) * TERA
