@@ -15,7 +15,6 @@ from tram_ds.algorithm import algorithm
 from tram_ds.chunked import Chunked
 from tram_ds.distributed import Job
 from tram_ds.engines.base import Engine
-from tram_ds.engines.fsdp2 import shard
 from tram_ds.engines.replicated import Replicated
 from tram_ds.stepper import Stepper
 from tram_ds.tasks.base import Output
@@ -68,10 +67,10 @@ class Work:
         config._attn_implementation = "eager"  # every product is one FlopCounterMode counts
         return GPT2LMHeadModel(config).train()
 
-    def batch(self, rank: int) -> dict[str, Tensor]:
-        """This rank's tokens, (rows, tokens)."""
-        g = torch.Generator().manual_seed(self.seed + 1 + rank)
-        return {"input_ids": torch.randint(0, SIZES[self.size][3], (self.rows, self.tokens), generator=g)}
+    def batch(self, job: Job) -> dict[str, Tensor]:
+        """This rank's tokens, (rows, tokens), on its device."""
+        g = torch.Generator().manual_seed(self.seed + 1 + job.rank)
+        return {"input_ids": torch.randint(0, SIZES[self.size][3], (self.rows, self.tokens), generator=g).to(job.device)}
 
 
 def forward(model: Any, batch: dict[str, Tensor]) -> Output:
@@ -86,16 +85,10 @@ def build_engine(name: str, work: Work, job: Job) -> Engine:
     """The engine `name` of ENGINES around a fresh model. Collective."""
     dtype = getattr(torch, work.dtype)
     model, optimizer = work.model(), lambda module: torch.optim.AdamW(module.parameters(), lr=1e-4)
-    if name == "fsdp2":
-        from tram_ds.engines.fsdp2 import FSDP2
-
-        sharded: Any = shard(model, dtype=dtype)
-        return FSDP2(sharded, optimizer(sharded))
-    if name in ("replicated", "ddp"):
-        settings = engines.Settings(job, optimizer, {}, dtype, work.rows, 1)
-        return engines.build("replicated", model, settings)
-    config = {**ZERO, "zero_optimization": {**ZERO_OPTIMIZATION, "stage": int(name[-1])}}
-    return engines.build("zero", model, engines.Settings(job, optimizer, config, dtype, work.rows, 1))
+    zero = name.startswith("zero")
+    config = {**ZERO, "zero_optimization": {**ZERO_OPTIMIZATION, "stage": int(name[-1])}} if zero else {}
+    known = {"ddp": "replicated", "replicated": "replicated", "fsdp2": "fsdp2"}.get(name, "zero")
+    return engines.build(known, model, engines.Settings(job, optimizer, config, dtype, work.rows, 1))
 
 
 def ours(name: str, engine: Engine, batch: dict[str, Tensor], work: Work) -> tuple[Stepper, Callable[[], object]]:

@@ -99,6 +99,14 @@ class Counted:
     peak: int
 
 
+def clock(device: torch.device) -> float:
+    """Seconds: of this process on a CPU, which other jobs do not lengthen; of the wall, after waiting, on a GPU."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def counted(step: Callable[[], object]) -> Counted:
     """Three calls of `step`, one per kind of count, because the counters would see each other's work."""
     with FlopCounterMode(display=False) as flops:

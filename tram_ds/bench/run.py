@@ -20,14 +20,15 @@ from rich.table import Table
 from tram_ds.bench.contenders import ENGINES, OURS, SIZES, Work
 
 ROOT = Path(__file__).resolve().parents[2]
-QUIET = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false",
-         "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+QUIET = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false",
+         "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}  # fmt: skip
+ON_CPU = {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
 TIMEOUT = 1800  # seconds for one engine
 COLUMNS = ("engine", "who", "time / base", "spread", "tokens/s", "FLOPs / base", "collective B/param", "peak / base", "overhead")
 
 
 def run(work: Work, engines: Sequence[str] = ENGINES, rows: Sequence[str] = OURS, rounds: int = 7) -> dict[str, Any]:
-    """Measures every engine in a job of its own: 1 process for replicated, 2 CPU ranks for the others; one thread each.
+    """Measures every engine in a job of its own: 1 process for replicated; for the others a rank per GPU, or 2 on the CPU.
 
     ValueError for an unknown engine, row or size; RuntimeError, with the end of its output, where a job fails.
     """
@@ -38,18 +39,19 @@ def run(work: Work, engines: Sequence[str] = ENGINES, rows: Sequence[str] = OURS
         raise ValueError(f"--rounds {rounds}: give at least 1")
     rows = list(dict.fromkeys(["base", *rows]))  # what the ratios are of
     found = [_job(name, work, rows, rounds) for name in engines]
-    machine = {"torch": torch.__version__, "python": platform.python_version(), "device": "cpu", "cores": os.cpu_count()}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    machine = {"torch": torch.__version__, "python": platform.python_version(), "device": device, "cores": os.cpu_count()}
     return {"work": asdict(work), "rounds": rounds, "machine": machine, "engines": [{**f, "rows": summary(f)} for f in found]}
 
 
 def _job(name: str, work: Work, rows: Sequence[str], rounds: int) -> dict[str, Any]:
-    many = name != "replicated"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if many else []
+    ranks = torch.cuda.device_count() or 2
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if name != "replicated" else []
     with tempfile.TemporaryDirectory(prefix="tram_ds-bench-") as folder:
         out = Path(folder) / "out.json"
         command = [sys.executable, *launcher, "-m", "tram_ds.bench.worker", str(out), name, json.dumps(asdict(work)), str(rounds)]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, **QUIET, "PYTHONPATH": path}
+        environment = {**os.environ, **QUIET, **({} if torch.cuda.is_available() else ON_CPU), "PYTHONPATH": path}
         done = subprocess.run([*command, *rows], env=environment, capture_output=True, text=True, timeout=TIMEOUT)
         if done.returncode or not out.exists():
             raise RuntimeError(f"{name}: the job ended with {done.returncode}\n{done.stderr[-4000:]}")
@@ -107,12 +109,13 @@ def markdown(measured: dict[str, Any], command: str) -> str:
     lines = ["# Benchmark", "", f"    {command}", ""]
     lines += [
         f"GPT-2 `{work['size']}`, {work['rows']} x {work['tokens']} tokens per rank, working copy {work['dtype']}, torch "
-        f"{machine['torch']}, {machine['cores']} CPU cores, one thread per rank, 2 ranks (replicated: 1), "
-        f"{measured['rounds']} rounds.",
+        f"{machine['torch']}, {machine['device']}, {machine['cores']} CPU cores, one thread per rank, "
+        f"{max(f['world_size'] for f in measured['engines'])} ranks (replicated: 1), {measured['rounds']} rounds.",
         "",
         "Every engine is one job in which all take turns; ratios are to `base`, our own AdamW step, of the same round.",
-        "`time`: process time. `collective B/param`: bytes of the whole tensors per parameter and step. `overhead`: share of the",
-        "step spent on norm, ascent, publish and restore. FLOPs, bytes and peaks are exact; times depend on the machine's load.",
+        "`time`: of the process (on a GPU: wall). `collective B/param`: bytes of the whole tensors per parameter and step.",
+        "`overhead`: share of the step spent on norm, ascent, publish and restore. FLOPs, bytes, peaks are exact; times depend",
+        "on the machine's load.",
         "",
     ]
     lines += [f"Not measured: {text}." for text in dict.fromkeys(m for f in measured["engines"] for m in f["missing"])]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tram_ds.bench.contenders import OURS, Work, build_engine, missing_peers, ours, peers
-from tram_ds.bench.measure import Shares, counted
+from tram_ds.bench.measure import Shares, clock, counted
 from tram_ds.distributed import detect, joined
 
 WARM_UP = 2
@@ -26,7 +26,7 @@ def measure(name: str, work: Work, rounds: int, rows: list[str]) -> dict[str, An
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with joined(job, "replicated" if name == "replicated" else "sharded"):
         engine = build_engine(name, work, job)
-        batch = work.batch(job.rank)
+        batch = work.batch(job)
         parameters = sum(p.numel() for p in work.model().parameters())
         contenders = {row: lambda row=row: ours(row, engine, batch, work)[1]() for row in rows}
         contenders |= peers(name, engine, batch)
@@ -47,7 +47,10 @@ def _counts(label: str, rows: list[str], engine: Any, batch: Any, work: Work, co
 
 
 def _times(rounds: int, rows: list[str], engine: Any, batch: Any, work: Work, contenders: dict[str, Callable]) -> Any:
-    """(process seconds per round, overhead seconds per round) of each contender, in an order that turns with the round."""
+    """(seconds per round, overhead seconds per round) of each contender, in an order that turns with the round.
+
+    Of the process on a CPU; of the wall on a GPU, where the overhead, which would have to wait for every part, is left out.
+    """
     steppers = {label: ours(label, engine, batch, work) for label in rows}
     times: dict[str, list[float]] = {label: [] for label in contenders}
     wall: dict[str, list[float]] = {label: [] for label in contenders}
@@ -56,15 +59,15 @@ def _times(rounds: int, rows: list[str], engine: Any, batch: Any, work: Work, co
     for round_ in range(rounds + 1):  # round 0 warms up
         for label in labels[round_ % len(labels) :] + labels[: round_ % len(labels)]:
             stepper, step = steppers.get(label, (None, contenders[label]))
-            share = Shares(engine) if stepper is not None else None
-            start, wall_start = time.process_time(), time.perf_counter()
+            share = Shares(engine) if stepper is not None and engine.device.type == "cpu" else None
+            start, wall_start = clock(engine.device), time.perf_counter()
             if share is None:
                 step()
             else:
                 with share.measuring():
                     step()
             if round_:
-                times[label].append(time.process_time() - start)
+                times[label].append(clock(engine.device) - start)
                 wall[label].append(time.perf_counter() - wall_start)
             if round_ and share is not None:
                 shares[label].append(share.seconds)
