@@ -102,7 +102,7 @@ def climb(
         theta, g, f = engine.params(), engine.grads(), None
         if algorithm.fisher_pass:  # Algorithm 2: F from the squares of a gradient at x + z, by a pass of its own
             g = g.realise()
-            engine.backward(batches, terms(noise=algorithm.fisher_pass))
+            engine.backward(batches, terms(noise=algorithm.fisher_pass), None, alone)
             f = engine.grads()
         epsilon = ascent(theta, g, radius, norm.known if ascent.linear else norm, f)  # (4) d T^2 g / ||T g||
         with engine.moved(to=theta + epsilon, until_descent=not algorithm.per_micro_batch):  # (5) theta_t + epsilon
