@@ -77,19 +77,16 @@ def test_the_plan_predicts_the_traffic(measured):
 
 @pytest.fixture(scope="module")
 def large_vocabulary():
-    """One process at GPT-2's vocabulary and 2048 tokens: ours with logits in chunks, and whole."""
-    found = {}
-    for logits in ("chunks", "whole"):
-        work = Work("vocabulary", 2, 1024, logits=logits)
-        found[logits] = run.run(work, ["replicated"], ["base", "sam", "tram_x", "tram_prev"], rounds=1)
-        Console(width=150).print(run.table(found[logits]))
-    return {logits: f["engines"][0]["rows"] for logits, f in found.items()}
+    """{contender: row} of one process at GPT-2's vocabulary: ours with logits in chunks, the plain loop with whole ones."""
+    found = run.run(Work("vocabulary", 1, 512), ["replicated"], ["base", "sam", "tram_x", "tram_prev"], rounds=1)
+    Console(width=150).print(run.table(found))
+    return found["engines"][0]["rows"]
 
 
-def test_chunked_logits_keep_trams_peak_near_adams(large_vocabulary):
-    """The snapshot of theta, 4 of Adam's 16 bytes per parameter, included: with whole logits it drowns in their copies."""
-    chunks, whole = large_vocabulary["chunks"], large_vocabulary["whole"]
-    assert chunks["base"]["peak_bytes"] < 0.7 * whole["base"]["peak_bytes"]
-    for row in ("sam", "tram_x", "tram_prev"):
-        assert chunks[row]["peak_bytes"] < 0.5 * whole[row]["peak_bytes"], row
-        assert chunks[row]["peak_ratio"] <= 1.10, row
+def test_chunked_logits_keep_trams_peak_below_a_plain_adam_loops(large_vocabulary):
+    """The snapshot of theta (4 bytes beside Adam's 16 per parameter) and two copies of the head included. Logits held whole, as
+    the plain loop has them, would put it above: one of their copies is as large as all of this model's weights four times."""
+    plain = large_vocabulary["adamw"]["peak_bytes"]
+    for row in ("base", "sam", "tram_x", "tram_prev"):
+        assert large_vocabulary[row]["peak_bytes"] <= 0.6 * plain, row
+    assert large_vocabulary["tram_x"]["peak_ratio"] <= 1.30
