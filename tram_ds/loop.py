@@ -114,7 +114,7 @@ class Loop:
         full = step % self.recipe.train.probe_every == 0
         probe = Robustness(full, self.stepper.algorithm.gauge) if logging else None
         report = self.stepper.step(batches, forward, self.task.counts, probe, upcoming)
-        self.throughput.add(report.targets)
+        self.throughput.add(step, report.targets)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
         if logging or report.skipped:
             rates, now = self.throughput.rates(), time.monotonic()

@@ -1,8 +1,8 @@
 """Tokens per second and model FLOPs utilisation (MFU) of the steps a run takes.
 
 MFU = model FLOPs of a step / (seconds of a step x peak FLOP/s), both of one rank: all ranks do the same amount of work. Model
-FLOPs are counted, not estimated: those of one forward pass over the first micro-batch, times the forward passes' worth of the
-algorithm's row, times the micro-batches. What activation checkpointing recomputes is not among them.
+FLOPs are counted, not estimated: those of one forward pass over the first micro-batch, times the micro-batches, times the forward
+passes' worth of the algorithm at that step. What activation checkpointing recomputes is not among them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tram_ds.analysis.flops import cost
+from tram_ds.analysis.flops import cost_of
 from tram_ds.recipe import Recipe
 from tram_ds.stepper import Stepper, UserForward
 
@@ -29,54 +29,54 @@ TERA = 1e12
 class Throughput:
     """Times steps, each from the end of the one before to add(). restart() leaves out what else a run does in between.
 
-    peak: FLOP/s of one device; None: MFU is not known. units: forward passes' worth of a step. flops: model FLOPs of a step on
-    this rank, 0 until count(). rank: only 0 warns. clock: seconds.
+    peak: FLOP/s of one device; None: MFU is not known. units: step -> what it is worth in forward passes. flops: of this rank's
+    forward passes over the micro-batches of a step, 0 until count(). rank: only 0 warns. clock: seconds.
     """
 
     peak: float | None
-    units: int
+    units: Callable[[int], int]
     rank: int = 0
     clock: Callable[[], float] = time.monotonic
     flops: float = 0.0
     _began: float = 0.0
     _seconds: float = 0.0
-    _steps: int = 0
+    _units: int = 0
     _tokens: Tensor | float = 0.0
     _warned: bool = False
 
     def count(self, stepper: Stepper, forward: UserForward, batches: Sequence[Any]) -> None:
-        """Counts the FLOPs of a step over `batches`, this rank's micro-batches, if the peak is known. Collective."""
+        """Counts the FLOPs of a forward pass, if the peak is known. batches: this rank's micro-batches of a step. Collective."""
         if self.peak is not None:
-            self.flops = float(forward_flops(stepper, forward, batches)) * self.units * len(batches)
+            self.flops = float(forward_flops(stepper, forward, batches)) * len(batches)
 
     def restart(self) -> None:
         """A step begins now: before the first one, and after whatever is no part of one (a validation, a checkpoint)."""
         self._began = self.clock()
 
-    def add(self, tokens: Tensor) -> None:
-        """A step was taken. tokens: () targets of the global batch; left on the device."""
+    def add(self, step: int, tokens: Tensor) -> None:
+        """Step `step` was taken. tokens: () targets of the global batch; left on the device."""
         self._lap()
-        self._steps += 1
+        self._units += self.units(step)
         self._tokens = self._tokens + tokens
 
     def rates(self) -> dict[str, float]:
         """tokens_per_second and, where it can be told, mfu, of the steps since the last call. Waits for the device."""
         tokens = float(self._tokens)
         self._lap()  # the wait belongs to the steps
-        seconds, steps = self._seconds, self._steps
-        self._seconds, self._steps, self._tokens = 0.0, 0, 0.0
+        seconds, flops = self._seconds, self.flops * self._units
+        self._seconds, self._units, self._tokens = 0.0, 0, 0.0
         if seconds <= 0.0:
             return {}
-        return {"tokens_per_second": tokens / seconds, **self._mfu(seconds / max(steps, 1))}
+        return {"tokens_per_second": tokens / seconds, **self._mfu(flops, seconds)}
 
     def _lap(self) -> None:
         now = self.clock()
         self._seconds, self._began = self._seconds + now - self._began, now
 
-    def _mfu(self, seconds: float) -> dict[str, float]:
-        if self.peak is None or not self.flops:
+    def _mfu(self, flops: float, seconds: float) -> dict[str, float]:
+        if self.peak is None or not flops:
             return {}
-        mfu = self.flops / (seconds * self.peak)
+        mfu = flops / (seconds * self.peak)
         if mfu <= 1.0:
             return {"mfu": mfu}
         if self.rank == 0 and not self._warned:
@@ -88,10 +88,10 @@ class Throughput:
 
 def throughput(recipe: Recipe, stepper: Stepper) -> Throughput:
     """For the steps of a run."""
-    engine, section = stepper.engine, recipe.algorithm
+    engine, algorithm = stepper.engine, stepper.algorithm
     given = recipe.train.peak_tflops
     peak = given * TERA if given is not None else device_peak(engine.device, recipe.model.dtype)
-    return Throughput(peak, cost({"name": section.name, **section.options()}).units, engine.rank)
+    return Throughput(peak, lambda step: cost_of(algorithm.at(step)).units, engine.rank)
 
 
 def forward_flops(stepper: Stepper, forward: UserForward, batches: Sequence[Any]) -> int:

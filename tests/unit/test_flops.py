@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tram_ds import wrap
-from tram_ds.algorithm import ALGORITHMS
-from tram_ds.analysis.flops import cost
+from tram_ds.algorithm import ALGORITHMS, algorithm
+from tram_ds.analysis.flops import cost, cost_of
 
 PASSES = {  # the paper's Table 2; forward / backward. R3F's loss is differentiated through both of its branches
     "base": (1, 1), "sam": (2, 2), "asam": (2, 2), "fsam": (2, 2), "trpo": (2, 1), "r3f": (2, 2), "mesa": (2, 1),
@@ -31,6 +31,15 @@ def test_options_that_cost_are_counted() -> None:
     assert cost({"name": "r3f", "reference_gradient": "current"}).units == 4
     with pytest.raises(ValueError, match="tram_pref"):
         cost({"name": "tram_pref"})
+
+
+def test_a_step_without_its_ascent_costs_what_is_left() -> None:
+    left = {"tram_prev": "base", "asam": "base", "tram_fisher": "base", "asam_trpo": "trpo", "asam_r3f": "r3f"}
+    for name, rest in left.items():
+        row = algorithm(name, perturb_every=2)
+        assert (cost_of(row.at(0)), cost_of(row.at(1))) == (cost({"name": name}), cost({"name": rest})), name
+    alg2 = algorithm("tram_fisher", fisher="alg2", perturb_every=2)
+    assert (cost_of(alg2.at(0)).units, cost_of(alg2.at(1)).units) == (9, 3)
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))

@@ -46,14 +46,14 @@ def stepper(model: nn.Module) -> Stepper:
 
 def timed(peak: float | None = None, **known: Any) -> tuple[Throughput, Clock]:
     clock = Clock()
-    measured = Throughput(peak, units=7, clock=clock, **known)
+    measured = Throughput(peak, units=lambda step: 7, clock=clock, **known)
     measured.restart()
     return measured, clock
 
 
 def step(measured: Throughput, clock: Clock, seconds: float, tokens: float) -> None:
     clock.now += seconds
-    measured.add(torch.tensor(tokens, dtype=torch.float64))
+    measured.add(0, torch.tensor(tokens, dtype=torch.float64))
 
 
 def test_tokens_of_every_step_count_and_the_time_of_a_validation_does_not() -> None:
@@ -80,25 +80,25 @@ def test_waiting_for_the_device_is_part_of_the_steps() -> None:
 
     measured, clock = timed()
     clock.now += 1.0
-    measured.add(torch.zeros(()).as_subclass(Waiting))
+    measured.add(0, torch.zeros(()).as_subclass(Waiting))
     assert measured.rates() == {"tokens_per_second": 2.0}
 
 
 def test_mfu_is_model_flops_over_what_the_device_could_do() -> None:
     measured, clock = timed(peak=1e6)
     measured.count(stepper(toy()), forward, [torch.ones(6, 8), torch.ones(6, 8)])
-    assert measured.flops == FORWARD * 7 * 2
+    assert measured.flops == FORWARD * 2
     for _ in range(2):
         step(measured, clock, 0.25, 12)
     assert measured.rates() == {"tokens_per_second": 48.0, "mfu": pytest.approx(FORWARD * 7 * 2 / (0.25 * 1e6))}
 
 
 def test_an_mfu_above_one_is_left_out_and_said_once() -> None:
-    measured, clock = timed(peak=2e12, flops=8e12)
-    with pytest.warns(UserWarning, match=r"mfu = 2 is above 1.*2 TFLOP/s.*set train.peak_tflops"):
+    measured, clock = timed(peak=7e12, flops=4e12)
+    with pytest.warns(UserWarning, match=r"mfu = 2 is above 1.*7 TFLOP/s.*set train.peak_tflops"):
         step(measured, clock, 2.0, 10)
         assert measured.rates() == {"tokens_per_second": 5.0}
-    other, other_clock = timed(peak=2e12, flops=8e12, rank=1)
+    other, other_clock = timed(peak=7e12, flops=4e12, rank=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(measured, clock, 2.0, 10)
@@ -176,7 +176,11 @@ def test_a_peak_is_only_taken_for_the_gpu_it_belongs_to(name: str, dtype: str, t
 
 def test_a_recipe_gives_the_peak_where_the_device_does_not() -> None:
     assert device_peak(torch.device("cpu"), "float32") is None
-    built = stepper(toy())
-    assert throughput(load("quickstart"), built).peak is None
-    measured = throughput(load("quickstart", ["train.peak_tflops=1.5", "algorithm=sam"]), built)
-    assert (measured.peak, measured.units) == (1.5e12, 6)
+    assert throughput(load("quickstart"), stepper(toy())).peak is None
+    assert throughput(load("quickstart", ["train.peak_tflops=1.5"]), stepper(toy())).peak == 1.5e12
+
+
+def test_a_step_that_does_not_climb_is_worth_less() -> None:
+    model = toy()
+    every_third = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), "tram_prev", perturb_every=3)
+    assert [throughput(load("quickstart"), every_third).units(step) for step in range(4)] == [7, 3, 3, 7]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tram_ds.algorithm import Algorithm
 
 BACKWARD = 2  # a backward pass costs two forward passes: one product for the inputs, one for the weights
 
@@ -28,17 +31,22 @@ class Cost:
 
 
 def cost(section: Mapping[str, Any]) -> Cost:
-    """The cost of a step; `section` is a recipe's algorithm section. ValueError for an unknown algorithm.
+    """The cost of a step that climbs; `section` is a recipe's algorithm section. ValueError for an unknown algorithm.
 
     A penalty is taken to be on from the first step (algorithm.penalty_start = 0).
     """
     from tram_ds.algorithm import Options, algorithm  # lazily: they import torch
-    from tram_ds.region import AtWeights, NoisedInput, Previous, TrustRegion
 
     known = {field.name for field in fields(Options)}
-    row = algorithm(section["name"], **{key: value for key, value in section.items() if key in known})
+    return cost_of(algorithm(section["name"], **{key: value for key, value in section.items() if key in known}))
+
+
+def cost_of(row: Algorithm) -> Cost:
+    """The same of a row with its options bound; `row.at(step)` is the row of one step."""
+    from tram_ds.region import AtWeights, NoisedInput, Previous, TrustRegion  # lazily: torch
+
     passes = 1 + (row.ascent is not None)
-    forward = backward = passes + (row.fisher_pass is not None)
+    forward = backward = passes + (row.ascent is not None and row.fisher_pass is not None)
     if isinstance(row.radius, TrustRegion):
         forward += 1 + (row.student_mode == "eval")  # the reference and, if asked for, the student once more
     if row.penalty is not None:
