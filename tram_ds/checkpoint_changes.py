@@ -15,6 +15,8 @@ FREE = (
     "checkpoint",
     "engine",
     "eval",
+    "algorithm.lookahead",
+    "model.logits",
     "train.stop_after",
     "train.log_every",
     "train.probe_every",

@@ -199,3 +199,17 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     done = train(tmp_path, "python")
     assert done.returncode == 2
     assert "--resume" in done.stderr and "--overwrite" in done.stderr
+
+
+def test_the_switches_of_the_lean_step_change_no_number(tmp_path: Path) -> None:
+    """tram_prev with a checkpoint every second step: looking ahead is bitwise the swap, chunked logits are whole ones."""
+    found = {}
+    for name, key in (("lean", "train.log_every=1"), ("swap", "algorithm.lookahead=false"), ("whole", "model.logits=whole")):
+        arguments = ("algorithm={name: tram_prev, radius_scale: 50.0}", "checkpoint.every_steps=2", "model.dropout=0.1")
+        done = train(tmp_path, "python", *arguments, key, f"run_dir={name}")
+        assert done.returncode == 0, done.stderr[-4000:]
+        found[name] = [{k: r[k] for k in ("loss", "distance", "perturbed_loss", "grad_norm")} for r in records(tmp_path / name)]
+    assert found["lean"] == found["swap"]
+    assert all(r["distance"] > 0 for r in found["lean"][1:])
+    for lean, whole in zip(found["lean"], found["whole"], strict=True):
+        assert lean == pytest.approx(whole, rel=1e-4, abs=1e-8)
