@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from tests.parity.build import leave
-from tram_ds.bench.contenders import Work, build_engine, forward, ours
+from tram_ds.bench.contenders import Work, build_engine, ours
+from tram_ds.chunked import Chunked
 from tram_ds.distributed import detect, joined
-from tram_ds.shards import Shards
+from tram_ds.tasks.language_modeling import next_tokens
 
 WORK = Work("tiny", 1, 32, "bfloat16")
 ENGINES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -23,31 +24,35 @@ ENGINES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 def size(tensors: Iterable[Any]) -> int:
     """Bytes of the distinct storages."""
-    storages = {s._cdata: s.nbytes() for t in tensors if (s := getattr(t, "_local_tensor", t).untyped_storage())}
+    there = (t for t in tree_leaves(list(tensors)) if t is not None)
+    storages = {s._cdata: s.nbytes() for t in there if (s := getattr(t, "_local_tensor", t).untyped_storage())}
     return sum(storages.values())
 
 
 def measure(name: str, job: Any) -> dict[str, int]:
+    """In pass 2 of a step of tram_prev that looks ahead; and theta_{t-1}, after a step that could not."""
     engine: Any = build_engine(name, WORK, job)
-    batch, found = WORK.batch(job.rank), {}
-    stepper, step = ours("tram_prev", engine, batch, 0)
+    batch, found = WORK.batch(job), {}
+    stepper, step = ours("tram_prev", engine, batch, WORK)
     step()
-    original = engine.backward
+    original, reference = engine.backward, stepper.algorithm.regions[0].reference
 
     def backward(*args: Any) -> Any:
+        found["theta_snapshot"], found["weights"] = size(engine._theta or []), size(reference.weights or [])
+        found["predictions"] = size([*reference._now, *reference._next])
         means = original(*args)
-        gradient: list[Tensor] = engine.storage.gradient() if hasattr(engine, "storage") else [p.grad for p in engine.parameters]
-        found["gradients"] = size(gradient)
+        found["gradients"] = size(
+            engine.storage.gradient() if hasattr(engine, "storage") else [p.grad for p in engine.parameters]
+        )
         return means
 
-    def probe(_: Any, epsilon: Shards) -> None:
-        found["epsilon"] = size(epsilon)
-
     engine.backward = backward
-    stepper.step([batch], forward, probe=probe)
+    step()
+    engine.backward = original
     found["masters"] = size(engine.storage.masters() if hasattr(engine, "storage") else engine.parameters)
     found["moments"] = size(t for shards in engine.moments().values() for t in shards)
-    found["references"] = size(stepper.state().references["previous"])
+    stepper.step([batch], Chunked(lambda batch: batch, next_tokens))
+    found["previous"] = size(stepper.state().references["previous"])
     if hasattr(engine.model, "destroy"):
         engine.model.destroy()
     return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tram_ds.algorithm import Algorithm
-from tram_ds.analysis.flops import cost as passes_of
-from tram_ds.planning.memory import FP32, Setup
+from tram_ds.analysis.flops import BACKWARD, cost_of
+from tram_ds.planning.memory import FP32, Setup, differentiable
 from tram_ds.planning.sizes import Size
 from tram_ds.region import AtWeights, Previous
 
@@ -21,12 +20,13 @@ PEAK = {  # dense TFLOP/s per GPU from the vendors' data sheets: (bf16, fp32 wit
 
 @dataclass(frozen=True)
 class Cost:
-    """One step. model_flops: of the whole job, recomputation left out; hardware_flops: with it.
+    """One step; the mean over steps that climb and steps that do not. model_flops: of the whole job, recomputation left out;
+    hardware_flops: with it.
 
     sent: bytes per kind of collective, of the whole tensors, as one rank takes part in them. units: forward passes' worth.
     """
 
-    units: int
+    units: float
     model_flops: float
     hardware_flops: float
     sent: dict[str, int]
@@ -38,35 +38,58 @@ class Cost:
         return steps * self.model_flops / (gpus * tflops * 1e12 * mfu) / 3600
 
 
-def cost(setup: Setup, size: Size, row: Algorithm, section: Mapping[str, Any]) -> Cost:
-    """`section`: the recipe's algorithm section, from which `row` was made."""
-    passes = passes_of(section)
+def cost(setup: Setup, size: Size, row: Algorithm) -> Cost:
+    """Of a model and a batch of this size under algorithm `row`."""
+    climbing, flat, share = cost_of(row), cost_of(row.at(1)), 1 / row.every
+    forwards = share * climbing.forward + (1 - share) * flat.forward
+    backwards = share * climbing.backward + (1 - share) * flat.backward
+    units = forwards + BACKWARD * backwards
     forward = float(size.forward_flops) * setup.micros * setup.world
-    recomputed = passes.backward if setup.checkpointing else 0
-    sent = traffic(setup, size.parameters, row, passes.forward)
-    return Cost(passes.units, passes.units * forward, (passes.units + recomputed) * forward, sent)
+    recomputed = backwards if setup.checkpointing else 0
+    return Cost(units, units * forward, (units + recomputed) * forward, traffic(setup, size.parameters, row, forwards))
 
 
-def traffic(setup: Setup, n: int, row: Algorithm, forwards: int) -> dict[str, int]:
-    """Bytes of the whole tensors per collective and step. forwards: forward passes per micro-batch."""
+def traffic(setup: Setup, n: int, row: Algorithm, forwards: float) -> dict[str, int]:
+    """Bytes of the whole tensors per collective and step. forwards: forward passes per micro-batch.
+
+    A step after a checkpoint, which moves to theta_{t-1} although it may look ahead, is left out.
+    """
     if setup.world == 1:
         return {}
-    backwards = 1 + (row.ascent is not None) + (row.fisher_pass is not None)
-    remembered = sum(isinstance(r.reference, AtWeights | Previous) for r in row.regions)
-    moves = remembered + (row.ascent is not None)
+    climbs = 1 / row.every if row.ascent is not None else 0
+    twice = differentiable(row) * (1 + climbs * row.penalty_in_descent)  # passes whose graph goes through the model twice
+    backwards = 1 + climbs * (1 + (row.fisher_pass is not None))
+    moves = sum(1 / row.every if r is row.radius else 1 for r in row.regions if _moves(r.reference))
     micros, working = setup.micros, setup.working
+    each = micros if row.per_micro_batch else 1  # ascents of a step that climbs, and reductions of a pass
+    fresh, stay = micros * (forwards + backwards + twice), micros * backwards + moves
+    reduced = micros * backwards
     if setup.engine == "fsdp2":
-        gathers = micros * (forwards + backwards) if setup.reshard else micros * backwards + remembered
-        reduced = {"reduce_scatter": micros * backwards * FP32 * n} if setup.shards > 1 else {}
-        gathered = {"allgather": gathers * working * n} if setup.shards > 1 else {}
-        hybrid = {"allreduce": micros * backwards * FP32 * n // setup.shards} if setup.shards < setup.world else {}
-        return {**gathered, **reduced, **hybrid}
-    if setup.engine in ("replicated", "zero0"):
-        return {"allreduce": backwards * setup.gradient * n}
-    sent = setup.working if setup.half else FP32  # DeepSpeed sends gradients as the working copy's type
-    if setup.engine == "zero3":
-        kept = n <= setup.live  # then parameters stay gathered from the forward to its backward pass
-        gathers = (backwards + remembered) if kept else micros * (forwards + backwards)
-        return {"allgather": gathers * working * n, "reduce_scatter": micros * backwards * sent * n}
-    reductions = backwards * (micros if setup.engine == "zero2" else 1)
-    return {"allgather": (2 * moves + 1) * working * n, "allreduce": reductions * sent * n}
+        found = _fsdp2(setup, fresh if setup.reshard else stay, reduced)
+    elif setup.engine in ("replicated", "zero0"):
+        found = {"allreduce": each * (1 if row.per_rank else backwards) * setup.gradient}
+    elif setup.engine == "zero3":
+        # Kept from forward to backward once DeepSpeed has seen a plain pass, which is the self-check's, where there is one.
+        kept = n <= setup.live and not twice and (row.ascent is not None or not row.regions)
+        found = {"allgather": (stay if kept else fresh) * working, "reduce_scatter": reduced * working}
+    else:  # the descent is the way back from theta + epsilon, except between micro-batches
+        gathers = 1 + 2 * moves + climbs * each * (1 + row.per_micro_batch)
+        found = {
+            "allgather": gathers * working,
+            "allreduce": (reduced if setup.engine == "zero2" else each * backwards) * working,
+        }
+    return {name: round(copies * n) for name, copies in found.items() if copies}
+
+
+def _moves(reference: Any) -> bool:
+    return isinstance(reference, AtWeights) or (isinstance(reference, Previous) and not reference.lookahead)
+
+
+def _fsdp2(setup: Setup, gathers: float, reduced: float) -> dict[str, float]:
+    """Bytes per parameter."""
+    sharded, hybrid = setup.shards > 1, setup.shards < setup.world
+    return {
+        "allgather": gathers * setup.working * sharded,
+        "reduce_scatter": reduced * FP32 * sharded,
+        "allreduce": reduced * FP32 / setup.shards * hybrid,
+    }

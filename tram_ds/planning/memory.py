@@ -1,22 +1,26 @@
 """Bytes per GPU of one run, part by part, as tram_ds's engines hold them: counted from the code, checked against real tensors.
 
-The peak may be the loss of a pass (activations and logits; in pass 2 also the ascent's copies), its backward (gradients and
-gathered parameters instead of the logits' fp32 copies), the distance, the ascent's arithmetic or the optimizer's step.
+The peak may be the loss of a pass (activations, logits or chunks of them, the output head's gradient), its backward (gradients
+and gathered parameters instead), the distance, the reference's forward pass, the ascent or the optimizer's step. Where
+theta_{t-1} is a reference it is taken to be the step before or after a checkpoint, which hold the most.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 from tram_ds.algorithm import Algorithm
+from tram_ds.chunked import CHUNK_ELEMENTS
 from tram_ds.planning.sizes import Size
 from tram_ds.region import AtWeights, NoisedInput, Previous
+from tram_ds.shards import PART
 
 FP32 = 4
-HELD = 3  # sharded fp32 copies alive during pass 2: g, epsilon, theta + epsilon
-ARITHMETIC = 5  # the same while epsilon is computed: g, |theta|, |theta| g, their product, epsilon
-CHUNK = 64 * 2**20  # bytes: tram_ds.distance works on chunks of this much fp32
+FORMULA = 3  # fp32 copies of a part of the shards while epsilon is computed over it; Algorithm 2 has one more
+COMPARING = 7  # fp32 copies of logits while a distance is measured: both sides, their log-softmax, and three of the sum
+COMPARED = 64 * 2**20  # bytes: tram_ds.distance works on whole logits in chunks of this much fp32
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Setup:
 
     @property
     def separate(self) -> bool:
-        """Masters and working copy are different memory, so an ascent needs no copy of theta."""
+        """Masters and working copy are different memory, so moving the weights needs no copy of theta."""
         return self.engine in ("zero1", "zero2", "zero3") or (self.engine == "zero0" and self.half)
 
     @property
@@ -54,10 +58,19 @@ class Setup:
         """Bytes per element of the reduced gradient."""
         return 2 if self.half and self.engine in ("zero0", "zero1") else FP32
 
+    @property
+    def keeps_gradients(self) -> bool:
+        """Their memory is never given back."""
+        return self.engine == "zero3" or (self.engine == "replicated" and self.world > 1)
+
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU at the peak; moment: when that is."""
+    """Bytes on one GPU at the peak; moment: when that is.
+
+    references: weights beside theta and copies of the output head, for predictions. ascent: copies of the gradient, and what
+    epsilon is computed in. logits: or, in chunks, what stands for them; the predictions of references are part of it.
+    """
 
     moment: str
     masters: int
@@ -88,40 +101,58 @@ class Memory:
 
 def peak(setup: Setup, size: Size, row: Algorithm) -> Memory:
     """The parts at the moment of the largest sum."""
-    states, shard = _states(setup, size, row), 0 if setup.offload_states else FP32 * -(-size.parameters // setup.shards)
-    climbs, extra = row.ascent is not None, 2 * row.per_micro_batch
-    held = (HELD + (row.fisher_pass is not None) + extra) * shard if climbs else 0
-    computing = (ARITHMETIC + extra) * shard if climbs else 0
+    return max([*_passes(setup, size, row), *_between(setup, size, row)], key=lambda m: m.total)
+
+
+def _passes(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
+    states, seen, logits = _states(setup, size, row), _references(setup, size, row), _logits(setup, size, row)
+    early = states if setup.keeps_gradients or setup.micros > 1 else {**states, "gradients": 0}
+    total, realised, first = _copies(setup, size, row)
+    held = {"references": seen.weights + seen.heads, "ascent": total + realised + first}
     kept, recomputed = _activations(setup, size, row)
-    one, cached = size.positions * size.classes, _cached(setup, size, row)
-    early = states if _gradients_stay(setup) else {**states, "gradients": 0}
-    gathered, buffers = _buffers(setup, size)
-    moment = "pass 2" if climbs else "the pass"
-    pass_ = {"ascent": held, "activations": kept}
-    candidates = [
-        Memory(f"the loss of {moment}", **early, **pass_, logits=cached + 3 * FP32 * one, buffers=gathered),
-        Memory(f"the backward of {moment}", **early, **pass_, logits=cached + setup.working * one, buffers=buffers),
-        Memory(f"the end of {moment}", **states, ascent=held, activations=recomputed, logits=cached, buffers=buffers),
-        Memory("the ascent", **states, ascent=computing, activations=0, logits=cached, buffers=gathered),
-        Memory("the descent", **states, ascent=0, activations=0, logits=0, buffers=gathered + shard),  # Adam's own temporary
-    ]
-    if row.regions:
-        logits = cached + _distance(setup, one, row)
-        candidates.append(Memory("the distance", **early, ascent=0, activations=kept, logits=logits, buffers=gathered))
-    return max(candidates, key=lambda m: m.total)
+    outside, inside, buffers = _buffers(setup, size)
+    at_loss = inside + logits.head if size.chunked else outside
+    before, moment = {**early, **held, "activations": kept}, "pass 2" if row.ascent is not None else "the pass"
+    yield Memory(f"the loss of {moment}", **before, logits=seen.rows + logits.loss, buffers=at_loss)
+    # FSDP2's buffers have room for the head's gradient: it is reduced with the root, after the blocks.
+    backward = buffers if setup.engine == "fsdp2" else buffers + logits.head
+    yield Memory(f"the backward of {moment}", **before, logits=seen.rows + logits.backward, buffers=backward)
+    yield Memory(f"the end of {moment}", **states, **held, activations=recomputed, logits=seen.rows, buffers=buffers)
+    if row.regions:  # measured in pass 1
+        there = bool(seen.weights or seen.previous or total)  # the weights have moved before
+        pass_1 = {**before, "ascent": total, "theta_snapshot": there * states["theta_snapshot"]}
+        yield Memory("the distance", **pass_1, logits=seen.rows + logits.compared, buffers=at_loss)
 
 
-def _gradients_stay(setup: Setup) -> bool:
-    """Whether there are gradients at the loss: those of earlier micro-batches, or a buffer that is never given back."""
-    return setup.micros > 1 or setup.engine == "zero3" or (setup.engine == "replicated" and setup.world > 1)
+def _between(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
+    states, seen, shard = _states(setup, size, row), _references(setup, size, row), _shard(setup, size)
+    outside, inside, _ = _buffers(setup, size)
+    if row.ascent is not None:
+        total, realised, _ = _copies(setup, size, row)
+        formula = (FORMULA + bool(realised)) * min(shard, FP32 * PART["cuda"])
+        held = {"references": seen.weights + seen.heads, "ascent": total + realised + formula}
+        yield Memory("the ascent", **states, **held, activations=0, logits=seen.rows, buffers=outside)
+    nothing = {"ascent": 0, "activations": 0, "buffers": outside + shard}  # the shard is Adam's own temporary
+    references = seen.weights + seen.heads_ahead
+    yield Memory("the descent", **states, **nothing, references=references, logits=seen.rows_ahead)
+    references = seen.weights + (seen.previous if setup.separate else 0)  # elsewhere theta's snapshot is what is kept
+    yield Memory("the descent before a checkpoint", **states, **nothing, references=references, logits=0)
+    if seen.weights or seen.previous:
+        early = states if setup.keeps_gradients else {**states, "gradients": 0}
+        held = {"references": seen.weights + seen.previous + seen.heads - seen.heads_ahead, "ascent": 0}
+        rows = seen.rows - seen.rows_ahead + (0 if size.chunked else 2 * FP32 * size.positions * size.classes)
+        yield Memory("the reference", **early, **held, activations=size.saved_block, logits=rows, buffers=inside)
+
+
+def _shard(setup: Setup, size: Size) -> int:
+    """Bytes of a sharded fp32 copy of the parameters on this GPU."""
+    return 0 if setup.offload_states else FP32 * -(-size.parameters // setup.shards)
 
 
 def _states(setup: Setup, size: Size, row: Algorithm) -> dict[str, int]:
-    n, shards = size.parameters, setup.shards
-    share = -(-n // shards)
-    gpu = 0 if setup.offload_states else 1
-    remembered = sum(isinstance(r.reference, AtWeights | Previous) for r in row.regions)
-    moves = row.ascent is not None or remembered > 0
+    n, share = size.parameters, -(-size.parameters // setup.shards)
+    shard = _shard(setup, size)
+    moves = row.ascent is not None or any(isinstance(r.reference, AtWeights | Previous) for r in row.regions)
     working = {
         "replicated": 2 * n if setup.half else 0,
         "fsdp2": 0,
@@ -129,49 +160,107 @@ def _states(setup: Setup, size: Size, row: Algorithm) -> dict[str, int]:
     }
     whole = 0 if setup.engine == "zero0" and not setup.half else n * setup.working
     return {
-        "masters": gpu * FP32 * share,
-        "moments": gpu * FP32 * setup.kept * share,
-        "gradients": gpu * setup.gradient * share,
+        "masters": shard,
+        "moments": setup.kept * shard,
+        "gradients": shard * setup.gradient // FP32,
         "working_copy": working.get(setup.engine, whole),
-        "theta_snapshot": gpu * FP32 * share if moves and not setup.separate else 0,
-        "references": gpu * FP32 * share * remembered,
+        "theta_snapshot": shard if moves and not setup.separate else 0,
     }
+
+
+def _copies(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int, int]:
+    """Bytes of gradients beside the one being made: (the total of the micro-batches so far, where each has an epsilon; the
+    first of Algorithm 2, while F is estimated and after; pass 1's, from which epsilon was read, until pass 2 ends)."""
+    if row.ascent is None:
+        return 0, 0, 0
+    shard = _shard(setup, size)
+    total = shard if row.per_micro_batch and setup.micros > 1 else 0
+    first = 0 if setup.keeps_gradients else shard * setup.gradient // FP32
+    return total, shard if row.fisher_pass is not None else 0, first
 
 
 def _activations(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
     """(kept for the backward pass, recomputed during it): with checkpointing the blocks' inputs, and one block at a time."""
-    graphs = 1 + any(isinstance(r.reference, NoisedInput) and r.reference.differentiable for r in row.regions)
+    graphs = 1 + differentiable(row)
     block = size.block_input if setup.checkpointing else size.saved_block
     return graphs * (block * size.layers + size.saved_rest), size.saved_block if setup.checkpointing else 0
 
 
-def _cached(setup: Setup, size: Size, row: Algorithm) -> int:
-    """References at other weights keep their logits of every micro-batch until the step ends."""
-    references = sum(isinstance(r.reference, AtWeights | Previous) for r in row.regions)
-    return references * setup.micros * size.positions * size.classes * setup.working
+def differentiable(row: Algorithm) -> bool:
+    """Whether a gradient flows through a reference, too."""
+    return any(isinstance(r.reference, NoisedInput) and r.reference.differentiable for r in row.regions)
 
 
-def _distance(setup: Setup, one: int, row: Algorithm) -> int:
-    """Current logits, their log-softmax, those of x + z, and a chunk's copies while two predictions are compared."""
+@dataclass(frozen=True)
+class _References:
+    """Bytes. weights: kept always; previous: theta_{t-1}, from the descent to the next reference forward, where it is kept.
+
+    heads, rows: of the predictions held during the passes; *_ahead: of those among them that are of the next step's batch.
+    """
+
+    weights: int
+    previous: int
+    heads: int
+    rows: int
+    heads_ahead: int
+    rows_ahead: int
+
+
+def _references(setup: Setup, size: Size, row: Algorithm) -> _References:
+    kept = [r for r in row.regions if isinstance(r.reference, AtWeights)]
+    previous = [r for r in row.regions if isinstance(r.reference, Previous)]
+    ahead = sum(r.reference.lookahead and row.at(1).asks(r) for r in previous if isinstance(r.reference, Previous))
+    predictions, shard = len(kept) + len(previous) + ahead, _shard(setup, size)
+    head = size.classes * size.width * setup.working if size.chunked else 0  # one copy serves all micro-batches
+    rows = setup.micros * size.positions * (size.width if size.chunked else size.classes) * setup.working
+    return _References(
+        len(kept) * shard, len(previous) * shard, predictions * head, predictions * rows, ahead * head, ahead * rows
+    )
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Bytes of a micro-batch's logits at its loss, while a distance is measured, and until the backward pass has read them.
+
+    head: of the output head's gradient, which chunks make on the way forward.
+    """
+
+    loss: int
+    compared: int
+    backward: int
+    head: int
+
+
+def _logits(setup: Setup, size: Size, row: Algorithm) -> _Logits:
+    one, working = size.positions * size.classes, setup.working
     noised = any(isinstance(r.reference, NoisedInput) for r in row.regions)
-    return one * (setup.working * (1 + noised) + FP32) + (7 if setup.half else 5) * min(CHUNK, FP32 * one)
+    if not size.chunked:
+        compared = one * (working * (1 + noised) + FP32) + COMPARING * min(COMPARED, FP32 * one)
+        differentiated = 0 if row.penalty is None else 1 + noised  # logits that a penalty's gradient is recomputed from
+        return _Logits((3 * FP32 + working * differentiated) * one, compared, working * one, 0)
+    chunk, head = min(CHUNK_ELEMENTS["cuda"], one), size.classes * size.width
+    states = size.positions * size.width * working
+    gradient = (1 + differentiable(row)) * states
+    added = head * working + 2 * chunk * working if setup.half else 0  # a chunk's share of the head's gradient, not yet added
+    loss = gradient + max((3 * FP32 + working) * chunk, added)
+    return _Logits(loss, gradient + noised * states + (COMPARING + 3) * FP32 * chunk, gradient, FP32 * head)
 
 
-def _buffers(setup: Setup, size: Size) -> tuple[int, int]:
-    """(outside the backward pass, during it): gathered parameters and what is being reduced."""
+def _buffers(setup: Setup, size: Size) -> tuple[int, int, int]:
+    """(outside a pass, at the output head, during the backward pass): gathered parameters and what is being reduced."""
     n, working = size.parameters, setup.working
     if setup.engine == "fsdp2":
-        if setup.shards == 1:
-            return 0, 0
-        gathered = min(n, size.root + 2 * size.block) if setup.reshard else n
-        kept = 0 if setup.reshard else (n - size.root) * working
-        return kept, gathered * working + max(size.block, size.root) * (working + FP32)
+        if not setup.reshard:
+            return (n - size.root) * working, n * working, n * working + max(size.block, size.root) * (working + FP32)
+        gathered = min(n, size.root + 2 * size.block)
+        inside = min(n, size.root + size.block)
+        return 0, inside * working, gathered * working + max(size.block, size.root) * (working + FP32)
     if setup.engine == "replicated":
-        return 0, 0  # DDP's buckets are the gradients
+        return 0, 0, 0  # DDP's buckets are the gradients
     bucket = min(setup.bucket, n) * setup.working
     gathered = min(setup.live, n) * working if setup.engine == "zero3" else 0
     whole = n * setup.working if setup.engine == "zero1" else 0  # every parameter's gradient, until it is cut
-    return gathered, gathered + bucket + whole
+    return gathered, gathered, gathered + bucket + whole
 
 
 def setup_of(engine: str, config: dict[str, Any], **common: Any) -> Setup:

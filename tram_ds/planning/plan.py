@@ -46,8 +46,7 @@ def plan(recipe: Recipe, world: int, name: str | None = None) -> Plan:
     row = algorithm(section.name, **{**section.options(), "noise_site": "embedding"})
     setup = setup_for(recipe, world)
     size = sizes.size(recipe, autocast=setup.engine == "replicated")
-    options = {"name": section.name, **section.options()}
-    return Plan(section.name, setup, size, peak(setup, size, row), cost(setup, size, row, options))
+    return Plan(section.name, setup, size, peak(setup, size, row), cost(setup, size, row))
 
 
 def setup_for(recipe: Recipe, world: int) -> Setup:
@@ -84,6 +83,8 @@ def changes(recipe: Recipe, world: int) -> Iterator[tuple[str, Recipe]]:
         yield "model.activation_checkpointing=true", _with(recipe, model={"activation_checkpointing": True})
     if model.dtype == "float32":
         yield "model.dtype=bfloat16", _with(recipe, model={"dtype": "bfloat16"})
+    if recipe.algorithm.perturbation_scope == "rank":  # no sharded engine has a gradient of one rank
+        return
     zero = recipe.engine.name == "zero"
     shard = {"name": "zero", "config": "zero3.json"} if zero else {"name": "fsdp2", "config": "shard.yaml"}
     off = {**shard, "config": "zero3_offload.json" if zero else "offload.yaml"}

@@ -103,7 +103,7 @@ def _algorithms(recipe: Recipe, plans: list[Plan], world: int, assumed: Assumed)
             f"[bold]{p.algorithm}[/]" if p.algorithm == recipe.algorithm.name else p.algorithm,
             f"{p.memory.total / 1e9:.2f}",
             "fits" if p.fits(assumed.memory * 1e9) else "too big",
-            str(p.cost.units),
+            f"{p.cost.units:.3g}",
             f"{p.cost.model_flops / 1e15:.3g}",
             f"{sent / 1e9:.2f}",
             f"{sent / p.size.parameters:.1f}",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from tram_ds.chunked import chunkable
 from tram_ds.recipe import Recipe
 from tram_ds.recipe_sections import ModelSection
 
@@ -47,7 +48,8 @@ class Size:
 
     saved_block, saved_rest: bytes autograd keeps for the backward pass, of each block and of everything else, logits left out.
     block_input: bytes of a block's input: all that checkpointing keeps of it. forward_flops: of a forward pass.
-    positions, classes: rows and columns of the logits. tokens: rows of text or images, times their length in tokens.
+    positions, classes: rows and columns of the logits. width: of a hidden state. chunked: the logits are never whole.
+    tokens: rows of text or images, times their length in tokens.
     """
 
     parameters: int
@@ -60,6 +62,8 @@ class Size:
     forward_flops: int
     positions: int
     classes: int
+    width: int
+    chunked: bool
     tokens: int
 
 
@@ -69,6 +73,7 @@ class _Trace:
     saved: int
     flops: int
     outputs: tuple[int, ...]
+    chunkable: bool
 
 
 def size(recipe: Recipe, autocast: bool = False) -> Size:
@@ -97,7 +102,7 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
     one, two = (_trace(_cut(config, depth), section, task, rows, seq_len, autocast) for depth in (1, 2))
     block, saved = two.parameters - one.parameters, two.saved - one.saved
     length = _length(config, task, seq_len)
-    positions = one.outputs[0] * one.outputs[1] if task == "language_modeling" else one.outputs[0]
+    text = task == "language_modeling"
     return Size(
         parameters=one.parameters + (layers - 1) * block,
         layers=layers,
@@ -107,8 +112,10 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
         saved_rest=one.saved - saved,
         block_input=rows * length * int(config.hidden_size) * (2 if section.dtype == "bfloat16" else 4),
         forward_flops=one.flops + (layers - 1) * (two.flops - one.flops),
-        positions=positions,
+        positions=one.outputs[0] * one.outputs[1] if text else one.outputs[0],
         classes=one.outputs[-1],
+        width=int(config.hidden_size),
+        chunked=text and section.logits == "chunks" and one.chunkable,
         tokens=rows * length,
     )
 
@@ -189,6 +196,7 @@ def _trace(config: Any, section: ModelSection, task: str, rows: int, seq_len: in
             sum(storage.nbytes() for storage in saved.values()),
             flops.get_total_flops(),
             tuple(logits.shape),
+            chunkable(model),
         )
 
 
