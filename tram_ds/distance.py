@@ -26,7 +26,11 @@ def _wide(logits: Tensor) -> Tensor:
 
 def _kl(target: Tensor, estimate: Tensor) -> Tensor:
     """sum over rows of KL(target || estimate), from logits."""
-    return F.kl_div(estimate.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="sum")
+    log_p, log_q = target.log_softmax(-1), estimate.log_softmax(-1)
+    if log_p.requires_grad or log_q.requires_grad:
+        return F.kl_div(log_q, log_p, log_target=True, reduction="sum")
+    difference = log_p - log_q
+    return log_p.exp_().mul_(difference).sum()  # the same, a third faster: d of TRAM needs no graph
 
 
 def kl_forward(reference: Tensor, current: Tensor) -> Tensor:

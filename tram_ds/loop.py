@@ -84,12 +84,10 @@ class Loop:
         return DONE
 
     def examine(self, batches: list[Batch], forward: Any) -> None:
-        """Before the first step this process takes: the self-check of a fresh run, and what a step computes. Not timed."""
+        """Before the first step this process takes: the self-check of a fresh run. Not timed."""
         if self.stepper.steps == 0 and self.recipe.train.self_check:
             self.watchdog.beat("self-check")
             self_check(self.stepper, batches, forward)
-        self.watchdog.beat("counting FLOPs")
-        self.throughput.count(self.stepper, forward, batches)
         self.throughput.restart()
 
     def batches(self, step: int, pool: ThreadPoolExecutor) -> list[Batch]:
@@ -115,6 +113,7 @@ class Loop:
         probe = Robustness(full, self.stepper.algorithm.gauge) if logging else None
         report = self.stepper.step(batches, forward, self.task.counts, probe, upcoming)
         self.throughput.add(step, report.targets)
+        self.throughput.count(self.stepper, forward, batches)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
         if logging or report.skipped:
             rates, now = self.throughput.rates(), time.monotonic()

@@ -108,6 +108,7 @@ def climb(
         with engine.moved(to=theta + epsilon, until_descent=not algorithm.per_micro_batch):  # (5) theta_t + epsilon
             if probe:
                 probe(engine, epsilon)
+            del g, f, epsilon  # they read pass 1's gradient, which would stay beside pass 2's
             second = engine.backward(batches, terms(descent=True))  # (6) g = grad L(theta_t + epsilon)
     found = torch.stack([first.loss, distance, radius, norm.value])
     if alone:  # said of the job: the mean over ranks

@@ -45,9 +45,14 @@ class Throughput:
     _warned: bool = False
 
     def count(self, stepper: Stepper, forward: UserForward, batches: Sequence[Any]) -> None:
-        """Counts the FLOPs of a forward pass, if the peak is known. batches: this rank's micro-batches of a step. Collective."""
-        if self.peak is not None:
+        """Counts the FLOPs of a forward pass, once, if the peak is known; not timed. Collective.
+
+        batches: this rank's micro-batches of a step. Called after a step: DeepSpeed's stage 3 learns from its first passes which
+        parameters to keep, and a forward pass alone teaches it to gather twice.
+        """
+        if self.peak is not None and not self.flops:
             self.flops = float(forward_flops(stepper, forward, batches)) * len(batches)
+            self.restart()
 
     def restart(self) -> None:
         """A step begins now: before the first one, and after whatever is no part of one (a validation, a checkpoint)."""

@@ -85,6 +85,7 @@ class Replicated:
     def moved(self, to: Shards | Lazy, until_descent: bool = False) -> Iterator[None]:
         theta, self.displaced = self.params(), True
         self._live().copy_(to)
+        del to  # it may hold the gradient it was computed from
         try:
             yield
         finally:

@@ -105,6 +105,7 @@ class Zero:
     def moved(self, to: Shards | Lazy, until_descent: bool = False) -> Iterator[None]:
         theta, self.displaced = self.params(), True
         self._publish(to)
+        del to  # it may hold the gradient it was computed from
         try:
             yield
         except BaseException:

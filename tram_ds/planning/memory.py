@@ -19,7 +19,7 @@ from tram_ds.shards import PART
 
 FP32 = 4
 FORMULA = 3  # fp32 copies of a part of the shards while epsilon is computed over it; Algorithm 2 has one more
-COMPARING = 7  # fp32 copies of logits while a distance is measured: both sides, their log-softmax, and three of the sum
+COMPARING = 5  # fp32 copies of logits while a distance is measured: both sides, their log-softmax, their difference
 COMPARED = 64 * 2**20  # bytes: tram_ds.distance works on whole logits in chunks of this much fp32
 
 
@@ -107,8 +107,8 @@ def peak(setup: Setup, size: Size, row: Algorithm) -> Memory:
 def _passes(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
     states, seen, logits = _states(setup, size, row), _references(setup, size, row), _logits(setup, size, row)
     early = states if setup.keeps_gradients or setup.micros > 1 else {**states, "gradients": 0}
-    total, realised, first = _copies(setup, size, row)
-    held = {"references": seen.weights + seen.heads, "ascent": total + realised + first}
+    total, realised = _copies(setup, size, row)
+    held = {"references": seen.weights + seen.heads, "ascent": total + realised}
     kept, recomputed = _activations(setup, size, row)
     outside, inside, buffers = _buffers(setup, size)
     at_loss = inside + logits.head if size.chunked else outside
@@ -128,7 +128,7 @@ def _between(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
     states, seen, shard = _states(setup, size, row), _references(setup, size, row), _shard(setup, size)
     outside, inside, _ = _buffers(setup, size)
     if row.ascent is not None:
-        total, realised, _ = _copies(setup, size, row)
+        total, realised = _copies(setup, size, row)
         formula = (FORMULA + bool(realised)) * min(shard, FP32 * PART["cuda"])
         held = {"references": seen.weights + seen.heads, "ascent": total + realised + formula}
         yield Memory("the ascent", **states, **held, activations=0, logits=seen.rows, buffers=outside)
@@ -168,15 +168,14 @@ def _states(setup: Setup, size: Size, row: Algorithm) -> dict[str, int]:
     }
 
 
-def _copies(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int, int]:
+def _copies(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
     """Bytes of gradients beside the one being made: (the total of the micro-batches so far, where each has an epsilon; the
-    first of Algorithm 2, while F is estimated and after; pass 1's, from which epsilon was read, until pass 2 ends)."""
+    first of Algorithm 2, while F is estimated)."""
     if row.ascent is None:
-        return 0, 0, 0
+        return 0, 0
     shard = _shard(setup, size)
     total = shard if row.per_micro_batch and setup.micros > 1 else 0
-    first = 0 if setup.keeps_gradients else shard * setup.gradient // FP32
-    return total, shard if row.fisher_pass is not None else 0, first
+    return total, shard if row.fisher_pass is not None else 0
 
 
 def _activations(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
@@ -234,8 +233,9 @@ class _Logits:
 def _logits(setup: Setup, size: Size, row: Algorithm) -> _Logits:
     one, working = size.positions * size.classes, setup.working
     noised = any(isinstance(r.reference, NoisedInput) for r in row.regions)
+    comparing = COMPARING + 2 * (row.penalty is not None)  # with a graph nothing is computed in place
     if not size.chunked:
-        compared = one * (working * (1 + noised) + FP32) + COMPARING * min(COMPARED, FP32 * one)
+        compared = one * (working * (1 + noised) + FP32) + comparing * min(COMPARED, FP32 * one)
         differentiated = 0 if row.penalty is None else 1 + noised  # logits that a penalty's gradient is recomputed from
         return _Logits((3 * FP32 + working * differentiated) * one, compared, working * one, 0)
     chunk, head = min(CHUNK_ELEMENTS["cuda"], one), size.classes * size.width
@@ -243,7 +243,7 @@ def _logits(setup: Setup, size: Size, row: Algorithm) -> _Logits:
     gradient = (1 + differentiable(row)) * states
     added = head * working + 2 * chunk * working if setup.half else 0  # a chunk's share of the head's gradient, not yet added
     loss = gradient + max((3 * FP32 + working) * chunk, added)
-    return _Logits(loss, gradient + noised * states + (COMPARING + 3) * FP32 * chunk, gradient, FP32 * head)
+    return _Logits(loss, gradient + noised * states + (comparing + 3) * FP32 * chunk, gradient, FP32 * head)
 
 
 def _buffers(setup: Setup, size: Size) -> tuple[int, int, int]:
