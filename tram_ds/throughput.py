@@ -105,9 +105,9 @@ def forward_flops(stepper: Stepper, forward: UserForward, batches: Sequence[Any]
     In eval mode and without a gradient, so weights, running statistics and random state stay as they were. Compiled blocks run
     uncompiled: the counter sees operators only. Kernels of other packages (flash-attn) are not counted.
     """
-    from tram_ds.planning.sizes import _FLASH  # lazily; a CPU's attention, which torch has no formula for
+    from tram_ds.planning.sizes import CPU_ATTENTION  # lazily; a CPU's attention, which torch has no formula for
 
-    counter = FlopCounterMode(display=False, custom_mapping=_FLASH)
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     with torch.no_grad(), stepper.quiet(), torch.compiler.set_stance("force_eager"), counter:
         stepper.bind(forward, batches)(0, batches[0], masks="flops", train=False)
     return counter.get_total_flops()

@@ -183,7 +183,7 @@ def _trace(config: Any, section: ModelSection, task: str, rows: int, seq_len: in
                 saved[storage._cdata] = storage
             return x
 
-        flops = FlopCounterMode(display=False, custom_mapping=_FLASH)
+        flops = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
         with (
             flops,
             torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
@@ -204,4 +204,4 @@ def _flash(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-_FLASH = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash}
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash}
