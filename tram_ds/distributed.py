@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,9 @@ def joined(job: Job, engine: str, timeout: timedelta = TIMEOUT) -> Iterator[None
         yield
     finally:
         if dist.is_initialized():
+            # DDP's reducer holds the GIL while it dies. As the last owner of a gloo group it would wait for threads that wait for
+            # the GIL, for ever; so the group gets an owner in Python, which lets go of it, at the end of the process.
+            atexit.register(id, dist.group.WORLD)
             dist.destroy_process_group()
 
 
