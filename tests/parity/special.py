@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.parity import build, mutants, problem
+from tests.parity import build, mutants, plain, problem
 from tests.parity.worker import compare
 from tram_ds.probe import Robustness
 from tram_ds.tasks.base import Output
@@ -199,6 +200,26 @@ def an_epsilon_per_rank(rank: int) -> float:
     return build.gather(max(float((a - b).abs().max()) for a, b in pairs))
 
 
+def plainly(engine: str, rank: int) -> dict[str, float]:
+    """Largest |theta - theta'| / max|theta| after 3 steps, theta' by the same step without one optimisation."""
+
+    def after(form: str | None, dtype: torch.dtype) -> Any:
+        built = build.stepper(engine, problem.model(), "tram_prev", 2, dtype=dtype, radius_scale=20.0)
+        with plain.FORMS[form](built) if form else nullcontext():
+            for step in range(3):
+                built.step(batches_of(step, rank), problem.forward)
+        theta = built.engine.params().clone()
+        build.stop(built)
+        return theta
+
+    def apart(a: Any, b: Any) -> float:
+        found = [float((x - y).abs().max() / x.abs().max()) for x, y in zip(a, b, strict=True) if x.numel()]
+        return build.gather(max(found, default=0.0))
+
+    default = {dtype: after(None, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return {form: apart(default[dtype], after(form, dtype)) for form, dtype in plain.PRECISION.items()}
+
+
 def main(out: str, engine: str) -> None:
     rank, world = build.start(engine)
     rows: dict[str, Any] = {
@@ -207,6 +228,7 @@ def main(out: str, engine: str) -> None:
         "exception": restored_after_an_exception(engine, rank),
         "micro": micro_equals_global(engine, rank),
         "tied": tied_weights_once(engine, rank),
+        "plain": plainly(engine, rank),
     }
     if engine == "ddp":
         rows["per_rank"] = an_epsilon_per_rank(rank)
