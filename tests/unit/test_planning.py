@@ -180,6 +180,7 @@ def test_launch_plan(tmp_path):
 
     done = plan_("--gpus", "2,4", "--gpu-memory", "80")
     assert done.returncode == 0 and done.stdout.count("assumed: ") == 2 and "fits" in done.stdout
+    assert done.stdout.count("host memory: 6.2 GB") == 2
     done = plan_("--gpus", "4", "--gpu-memory", "10")
     assert done.returncode == 1 and "does not fit; cheapest change" in done.stdout
     for arguments, message in ((["--gpus", "0"], "1 to 4096"), (["--gpus", "4", "--mfu", "1.2"], "at most 1")):

@@ -69,6 +69,8 @@ def show(recipe: Recipe, world: int, assumed: Assumed, console: Console | None =
         f"(recomputation not counted), {length}; "
         f"{USABLE:.0%} of {assumed.memory:g} GB for tensors, the rest for the context, NCCL and fragmentation; fused attention"
     )
+    host = 4 * size.parameters / 1e9
+    console.print(f"host memory: {host:.1f} GB for each GPU of a node at the start, where every rank builds the model in fp32")
     fits = own.fits(assumed.memory * 1e9)
     verdict = "fits" if fits else f"does not fit; {planning.advice(recipe, world, assumed.memory * 1e9)}"
     console.print(f"{own.algorithm} on {world} x {assumed.memory:g} GB: {own.memory.total / 1e9:.1f} GB at the peak: {verdict}\n")

@@ -1,0 +1,34 @@
+"""Fixtures for tests of recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.made_recipes import MINIMAL
+from tram_ds.recipe import Recipe, RecipeError, load
+
+
+@pytest.fixture
+def recipe_of(tmp_path, monkeypatch):
+    """(text, *overrides) -> Recipe, from a file called mine.yaml in the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def build(text: str = MINIMAL, *overrides: str) -> Recipe:
+        Path("mine.yaml").write_text(text, encoding="utf-8")
+        return load("mine.yaml", list(overrides))
+
+    return build
+
+
+@pytest.fixture
+def refusal(recipe_of):
+    """(text, *overrides) -> the lines of the RecipeError."""
+
+    def build(text: str = MINIMAL, *overrides: str) -> list[str]:
+        with pytest.raises(RecipeError) as caught:
+            recipe_of(text, *overrides)
+        return str(caught.value).split("\n")
+
+    return build
