@@ -34,13 +34,13 @@ class Throughput:
     """
 
     peak: float | None
-    units: Callable[[int], int]
+    units: Callable[[int], float]
     rank: int = 0
     clock: Callable[[], float] = time.monotonic
     flops: float = 0.0
     _began: float = 0.0
     _seconds: float = 0.0
-    _units: int = 0
+    _units: float = 0.0
     _tokens: Tensor | float = 0.0
     _warned: bool = False
 
@@ -69,7 +69,7 @@ class Throughput:
         tokens = float(self._tokens)
         self._lap()  # the wait belongs to the steps
         seconds, flops = self._seconds, self.flops * self._units
-        self._seconds, self._units, self._tokens = 0.0, 0, 0.0
+        self._seconds, self._units, self._tokens = 0.0, 0.0, 0.0
         if seconds <= 0.0:
             return {}
         return {"tokens_per_second": tokens / seconds, **self._mfu(flops, seconds)}

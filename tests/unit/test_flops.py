@@ -29,6 +29,7 @@ def test_options_that_cost_are_counted() -> None:
     assert cost({"name": "tram_prev", "student_mode": "eval", "kl_norm": "mean"}).units == 8
     assert cost({"name": "asam_r3f", "penalty_passes": "ascent"}).units == 9
     assert cost({"name": "r3f", "reference_gradient": "current"}).units == 4
+    assert cost({"name": "tram_x", "perturb_every": 4}).units == (7 + 3 * 3) / 4
     with pytest.raises(ValueError, match="tram_pref"):
         cost({"name": "tram_pref"})
 

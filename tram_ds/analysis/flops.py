@@ -16,11 +16,11 @@ BACKWARD = 2  # a backward pass costs two forward passes: one product for the in
 class Cost:
     """Forward passes and, for every forward pass that is differentiated, one backward pass."""
 
-    forward: int
-    backward: int
+    forward: float
+    backward: float
 
     @property
-    def units(self) -> int:
+    def units(self) -> float:
         """In forward passes: 3 for plain training, 6 for SAM, 7 for TRAM."""
         return self.forward + BACKWARD * self.backward
 
@@ -31,18 +31,25 @@ class Cost:
 
 
 def cost(section: Mapping[str, Any]) -> Cost:
-    """The cost of a step that climbs; `section` is a recipe's algorithm section. ValueError for an unknown algorithm.
+    """The cost of a run's mean step; `section` is a recipe's algorithm section. ValueError for an unknown algorithm.
 
     A penalty is taken to be on from the first step (algorithm.penalty_start = 0).
     """
     from tram_ds.algorithm import Options, algorithm  # lazily: they import torch
 
     known = {field.name for field in fields(Options)}
-    return cost_of(algorithm(section["name"], **{key: value for key, value in section.items() if key in known}))
+    return mean_cost(algorithm(section["name"], **{key: value for key, value in section.items() if key in known}))
+
+
+def mean_cost(row: Algorithm) -> Cost:
+    """Of `row.every` steps, one of which climbs, divided by their number."""
+    climbing, flat = cost_of(row), cost_of(row.at(1))
+    forward = flat.forward + (climbing.forward - flat.forward) / row.every
+    return Cost(forward, flat.backward + (climbing.backward - flat.backward) / row.every)
 
 
 def cost_of(row: Algorithm) -> Cost:
-    """The same of a row with its options bound; `row.at(step)` is the row of one step."""
+    """Of a step that climbs, by a row with its options bound; `row.at(step)` is the row of one step."""
     from tram_ds.region import AtWeights, NoisedInput, Previous, TrustRegion  # lazily: torch
 
     passes = 1 + (row.ascent is not None)

@@ -44,7 +44,7 @@ def compute(table: Table, baseline: str) -> Block:
         gain = (means[method] - start) * layout.gain
         gain = 100 * gain / start if layout.lower_is_better else gain
         relative = total[method] / unit
-        cells = [Cell(f"{step.forward} / {step.backward}", step.units), number(relative, 2), number(hours, 3)]
+        cells = [Cell(f"{step.forward:g} / {step.backward:g}", step.units), number(relative, 2), number(hours, 3)]
         cells += [number(float(means[method]), max(2, layout.digits)), number(gain, 2, sign=True)]
         cells += [number(gain / relative if relative else math.nan, 2, sign=True), number(gain / hours, 2, sign=True)]
         rows.append((method, [*cells, number(_loss_at(runs, budget), 4)]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tram_ds.algorithm import Algorithm
-from tram_ds.analysis.flops import BACKWARD, cost_of
+from tram_ds.analysis.flops import mean_cost
 from tram_ds.planning.memory import FP32, Setup, differentiable
 from tram_ds.planning.sizes import Size
 from tram_ds.region import AtWeights, Previous
@@ -40,13 +40,11 @@ class Cost:
 
 def cost(setup: Setup, size: Size, row: Algorithm) -> Cost:
     """Of a model and a batch of this size under algorithm `row`."""
-    climbing, flat, share = cost_of(row), cost_of(row.at(1)), 1 / row.every
-    forwards = share * climbing.forward + (1 - share) * flat.forward
-    backwards = share * climbing.backward + (1 - share) * flat.backward
-    units = forwards + BACKWARD * backwards
+    step = mean_cost(row)
     forward = float(size.forward_flops) * setup.micros * setup.world
-    recomputed = backwards if setup.checkpointing else 0
-    return Cost(units, units * forward, (units + recomputed) * forward, traffic(setup, size.parameters, row, forwards))
+    recomputed = step.backward if setup.checkpointing else 0
+    sent = traffic(setup, size.parameters, row, step.forward)
+    return Cost(step.units, step.units * forward, (step.units + recomputed) * forward, sent)
 
 
 def traffic(setup: Setup, n: int, row: Algorithm, forwards: float) -> dict[str, int]:
