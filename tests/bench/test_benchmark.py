@@ -78,15 +78,15 @@ def test_the_plan_predicts_the_traffic(measured):
 @pytest.fixture(scope="module")
 def large_vocabulary():
     """{contender: row} of one process at GPT-2's vocabulary: ours with logits in chunks, the plain loop with whole ones."""
-    found = run.run(Work("vocabulary", 1, 512), ["replicated"], ["base", "sam", "tram_x", "tram_prev"], rounds=1)
+    found = run.run(Work("vocabulary", 1, 2048), ["replicated"], ["base", "sam", "tram_x", "tram_prev"], rounds=1)
     Console(width=150).print(run.table(found))
     return found["engines"][0]["rows"]
 
 
-def test_trams_peak_is_at_most_a_tenth_above_a_plain_adam_loops(large_vocabulary):
-    """The snapshot of theta (4 bytes beside Adam's 16 per parameter) and two copies of the head included. With logits held whole,
-    as the plain loop has its own, the reference's alone would be a third more."""
+def test_chunked_logits_keep_trams_peak_below_a_plain_adam_loops(large_vocabulary):
+    """At 2048 tokens the loop's whole logits are several times its weights. With `--logits whole` ours would be at 1.4 to 2.2
+    of it. Beside our own AdamW step TRAM-x keeps one copy of theta more: 4 bytes per parameter to Adam's 16."""
     plain = large_vocabulary["adamw"]["peak_bytes"]
     for row in ("base", "sam", "tram_x", "tram_prev"):
-        assert large_vocabulary[row]["peak_bytes"] <= 1.10 * plain, row
-    assert large_vocabulary["tram_x"]["peak_ratio"] <= 1.30
+        assert large_vocabulary[row]["peak_bytes"] <= 0.6 * plain, row
+    assert large_vocabulary["tram_x"]["peak_ratio"] <= 1.25
