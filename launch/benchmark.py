@@ -17,17 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rich.console import Console
-
-from tram_ds.bench import contenders, run
-
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", default=",".join(contenders.ENGINES), help="default: all")
-    parser.add_argument("--rows", default=",".join(contenders.OURS), help="algorithms; default: all measured ones")
-    parser.add_argument("--size", default="small", help=", ".join(contenders.SIZES))
+    parser.add_argument("--engines", help="with commas; default: all")
+    parser.add_argument("--rows", help="algorithms, with commas; default: all measured ones")
+    parser.add_argument("--size", default="small", help="of the model: small, 18M, vocabulary, ...; a wrong one names all")
     parser.add_argument("--batch", type=int, default=4, help="sequences of one rank's micro-batch")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a sequence")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the working copy")
@@ -37,9 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     options = parser.parse_args(arguments)
+    from rich.console import Console
+
+    from tram_ds.bench import contenders, run  # torch is imported only when something is to be measured
+
+    engines = options.engines.split(",") if options.engines else list(contenders.ENGINES)
+    rows = options.rows.split(",") if options.rows else list(contenders.OURS)
     work = contenders.Work(options.size, options.batch, options.tokens, options.dtype, options.logits, options.seed)
     try:
-        measured = run.run(work, options.engines.split(","), options.rows.split(","), options.rounds)
+        measured = run.run(work, engines, rows, options.rounds)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1

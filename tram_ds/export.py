@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
+from tram_ds import run_folder
 from tram_ds.engines.base import Engine
 from tram_ds.shards import Shards, Span
 
@@ -53,15 +52,14 @@ def export(engine: Engine, folder: Path, companion: Any = None) -> None:
     if engine.rank != 0:
         return
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    run_folder.discard_export(partial)
     module: Any = engine.module
     buffers = {k: v.detach().cpu() for k, v in module.named_buffers() if k in _persistent(module)}
     disable_progress_bar()
     module.save_pretrained(partial, state_dict={**state, **buffers}, safe_serialization=True)
     if companion is not None:
         companion.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    run_folder.replace_export(partial, folder)
 
 
 def _persistent(module: torch.nn.Module) -> set[str]:

@@ -59,7 +59,8 @@ class MetricsLog:
                 raise
 
     def truncate_after(self, step: int) -> None:
-        """On resume from the checkpoint of `step`: drops records of later steps, so that no step is written twice."""
+        """On resume from the checkpoint of `step`: records of later steps go to metrics.superseded.jsonl, for whoever wants
+        to know how the run that died went on; so no step is written twice here, and nothing measured is lost."""
         self.flush()
         with self._file_lock:
             if not self.path.exists():
@@ -67,6 +68,8 @@ class MetricsLog:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             kept = [line for line in lines if (record := decode(line)) is not None and record.get("step", 0) <= step]
             if len(kept) < len(lines):
+                dropped = [line for line in lines if (record := decode(line)) is not None and record.get("step", 0) > step]
+                _append_text(self.path.with_name(f"{self.path.stem}.superseded.jsonl"), "".join(dropped))
                 replace_text(self.path, "".join(kept))
 
     def close(self) -> None:

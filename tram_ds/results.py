@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tram_ds import run_folder
 from tram_ds.distributed import barrier
 from tram_ds.engines.base import Engine
 from tram_ds.evaluate import evaluate, zero_shot_average
@@ -90,8 +91,10 @@ class Judge:
         if not best:
             self.export("export")
         elif self.engine.rank == 0:
-            shutil.rmtree(self.run_dir / "export", ignore_errors=True)
-            shutil.copytree(self.run_dir / "best", self.run_dir / "export")
+            partial = self.run_dir / "export.partial"
+            run_folder.discard_export(partial)
+            shutil.copytree(self.run_dir / "best", partial)
+            run_folder.replace_export(partial, self.run_dir / "export")
         results = {
             "train_domains": list(self.task.train_domains),
             "selected": self._best() if best else {"step": self.engine.steps},

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from tram_ds import exits, recipe, recipe_file
+from tram_ds import exits, recipe, recipe_file, run_folder
 from tram_ds.recipe_errors import explain
 from tram_ds.recipe_file import RecipeError, hint, short
 from tram_ds.recipe_sections import Section, refusal
@@ -64,9 +64,9 @@ class Cell:
         return (self.run_dir / "results.json").is_file()
 
     def command(self, launcher: Sequence[str]) -> list[str]:
-        """The command that runs it, or goes on with it where it left checkpoints."""
+        """The command that runs it, or goes on with it where it has begun."""
         flags = ["--smoke"] if self.smoke else []
-        flags += ["--resume"] if any((self.run_dir / "checkpoints").glob("step-*")) else []
+        flags += ["--resume"] if run_folder.begun(self.run_dir) else []
         return [*launcher, str(TRAIN), "--recipe", self.base, *self.overrides, *flags]
 
 

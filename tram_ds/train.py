@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,18 +12,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 
-from tram_ds import engines, tasks, tracking
+from tram_ds import engines, run_folder, tasks, tracking
 from tram_ds.algorithm import algorithm
-from tram_ds.checkpoint import Saver, latest, resume
+from tram_ds.checkpoint import Saver, resume
+from tram_ds.checkpoint_changes import changed
 from tram_ds.commit import git_commit
-from tram_ds.distributed import Job, agreed, barrier, detect, joined
+from tram_ds.distributed import Job, barrier, detect, joined
 from tram_ds.engine_config import engine_config
-from tram_ds.exits import CODES, DONE, PeerLost
+from tram_ds.exits import CODES, DONE, CheckpointError, PeerLost
 from tram_ds.lock import RunLock, held
 from tram_ds.loop import Loop, Record
 from tram_ds.metrics import MetricsLog, private_dir, replace_text
 from tram_ds.optimizer import make, schedule
+from tram_ds.peers import Peers
 from tram_ds.preemption import StopRequest, Watchdog
 from tram_ds.progress import Progress, results_text
 from tram_ds.recipe import Recipe, accumulation, dump, to_dict
@@ -40,7 +42,7 @@ SYSTEM_SECONDS = 10.0  # between two samples of the machine for MLflow
 class Request:
     """What the command line asks beside the recipe.
 
-    resume: continue from the newest checkpoint, if there is one. overwrite: start afresh in a folder that holds a run.
+    resume: continue from the newest checkpoint, if there is one. overwrite: remove what a run made here, start afresh.
     allow_change: resume although the recipe changed. fallback: resume from an older checkpoint if the newest is damaged.
     """
 
@@ -60,7 +62,12 @@ def run(recipe: Recipe, request: Request) -> int:
     torch.set_num_threads(threads_per_rank(job))
     micros = accumulation(recipe, job.world_size)
     run_dir = recipe.resolved_run_dir()
+    run_folder.refuse_place(run_dir)
+    if request.resume and request.overwrite:
+        raise ValueError("--resume continues a run and --overwrite removes it: give one of the two")
     if request.resume and (run_dir / "DONE").exists():
+        run_folder.refuse(run_dir, resume=True, overwrite=False)
+        refuse_changed(run_dir, recipe, request)
         if job.rank == 0:
             print(f"{run_dir} is finished: nothing to do")
         return DONE
@@ -73,6 +80,7 @@ def run(recipe: Recipe, request: Request) -> int:
         watchdog.beat("joining the other ranks")
         stack.enter_context(joined(job, name, timedelta(seconds=recipe.train.timeout)))
         watchdog.beat("building the model")
+        check_run_folder(run_dir, request, job.world_size)  # before the lock, which is a file in it
         lock = stack.enter_context(held(run_dir, job.world_size))
         open_run_folder(run_dir, recipe, request, job)
         rows = task.train_rows()
@@ -152,19 +160,38 @@ def threads_per_rank(job: Job) -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // ranks))
 
 
-def open_run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -> None:
-    """Empties or continues the folder, by rank 0; ValueError, on every rank, where a run in it would be lost. Collective."""
-    newest = latest(run_dir)
-    if agreed(newest is not None and not (request.resume or request.overwrite)):
-        raise ValueError(
-            f"{run_dir} holds a run, saved up to {newest.name if newest else 'a step'}: continue it with --resume, start "
-            "afresh with --overwrite, or choose another run_dir"
+def refuse_changed(run_dir: Path, recipe: Recipe, request: Request) -> None:
+    """CheckpointError where the finished run in this folder is not the one asked for, unless --allow-change."""
+    then = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
+    if not request.allow_change and (changes := changed(then, to_dict(recipe))):
+        raise CheckpointError(
+            f"{run_dir} holds a finished run of another recipe: choose another run_dir, undo the change, or remove that run "
+            f"with --overwrite; {'; '.join(changes)}"
         )
+
+
+def check_run_folder(run_dir: Path, request: Request, world_size: int) -> None:
+    """ValueError, on every rank alike, where a run in this folder could cost somebody a file. Collective; changes nothing."""
+    peers, text = Peers(world_size), ""
+    if peers.rank == 0:
+        try:
+            run_folder.refuse(run_dir, resume=request.resume, overwrite=request.overwrite)
+        except (ValueError, OSError) as error:
+            text = str(error)
+    text = peers.gather(text)[0]
+    peers.close()
+    if text:
+        raise ValueError(text)
+
+
+def open_run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -> None:
+    """Continues the folder, or makes it an empty one, by rank 0, whose lock this job holds. Collective."""
+    check_run_folder(run_dir, request, job.world_size)  # again: it was without a lock before
     if job.rank != 0:
         return
-    for entry in [] if request.resume else [e for e in run_dir.iterdir() if e.name not in ("lock", "lock.mutex")]:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     private_dir(run_dir)
+    if request.overwrite and not request.resume:
+        run_folder.empty(run_dir)
     replace_text(run_dir / "recipe.yaml", dump(recipe))
     for marker in ("DONE", "REQUEUE"):
         (run_dir / marker).unlink(missing_ok=True)

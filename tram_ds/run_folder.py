@@ -1,0 +1,163 @@
+"""What a run makes in its folder, where a run may live, and the only place that empties a run folder.
+
+The law: nothing that a run did not make is ever removed. `MADE` is the whole list of what a run makes; whatever else lies in a
+folder is somebody's, and then the folder is refused, whatever was asked for. Symbolic links are somebody's too.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+LOCKS = ("lock", "lock.*", ".nfs*")  # .nfs*: what NFS leaves of a removed file that somebody still holds open
+_TOP = (
+    "recipe.yaml", "metrics.jsonl", "metrics.superseded.jsonl", "system.jsonl", "system.superseded.jsonl", "initial.json",
+    "best.json", "results.json", "run_id", "tracking.json", "DONE", "REQUEUE", ".tracking.lock", ".*.tmp", "analysis.json",
+    *LOCKS,
+)  # fmt: skip
+_CHECKPOINTS = ("latest", "latest.tmp-*", "probe.tmp-*", "step-*/manifest.json", "step-*/*.safetensors")
+_ANALYSIS = ("sharpness.json", "cka.json", "*.png", "*.svg", ".*.tmp")
+# What save_pretrained of a model, a tokenizer and an image processor write.
+_EXPORT = (
+    "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "additional_chat_templates/*.jinja", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+EXPORTS = ("export", "export.partial", "best", "best.partial")
+
+MADE: tuple[str, ...] = (
+    *_TOP,
+    *(f"checkpoints/{pattern}" for pattern in _CHECKPOINTS),
+    *(f"analysis/{pattern}" for pattern in _ANALYSIS),
+    *(f"{folder}/{pattern}" for folder in EXPORTS for pattern in _EXPORT),
+)
+"""Patterns of the paths, below a run folder, of every file that a run makes; `*` stays inside one name."""
+
+SHOWN = 3  # strangers that a message names
+
+
+def made(path: str) -> bool:
+    """Whether a run makes the file with this relative path."""
+    return any(_matches(path.split("/"), pattern.split("/")) for pattern in MADE)
+
+
+def strangers(folder: Path, root: Path | None = None) -> list[str]:
+    """Relative paths of what is in a run folder although no run makes it, in order; a folder full of it counts once.
+
+    folder: a part of the run folder `root` (the whole of it by default).
+    """
+    root = root or folder
+    return [str(p.relative_to(root)) for p, known in _entries(folder, root) if not known]
+
+
+def refuse_place(run_dir: Path) -> None:
+    """ValueError where no run may live: the folder one stands in or one above it (a root always is), a home folder."""
+    real, here = run_dir.resolve(), Path.cwd().resolve()
+    homes = [Path.home().resolve(), Path(pwd.getpwuid(os.getuid()).pw_dir).resolve()]  # $HOME may be set to anything
+    why = None
+    if real == here or real in here.parents:
+        why = "is the folder you are in" if real == here else "holds the folder you are in"
+    elif any(real == home or real in home.parents for home in homes):
+        why = "is a home folder" if real in homes else "holds a home folder"
+    elif run_dir.exists() and not run_dir.is_dir():
+        why = "is a file"
+    if why:
+        raise ValueError(f"run_dir = {run_dir} {why}: a run needs a folder of its own, such as run_dir={_child(run_dir)}")
+
+
+def refuse(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """ValueError, with the ways out, where a run that starts in `run_dir` could cost somebody a file. Changes nothing.
+
+    resume: the run that is there is continued. overwrite: what it made is removed first. With neither only a folder without
+    a run is taken. A folder with anything in it that no run makes is refused with any of them.
+    """
+    refuse_place(run_dir)
+    if run_dir.is_symlink() and overwrite:
+        real = run_dir.resolve()
+        raise ValueError(f"run_dir = {run_dir} is a symbolic link, which --overwrite does not follow: name {real} itself")
+    if not run_dir.is_dir():
+        return
+    if others := strangers(run_dir):
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        raise ValueError(
+            f"run_dir = {run_dir} holds what no run makes ({', '.join(others[:SHOWN])}{more}): choose a folder of its own, such "
+            f"as run_dir={_child(run_dir)}, or move that out of it; a run removes only what a run made"
+        )
+    if not (resume or overwrite) and (found := begun(run_dir)):
+        raise ValueError(
+            f"{run_dir} holds a run ({found}): continue it with --resume, choose another run_dir, or remove what it made and "
+            "start afresh with --overwrite"
+        )
+
+
+def empty(run_dir: Path) -> None:
+    """Removes what a run made, but its locks. Call it after `refuse`, holding the folder's lock."""
+    entries = list(_entries(run_dir, run_dir))
+    assert all(known for _, known in entries), "refuse() comes first"
+    for path, _ in entries:
+        if path.parent != run_dir or not _is_lock(path.name):
+            path.unlink()
+    for folder in sorted((Path(f) for f, _, _ in os.walk(run_dir)), key=lambda p: -len(p.parts)):
+        if folder != run_dir:
+            folder.rmdir()  # fails where something came in meanwhile
+
+
+def replace_export(partial: Path, folder: Path) -> None:
+    """`partial` becomes `folder`, an export of this run. An old one with a stranger in it is set aside, not removed."""
+    if folder.is_symlink() or (folder.exists() and strangers(folder, folder.parent)):
+        aside = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.kept-{n}")).exists())
+        os.rename(folder, aside)
+        print(f"{folder} held files that no run makes: kept as {aside}")
+    discard_export(folder)
+    os.replace(partial, folder)
+
+
+def discard_export(folder: Path) -> None:
+    """Removes an export, or a part of one, of which every file is one that a run makes; nothing where there is none."""
+    if folder.is_dir() and not strangers(folder, folder.parent):
+        shutil.rmtree(folder)
+
+
+def _entries(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
+    """Files of a run (path, True), and whatever else is there (path, False); known folders are gone through."""
+    for path in sorted(folder.iterdir()):
+        parts = path.relative_to(root).parts
+        if path.is_dir() and not path.is_symlink():
+            if any(
+                _matches(list(parts), pattern.split("/")[: len(parts)]) for pattern in MADE if pattern.count("/") >= len(parts)
+            ):
+                yield from _entries(path, root)
+            else:
+                yield path, False
+        else:
+            yield path, not path.is_symlink() and path.is_file() and made("/".join(parts))
+
+
+def _matches(parts: list[str], patterns: list[str]) -> bool:
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def _is_lock(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in LOCKS)
+
+
+def begun(run_dir: Path) -> str:
+    """What shows that a run was here; "" where none was: no folder, or nothing in it but locks."""
+    if not run_dir.is_dir():
+        return ""
+    saved = sorted(p.name for p in (run_dir / "checkpoints").glob("step-*") if ".tmp-" not in p.name)
+    if (run_dir / "DONE").exists():
+        return "finished"
+    if saved:
+        return f"saved up to {saved[-1]}"
+    left = [p.name for p in sorted(run_dir.iterdir()) if not _is_lock(p.name)]
+    return f"not saved yet: {', '.join(left[:SHOWN])}" if left else ""
+
+
+def _child(run_dir: Path) -> str:
+    return str(run_dir / "my-run") if run_dir.is_dir() or not run_dir.name else f"{run_dir}-run"
