@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds import exits
+from tram_ds.runtime import exits
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -38,7 +38,7 @@ def main(given: list[str] | None = None) -> int:
     """Analyses; rank 0 prints the table. The exit code."""
     options = arguments(given)
     try:
-        from tram_ds.analysis import analyze
+        from tram_ds.surface import analyze
 
         analyze.show(*analyze.run(*analyze.request(options)))
     except (ValueError, exits.PeerLost) as error:

@@ -37,7 +37,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> int:
     """Prints the tables; returns the exit code."""
     options = arguments(given)
-    from tram_ds.analysis import compare  # pandas and matplotlib are imported only when something is to be compared
+    from tram_ds.comparison import main as compare  # pandas and matplotlib are imported only when something is to be compared
 
     try:
         print(compare.main(options, ["python", "launch/compare.py", *(sys.argv[1:] if given is None else given)]), end="")

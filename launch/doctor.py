@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds import slurm_config
-from tram_ds.recipe import load
+from tram_ds.jobs import slurm_config
+from tram_ds.recipe.recipe import load
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         theirs = [text for text in options.overrides if not text.startswith("slurm.")]
         recipe = load(options.recipe, theirs)
         config = slurm_config.load(options.slurm, ours) if options.slurm else None
-        from tram_ds import distributed, doctor  # torch is imported only for a recipe that can be read
+        from tram_ds.jobs import doctor  # torch is imported only for a recipe that can be read
+        from tram_ds.runtime import ranks as distributed
 
         context = doctor.Context(recipe, distributed.detect(options.local_rank), config, ["--recipe", options.recipe, *theirs])
     except ValueError as error:

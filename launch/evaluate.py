@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds import exits, recipe
+from tram_ds.recipe import recipe
+from tram_ds.runtime import exits
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +40,8 @@ def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     try:
         chosen = recipe.load(options.recipe, options.overrides, smoke=options.smoke)
-        from tram_ds import distributed, evaluation  # torch is imported only for a recipe that holds
+        from tram_ds.evaluation import models as evaluation  # torch is imported only for a recipe that holds
+        from tram_ds.runtime import ranks as distributed
 
         job, models = distributed.detect(options.local_rank), evaluation.candidates(options.model, not options.no_pretrained)
         domains = options.domains.split(",") if options.domains else None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds.recipe import load
+from tram_ds.recipe.recipe import load
 
 
 def main(arguments: list[str] | None = None) -> int:

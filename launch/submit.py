@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds import slurm, slurm_cells, slurm_config
-from tram_ds.recipe_file import RecipeError
+from tram_ds.jobs import cells as slurm_cells
+from tram_ds.jobs import slurm, slurm_config
+from tram_ds.recipe.file import RecipeError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds import sweep
-from tram_ds.recipe_file import RecipeError
+from tram_ds.jobs import sweep
+from tram_ds.recipe.file import RecipeError
 
 
 def main(arguments: list[str] | None = None) -> int:

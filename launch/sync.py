@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tram_ds.tracking import sync
+from tram_ds.tracking.tracker import sync
 
 
 def main(arguments: list[str] | None = None) -> int:

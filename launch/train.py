@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds.exits import USAGE, code_of
-from tram_ds.recipe import dump, load
+from tram_ds.recipe.recipe import dump, load
+from tram_ds.runtime.exits import USAGE, code_of
 
 
 def arguments() -> argparse.Namespace:
@@ -40,7 +40,7 @@ def main() -> int:
     if options.dry_run:
         print(dump(recipe), end="")
         return 0
-    from tram_ds.train import Request, run  # torch is imported only when something is to be trained
+    from tram_ds.training.run import Request, run  # torch is imported only when something is to be trained
 
     keys = ("resume", "overwrite", "allow_change", "fallback", "local_rank")
     return run(recipe, Request(**{key: getattr(options, key) for key in keys}))

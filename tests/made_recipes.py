@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from tram_ds.recipe import Recipe
-from tram_ds.recipe_file import ROOT
+from tram_ds.recipe.file import ROOT
+from tram_ds.recipe.recipe import Recipe
 
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
 MINIMAL = """\

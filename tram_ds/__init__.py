@@ -8,7 +8,12 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["Output", "StepReport", "Stepper", "wrap"]
 
-_HOME = {"Output": "tasks.base", "StepReport": "step", "Stepper": "stepper", "wrap": "stepper"}
+_HOME = {
+    "Output": "tasks.protocol",
+    "StepReport": "algorithms.step",
+    "Stepper": "algorithms.stepper",
+    "wrap": "algorithms.stepper",
+}
 
 
 def __getattr__(name: str) -> Any:

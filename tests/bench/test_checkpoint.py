@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from tram_ds import checkpoint
-from tram_ds.checkpoint import Saver
-from tram_ds.stepper import Stepper, wrap
+from tram_ds.algorithms.stepper import Stepper, wrap
+from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.checkpoint.resume import Saver
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 

@@ -2,7 +2,7 @@
 
     python -m tests.faults.campaign --kills 200 [--seed 0] [--algorithm tram_prev]
 
-Runs `tram_ds.train.run` (a checkpoint every step, every second run saving in the background) in a process forked from one
+Runs `tram_ds.training.run.run` (a checkpoint every step, every second run saving in the background) in a process forked from one
 that has imported everything, and sends it SIGKILL after a random time: while it starts, in any pass, inside a save. After
 each kill every commit in the folder must verify. When a run is done its exported weights and its metrics are compared with
 those of one that was left alone, and the next seed starts, until the kills are used up. Prints one JSON line.
@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.test_train import RECIPE
-from tram_ds.checkpoint import candidates, verify
-from tram_ds.exits import CheckpointError
-from tram_ds.recipe import Recipe, load
-from tram_ds.train import Request, run
+from tram_ds.checkpoint.resume import candidates, verify
+from tram_ds.recipe.recipe import Recipe, load
+from tram_ds.runtime.exits import CheckpointError
+from tram_ds.training.run import Request, run
 
 STEPS = 30
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.faults.jobs import RECIPE, digest, stepper, train
-from tram_ds.checkpoint import Saver
+from tram_ds.checkpoint.resume import Saver
 
 
 @pytest.fixture(scope="module", autouse=True)

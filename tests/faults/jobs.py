@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 from tests.parity import build, problem
-from tram_ds import checkpoint
-from tram_ds.algorithm import ALGORITHMS, algorithm
-from tram_ds.shards import Shards
-from tram_ds.stepper import Stepper
+from tram_ds.algorithms.stepper import Stepper
+from tram_ds.algorithms.table import ALGORITHMS, algorithm
+from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.engines.shards import Shards
 
 ADAMW = functools.partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.01)
 GLOBAL_MICROS = 6  # divides over 1, 2 and 3 ranks

@@ -17,9 +17,10 @@ import torch.distributed as dist
 
 from tests.faults.jobs import digest, save_in, shared_folder, stepper, train
 from tests.parity import build
-from tram_ds import checkpoint, lock
-from tram_ds.checkpoint_files import candidates, folder
-from tram_ds.exits import CheckpointError, PeerLost, RunLocked
+from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.checkpoint.files import candidates, folder
+from tram_ds.runtime import run_lock as lock
+from tram_ds.runtime.exits import CheckpointError, PeerLost, RunLocked
 
 EVENTS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod")
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.faults.jobs import digest, stepper, train, trained
-from tram_ds import checkpoint
-from tram_ds import checkpoint_files as files
-from tram_ds.checkpoint import Saver
-from tram_ds.exits import CHECKPOINT, CheckpointError, code_of
+from tram_ds.checkpoint import files
+from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.checkpoint.resume import Saver
+from tram_ds.runtime.exits import CHECKPOINT, CheckpointError, code_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 

@@ -13,16 +13,19 @@ from pathlib import Path
 import pytest
 
 from tests import ranks
-from tram_ds.exits import LOCKED, RunLocked, code_of
-from tram_ds.lock import RunLock
+from tram_ds.runtime.exits import LOCKED, RunLocked, code_of
+from tram_ds.runtime.run_lock import RunLock
 
 pytestmark = pytest.mark.faults
 
-HOLD = "import sys, time; from tram_ds.lock import RunLock\nwith RunLock(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+HOLD = (
+    "import sys, time; from tram_ds.runtime.run_lock import RunLock\n"
+    "with RunLock(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+)
 RACE = """
 import sys, time
-from tram_ds.lock import RunLock
-from tram_ds.exits import RunLocked
+from tram_ds.runtime.run_lock import RunLock
+from tram_ds.runtime.exits import RunLocked
 while time.time() < float(sys.argv[2]): pass
 try:
     with RunLock(sys.argv[1]): time.sleep(2); print('in')

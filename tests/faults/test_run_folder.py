@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.ranks import ROOT, environment
-from tram_ds import run_folder
+from tram_ds.runtime import run_folder
 
 pytestmark = pytest.mark.faults
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from tests.faults.jobs import RECIPE, stepper, train, trained
 from tests.parity import build, problem
-from tram_ds import checkpoint
-from tram_ds import checkpoint_files as files
-from tram_ds.checkpoint import Saver
-from tram_ds.exits import CheckpointError
-from tram_ds.stepper import Stepper, wrap
+from tram_ds.algorithms.stepper import Stepper, wrap
+from tram_ds.checkpoint import files
+from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.checkpoint.resume import Saver
+from tram_ds.runtime.exits import CheckpointError
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 

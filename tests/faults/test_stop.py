@@ -139,7 +139,7 @@ def test_an_exception_on_one_rank_ends_all_and_is_shown(tmp_path: Path) -> None:
     script = tmp_path / "broken.py"
     script.write_text(
         "import os, runpy, sys\n"
-        "from tram_ds import loop\n"
+        "from tram_ds.training import loop\n"
         "take = loop.Loop.take\n"
         "def broken(self, batches, step, *rest):\n"
         "    if os.environ['RANK'] == '1' and step == 2: raise KeyError('a bug on one rank')\n"

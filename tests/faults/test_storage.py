@@ -14,9 +14,9 @@ import pytest
 
 from tests.faults.jobs import digest, stepper, train
 from tests.faults.zygote import forked
-from tram_ds import checkpoint
-from tram_ds.checkpoint import Saver
-from tram_ds.exits import CheckpointError
+from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.checkpoint.resume import Saver
+from tram_ds.runtime.exits import CheckpointError
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 

@@ -13,9 +13,9 @@ import urllib.request
 
 import pytest
 
-from tram_ds import tracking
-from tram_ds.metrics import MetricsLog
-from tram_ds.tracking_server import prepare_environment
+from tram_ds.tracking import tracker as tracking
+from tram_ds.tracking.metrics_log import MetricsLog
+from tram_ds.tracking.server import prepare_environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 CALLS = 200

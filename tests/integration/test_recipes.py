@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.test_train import LAUNCHERS, TRAIN
 from tests.ranks import ROOT, environment
-from tram_ds.recipe import load
+from tram_ds.recipe.recipe import load
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.ranks import environment
 from tests.slurm_cluster import Cluster, install
-from tram_ds import slurm, slurm_config
+from tram_ds.jobs import slurm, slurm_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -113,9 +113,9 @@ def test_the_export_reloads_with_its_ties_and_scores_the_same(runs: dict[str, Pa
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tram_ds import tasks
-    from tram_ds.evaluate import evaluate, zero_shot_average
-    from tram_ds.recipe import load
+    from tram_ds.evaluation.score import evaluate, zero_shot_average
+    from tram_ds.recipe.recipe import load
+    from tram_ds.tasks import choose as tasks
 
     model = AutoModelForCausalLM.from_pretrained(runs[name] / "export", dtype=torch.float32)
     assert model.lm_head.weight is model.transformer.wte.weight
@@ -155,7 +155,7 @@ def test_dry_run_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
     done = train(tmp_path, "python", "--dry-run", "train.seed=3")
     assert done.returncode == 0
     (tmp_path / "again.yaml").write_text(done.stdout)
-    from tram_ds.recipe import dump, load
+    from tram_ds.recipe.recipe import dump, load
 
     assert dump(load(str(tmp_path / "again.yaml"))) == done.stdout
     assert "seed: 3" in done.stdout

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from tests.parity import build, problem
-from tram_ds.analysis import cka, hessian, landscape, sharpness
-from tram_ds.analysis.subject import Subject, random_direction
+from tram_ds.surface import cka, hessian, landscape, sharpness
+from tram_ds.surface.subject import Subject, random_direction
 
 ROWS = 13  # in micro-batches of 2: 7, so the second rank has one too few
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.parity import problem
+from tram_ds.algorithms.stepper import Stepper, wrap
 from tram_ds.engines.fsdp2 import shard
-from tram_ds.stepper import Stepper, wrap
 
 SGD = lambda parameters: torch.optim.SGD(parameters, lr=problem.LR)  # noqa: E731
 

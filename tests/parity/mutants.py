@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from tram_ds.engines import base
-from tram_ds.stepper import Stepper
+from tram_ds.algorithms.stepper import Stepper
+from tram_ds.engines import protocol as base
 
 
 def norm_not_reduced(built: Stepper) -> None:

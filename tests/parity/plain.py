@@ -13,9 +13,9 @@ from unittest import mock
 
 import torch
 
-from tram_ds import shards
-from tram_ds.shards import Lazy
-from tram_ds.stepper import Stepper
+from tram_ds.algorithms.stepper import Stepper
+from tram_ds.engines import shards
+from tram_ds.engines.shards import Lazy
 
 
 def restored_at_once(built: Stepper) -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.func import functional_call
 
-from tram_ds.randomness import Draws
+from tram_ds.models.randomness import Draws
 
 DEFAULT_RHO = {
     "sam": 0.05,

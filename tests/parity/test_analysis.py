@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tests import ranks
-from tram_ds import tasks
-from tram_ds.recipe import load
+from tram_ds.recipe.recipe import load
+from tram_ds.tasks import choose as tasks
 
 SCRIPT = ranks.ROOT / "launch" / "analyze.py"
 ENGINES = ("fsdp2", "zero2", "zero3")

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.parity import problem
 from tests.parity.worker import compare
-from tram_ds.algorithm import ALGORITHMS
-from tram_ds.stepper import wrap
-from tram_ds.tasks.base import Output
+from tram_ds.algorithms.stepper import wrap
+from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.tasks.protocol import Output
 
 pytestmark = pytest.mark.parity
 
@@ -114,8 +114,8 @@ def test_loss_and_gradient_do_not_depend_on_micro_batch_size(name: str) -> None:
 
 def test_sam_and_tram_do_not_depend_on_the_scale_of_the_gradient_but_fisher_does() -> None:
     """epsilon is invariant to g -> c g in Eq. 2 and 7; F scales with c^2 in Eq. 8."""
-    from tram_ds.algorithm import algorithm
-    from tram_ds.shards import Shards, Span
+    from tram_ds.algorithms.table import algorithm
+    from tram_ds.engines.shards import Shards, Span
 
     theta = Shards([torch.tensor([0.5, -1.0, 2.0])], (Span("w", 0, 3, (3,)),))
     g = Shards([torch.tensor([0.1, 0.2, -0.3])], theta.layout)
@@ -167,8 +167,8 @@ def test_alg2_equals_shared_fisher_where_the_noise_vanishes() -> None:
 
 def test_adaptive_filters() -> None:
     """matrices: 1-D parameters stay where they are; samsung: biases move with T = 1."""
-    from tram_ds.ascent import adaptive_scale
-    from tram_ds.shards import Shards, Span
+    from tram_ds.algorithms.ascent import adaptive_scale
+    from tram_ds.engines.shards import Shards, Span
 
     layout = (Span("fc.weight", 0, 2, (1, 2)), Span("fc.bias", 0, 2, (2,)), Span("ln.weight", 0, 2, (2,)))
     theta = Shards([torch.tensor([-2.0, 0.5])] * 3, layout)
@@ -242,7 +242,7 @@ def test_a_users_tuple_is_an_output() -> None:
 
 def test_mmd_gathers_the_global_batch() -> None:
     """The radius of 4 micro-batches is the MMD of their concatenation, not a mean of four."""
-    from tram_ds.distance import mmd
+    from tram_ds.algorithms.distance import mmd
 
     def classify(m: Any, b: Any) -> Output:
         out = problem.forward(m, b)

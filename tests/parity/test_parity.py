@@ -8,7 +8,7 @@ import pytest
 
 from tests import ranks
 from tests.parity import build
-from tram_ds.algorithm import ALGORITHMS
+from tram_ds.algorithms.table import ALGORITHMS
 
 pytestmark = pytest.mark.parity
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.parity import build, problem
 from tests.parity.reference import Oracle
-from tram_ds.algorithm import ALGORITHMS
+from tram_ds.algorithms.table import ALGORITHMS
 
 
 def relative_error(built: Any, theta: dict[str, torch.Tensor]) -> float:

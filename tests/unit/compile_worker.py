@@ -13,9 +13,9 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from tests.parity import build
-from tram_ds.recipe_sections import ModelSection
-from tram_ds.shards import Shards
-from tram_ds.tasks.pretrained import load_model
+from tram_ds.engines.shards import Shards
+from tram_ds.models.pretrained import load_model
+from tram_ds.recipe.sections import ModelSection
 
 INIT = {"architecture": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 61, "n_positions": 16,
         "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip

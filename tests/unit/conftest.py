@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.made_recipes import MINIMAL
-from tram_ds.recipe import Recipe, RecipeError, load
+from tram_ds.recipe.recipe import Recipe, RecipeError, load
 
 
 @pytest.fixture

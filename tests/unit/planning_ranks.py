@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from tests.parity.build import leave
 from tram_ds.bench.contenders import Work, build_engine, ours
-from tram_ds.chunked import Chunked
-from tram_ds.distributed import detect, joined
+from tram_ds.models.chunked import Chunked
+from tram_ds.runtime.ranks import detect, joined
 from tram_ds.tasks.language_modeling import next_tokens
 
 WORK = Work("tiny", 1, 32, "bfloat16")

@@ -22,15 +22,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tram_ds.algorithm import algorithm
-from tram_ds.chunked import CHUNK_ELEMENTS, Chunked
+from tram_ds.algorithms.step import climb
+from tram_ds.algorithms.table import algorithm
 from tram_ds.engines.fsdp2 import FSDP2, transformer_blocks
-from tram_ds.forward import Pass
-from tram_ds.randomness import Draws
-from tram_ds.shards import PART
-from tram_ds.step import climb
-from tram_ds.tasks.base import Output
+from tram_ds.engines.shards import PART
+from tram_ds.models.chunked import CHUNK_ELEMENTS, Chunked
+from tram_ds.models.passes import Pass
+from tram_ds.models.randomness import Draws
 from tram_ds.tasks.language_modeling import next_tokens
+from tram_ds.tasks.protocol import Output
 
 MODEL = {"n_layer": 6, "n_embd": 512, "n_head": 8, "n_positions": 256}
 TOKENS = 256

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from tram_ds.algorithm import ALGORITHMS, algorithm
-from tram_ds.distance import kl_forward
-from tram_ds.region import Previous, TrustRegion
-from tram_ds.shards import Shards, Span
+from tram_ds.algorithms.distance import kl_forward
+from tram_ds.algorithms.table import ALGORITHMS, algorithm
+from tram_ds.algorithms.trust_region import Previous, TrustRegion
+from tram_ds.engines.shards import Shards, Span
 
 LAYOUT = (Span("a.weight", 0, 3, (1, 3)), Span("a.bias", 0, 2, (2,)))
 THETA = Shards([torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, 3.0])], LAYOUT)

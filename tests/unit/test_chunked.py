@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tram_ds import chunked, logits
-from tram_ds.chunked import Chunked, chunkable
-from tram_ds.distance import kl_forward
-from tram_ds.tasks.base import Output
+from tram_ds.algorithms.distance import kl_forward
+from tram_ds.models import chunked, logits
+from tram_ds.models.chunked import Chunked, chunkable
 from tram_ds.tasks.language_modeling import next_tokens
+from tram_ds.tasks.protocol import Output
 
 C, H, T = 61, 16, 12
 SMALL = {"vocab_size": C, "hidden_size": H, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,

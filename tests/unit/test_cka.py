@@ -7,9 +7,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.parity import problem
-from tram_ds.analysis.cka import Options, features, linear_cka, measure, pool
-from tram_ds.analysis.subject import Subject, random_direction
 from tram_ds.engines.replicated import Replicated
+from tram_ds.surface.cka import Options, features, linear_cka, measure, pool
+from tram_ds.surface.subject import Subject, random_direction
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(40, 12, generator=G, dtype=torch.float64) + 3.0

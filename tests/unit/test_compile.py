@@ -6,9 +6,9 @@ import pytest
 from transformers import AutoModelForImageClassification
 
 from tests import ranks
-from tram_ds.data.errors import DataError
-from tram_ds.recipe_sections import ModelSection
-from tram_ds.tasks.pretrained import GRAPHS, load_model
+from tram_ds.models.pretrained import GRAPHS, load_model
+from tram_ds.recipe.sections import ModelSection
+from tram_ds.runtime.errors import DataError
 
 
 def test_a_model_without_blocks_is_refused() -> None:

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tram_ds.analysis import correlation, views
-from tram_ds.analysis.layouts import own_layout
+from tram_ds.comparison import correlation, views
+from tram_ds.comparison.layouts import own_layout
 
 X = {
     "adam": 10.0,

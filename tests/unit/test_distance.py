@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tram_ds import distance as module
-from tram_ds.distance import DISTANCES, distance
+from tram_ds.algorithms import distance as module
+from tram_ds.algorithms.distance import DISTANCES, distance
 
 N, C = 6, 5
 

@@ -1,4 +1,4 @@
-"""tram_ds.distributed: how the process group is left."""
+"""tram_ds.runtime.ranks: how the process group is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_group_outlives_a_model_that_ddp_has_wrapped() -> None:
     script = (
         "import gc, weakref, torch, torch.distributed as dist\n"
         "from torch.nn.parallel import DistributedDataParallel\n"
-        "from tram_ds.distributed import Job, joined\n"
+        "from tram_ds.runtime.ranks import Job, joined\n"
         "for _ in range(2):\n"
         "    with joined(Job(0, 0, 1, 'python', torch.device('cpu')), 'sharded'):\n"
         "        model = DistributedDataParallel(torch.nn.Linear(2, 2))\n"

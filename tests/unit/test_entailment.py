@@ -14,14 +14,14 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from tests.unit.test_m2d2 import offline_hub, put_in_hub_cache  # noqa: F401 (a fixture)
-from tram_ds.data.errors import DataError
+from tram_ds.algorithms.stepper import wrap
 from tram_ds.data.generated_tables import pairs_folder, write
 from tram_ds.data.xnli import LANGUAGES
-from tram_ds.evaluate import evaluate, zero_shot_average
-from tram_ds.forward import Noise, _noised
-from tram_ds.randomness import Draws
-from tram_ds.recipe_sections import EvalSection, ModelSection, TaskSection, TrainSection
-from tram_ds.stepper import wrap
+from tram_ds.evaluation.score import evaluate, zero_shot_average
+from tram_ds.models.passes import Noise, _noised
+from tram_ds.models.randomness import Draws
+from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.entailment import build
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}

@@ -8,9 +8,9 @@ import threading
 import pytest
 import torch
 
-from tram_ds.data.errors import DataError
-from tram_ds.evaluate import evaluate, zero_shot_average
-from tram_ds.tasks.base import Output
+from tram_ds.evaluation.score import evaluate, zero_shot_average
+from tram_ds.runtime.errors import DataError
+from tram_ds.tasks.protocol import Output
 
 
 class CountingModel(torch.nn.Module):

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from tests.ranks import environment
-from tram_ds import checkpoint, tasks
-from tram_ds.evaluate import evaluate
-from tram_ds.recipe import load
-from tram_ds.stepper import wrap
+from tram_ds.algorithms.stepper import wrap
+from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.evaluation.score import evaluate
+from tram_ds.recipe.recipe import load
+from tram_ds.tasks import choose as tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "evaluate.py"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
-from tram_ds.export import export, full_state, read_export
-from tram_ds.stepper import wrap
+from tram_ds.algorithms.stepper import wrap
+from tram_ds.checkpoint.export import export, full_state, read_export
 
 BLOCK = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
 WORDS = {"vocab_size": 11, "bos_token_id": 0, "eos_token_id": 0}

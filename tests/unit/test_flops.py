@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tram_ds import wrap
-from tram_ds.algorithm import ALGORITHMS, algorithm
-from tram_ds.analysis.flops import cost, cost_of
+from tram_ds.algorithms.cost import cost, cost_of
+from tram_ds.algorithms.table import ALGORITHMS, algorithm
 
 PASSES = {  # the paper's Table 2; forward / backward. R3F's loss is differentiated through both of its branches
     "base": (1, 1), "sam": (2, 2), "asam": (2, 2), "fsam": (2, 2), "trpo": (2, 1), "r3f": (2, 2), "mesa": (2, 1),

@@ -7,9 +7,9 @@ import torch
 
 from tests.parity import problem
 from tests.unit.test_sharpness import subject
-from tram_ds.analysis.hessian import Options, measure
-from tram_ds.analysis.subject import Subject
 from tram_ds.engines.replicated import Replicated
+from tram_ds.surface.hessian import Options, measure
+from tram_ds.surface.subject import Subject
 
 TIGHT = Options(h=1e-2, tolerance=1e-6)
 

@@ -14,12 +14,12 @@ from PIL import Image
 from sklearn.metrics import accuracy_score
 
 from tests.unit.test_m2d2 import offline_hub, put_in_hub_cache  # noqa: F401 (a fixture)
+from tram_ds.algorithms.stepper import wrap
 from tram_ds.data import images
-from tram_ds.data.errors import DataError
 from tram_ds.data.generated_tables import images_folder, write
-from tram_ds.evaluate import evaluate
-from tram_ds.recipe_sections import EvalSection, ModelSection, TaskSection, TrainSection
-from tram_ds.stepper import wrap
+from tram_ds.evaluation.score import evaluate
+from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.image_classification import build
 
 VIT = {"architecture": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

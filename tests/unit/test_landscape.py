@@ -7,9 +7,9 @@ import torch
 
 from tests.parity import problem
 from tests.unit.test_sharpness import subject
-from tram_ds.analysis.landscape import Options, direction, filters, measure, plot, steps
-from tram_ds.analysis.subject import random_direction
 from tram_ds.engines.replicated import Replicated
+from tram_ds.surface.landscape import Options, direction, filters, measure, plot, steps
+from tram_ds.surface.subject import random_direction
 
 W = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.75, 1.0]])
 B = torch.tensor([5.0, 12.0])

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tram_ds.data.bpe import train_tokenizer
-from tram_ds.data.errors import DataError
-from tram_ds.evaluate import evaluate, zero_shot_average
-from tram_ds.recipe_sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.evaluation.score import evaluate, zero_shot_average
+from tram_ds.models.pretrained import load_model
+from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.language_modeling import build
-from tram_ds.tasks.pretrained import load_model
 
 TINY = {"architecture": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2}
 

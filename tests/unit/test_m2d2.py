@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tram_ds import recipe
 from tram_ds.data import hub, m2d2
-from tram_ds.data.errors import DataError
 from tram_ds.data.sources import HUB_ID, open_source
+from tram_ds.recipe import recipe
+from tram_ds.runtime.errors import DataError
 
 TEXT = {
     "train": "First line of math.\n\n  indented, trailing \n" + "é = mc² " * 300 + "\n",

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from tram_ds.metrics import MetricsLog, read
-from tram_ds.redact import HIDDEN, redact, redact_yaml
+from tram_ds.runtime.redact import HIDDEN, redact, redact_yaml
+from tram_ds.tracking.metrics_log import MetricsLog, read
 
 
 def lines(run_dir):
@@ -98,7 +98,7 @@ def test_a_full_disk_loses_nothing_that_was_appended(tmp_path, monkeypatch):
     log.append({"step": 0})
     with monkeypatch.context() as patch:
         patch.setattr(
-            "tram_ds.metrics._append_text",
+            "tram_ds.tracking.metrics_log._append_text",
             lambda path, text: (_ for _ in ()).throw(OSError("no space left")),
         )
         with pytest.raises(OSError, match="no space left"):

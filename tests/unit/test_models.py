@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tram_ds import tasks
-from tram_ds.data.errors import DataError
-from tram_ds.forward import Noise, _noised
-from tram_ds.randomness import Draws
-from tram_ds.recipe_model import tiny
-from tram_ds.recipe_sections import EvalSection, ModelSection, TaskSection, TrainSection
-from tram_ds.stepper import wrap
-from tram_ds.tasks.pretrained import load_config, load_image_processor, load_tokenizer
+from tram_ds.algorithms.stepper import wrap
+from tram_ds.models.architecture import tiny
+from tram_ds.models.passes import Noise, _noised
+from tram_ds.models.pretrained import load_config, load_image_processor, load_tokenizer
+from tram_ds.models.randomness import Draws
+from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.runtime.errors import DataError
+from tram_ds.tasks import choose as tasks
 
 MODELS = [  # task, architecture, whether sdpa exists
     ("language_modeling", "gpt2", True),

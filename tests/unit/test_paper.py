@@ -6,10 +6,9 @@ import math
 
 import pytest
 
-from tram_ds import paper
-from tram_ds.algorithm import ALGORITHMS
-from tram_ds.analysis import correlation, tables
-from tram_ds.analysis.layouts import TABLES, paper_layout, short
+from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.comparison import correlation, paper, tables
+from tram_ds.comparison.layouts import TABLES, paper_layout, short
 from tram_ds.data.m2d2 import PAPER
 
 WITH_AVERAGE = ("m2d2_s2orc", "m2d2_wiki", "gpt2xl", "xnli", "distance")

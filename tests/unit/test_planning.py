@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests import ranks
-from tram_ds.algorithm import ALGORITHMS, algorithm
+from tram_ds.algorithms.table import ALGORITHMS, algorithm
 from tram_ds.planning import cost, memory, plan, rank_bytes, report, sizes
-from tram_ds.recipe import Recipe, load
+from tram_ds.recipe.recipe import Recipe, load
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tram_ds.progress import Progress, results_text
+from tram_ds.training.progress import Progress, results_text
 
 
 class Terminal(io.StringIO):

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from tests.made_recipes import MINIMAL, SHIPPED, section_models
-from tram_ds import recipe_docs, recipe_file
-from tram_ds.algorithm import ALGORITHMS
-from tram_ds.algorithm import algorithm as bind
-from tram_ds.recipe import dump, load
-from tram_ds.recipe_algorithm import AlgorithmSection
+from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.algorithms.table import algorithm as bind
+from tram_ds.recipe import docs as recipe_docs
+from tram_ds.recipe import file as recipe_file
+from tram_ds.recipe.algorithm import AlgorithmSection
+from tram_ds.recipe.recipe import dump, load
 
 ROOT = recipe_file.ROOT
 
@@ -74,7 +75,7 @@ def test_text_that_looks_like_something_else_survives_dumping(text, recipe_of, t
 
 def test_readme_and_schema_are_in_step_with_the_models():
     for name, text in recipe_docs.files().items():
-        assert (ROOT / "recipes" / name).read_text(encoding="utf-8") == text, "run python -m tram_ds.recipe_docs"
+        assert (ROOT / "recipes" / name).read_text(encoding="utf-8") == text, "run python -m tram_ds.recipe.docs"
 
 
 def test_every_key_is_documented_once():

@@ -10,10 +10,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tests.made_recipes import MINIMAL, section_models
-from tram_ds.algorithm import ALGORITHMS, Options
-from tram_ds.recipe import Recipe, RecipeError, load
-from tram_ds.recipe_algorithm import KNOWN, READ_BY, AlgorithmSection
-from tram_ds.recipe_sections import Section
+from tram_ds.algorithms.table import ALGORITHMS, Options
+from tram_ds.recipe.algorithm import KNOWN, READ_BY, AlgorithmSection
+from tram_ds.recipe.recipe import Recipe, RecipeError, load
+from tram_ds.recipe.sections import Section
 
 # What errors say
 

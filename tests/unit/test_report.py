@@ -16,7 +16,7 @@ from PIL import Image
 from tests import made_runs
 from tests.browser import chromium
 from tests.ranks import ROOT
-from tram_ds.analysis import comparison, report, runs
+from tram_ds.comparison import comparison, report, runs
 
 CHROMIUM = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 CHROMIUM += ["--disable-component-update", "--disable-sync", "--hide-scrollbars"]

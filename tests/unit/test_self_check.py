@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.parity import problem
-from tram_ds.algorithm import ALGORITHMS
-from tram_ds.exits import NumericError
-from tram_ds.self_check import self_check
-from tram_ds.stepper import Stepper, wrap
+from tram_ds.algorithms.self_check import self_check
+from tram_ds.algorithms.stepper import Stepper, wrap
+from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.runtime.exits import NumericError
 
 
 def stepper(name: str = "tram_prev") -> Stepper:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tram_ds.analysis.analyze import names, split_overrides
-from tram_ds.analysis.sharpness import Options, measure
-from tram_ds.analysis.subject import BLOCK, Subject, normal
-from tram_ds.analysis.transfer import pearson, transfer
+from tram_ds.comparison.transfer import pearson, transfer
 from tram_ds.engines.replicated import Replicated
-from tram_ds.tasks.base import Output
+from tram_ds.surface.analyze import names, split_overrides
+from tram_ds.surface.sharpness import Options, measure
+from tram_ds.surface.subject import BLOCK, Subject, normal
+from tram_ds.tasks.protocol import Output
 
 
 class Weights(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tram_ds.analysis import significance as tests
+from tram_ds.comparison import significance as tests
 
 RNG = np.random.default_rng(0)
 

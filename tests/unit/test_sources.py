@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tram_ds.data.errors import DataError
 from tram_ds.data.sources import CHUNK, FolderSource, corpus_digest, open_source
+from tram_ds.runtime.errors import DataError
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tram_ds import recipe, slurm, slurm_cells, slurm_config
-from tram_ds.recipe_file import RecipeError
+from tram_ds.jobs import cells as slurm_cells
+from tram_ds.jobs import slurm, slurm_config
+from tram_ds.recipe import recipe
+from tram_ds.recipe.file import RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted(path.stem for path in (ROOT / "configs" / "slurm").glob("*.yaml"))

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tram_ds import sweep
-from tram_ds.recipe import load
-from tram_ds.recipe_file import RecipeError
+from tram_ds.jobs import sweep
+from tram_ds.recipe.file import RecipeError
+from tram_ds.recipe.recipe import load
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))

@@ -13,12 +13,11 @@ import pytest
 from scipy import stats
 
 from tests import made_runs
-from tram_ds import paper
-from tram_ds.analysis import collect, comparison, runs, tables, views
-from tram_ds.analysis.blocks import Block
-from tram_ds.analysis.layouts import paper_layout
-from tram_ds.analysis.render import render
-from tram_ds.analysis.runs import CompareError
+from tram_ds.comparison import collect, comparison, paper, runs, tables, views
+from tram_ds.comparison.blocks import Block
+from tram_ds.comparison.layouts import paper_layout
+from tram_ds.comparison.render import render
+from tram_ds.comparison.runs import CompareError
 
 HOME = {"home": 10.0, "near": 20.0, "far": 40.0}
 

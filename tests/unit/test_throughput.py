@@ -12,13 +12,13 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from tram_ds import wrap
-from tram_ds.chunked import CHUNK_ELEMENTS, Chunked
-from tram_ds.recipe import load
-from tram_ds.recipe_sections import ModelSection
-from tram_ds.stepper import Stepper
+from tram_ds.algorithms.stepper import Stepper
+from tram_ds.models.chunked import CHUNK_ELEMENTS, Chunked
+from tram_ds.models.pretrained import load_model
+from tram_ds.recipe.recipe import load
+from tram_ds.recipe.sections import ModelSection
 from tram_ds.tasks.language_modeling import next_tokens
-from tram_ds.tasks.pretrained import load_model
-from tram_ds.throughput import Throughput, device_peak, forward_flops, gpu_peak, throughput
+from tram_ds.training.throughput import Throughput, device_peak, forward_flops, gpu_peak, throughput
 
 FORWARD = 2 * 6 * 8 * 16 + 2 * 6 * 16 * 4  # 6 rows through 8 -> 16 -> 4: a multiplication and an addition per weight
 

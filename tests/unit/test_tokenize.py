@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tram_ds.data.errors import DataError
 from tram_ds.data.tokenize import blocks, lines, tokenize, write_tokens
+from tram_ds.runtime.errors import DataError
 
 TEXT = "".join(f"line {i} with some words, é and {'x' * (i % 7)}\n" for i in range(300)) + "no newline at the end"
 

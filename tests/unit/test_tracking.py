@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tram_ds import tracking
-from tram_ds.metrics import MetricsLog
-from tram_ds.tracking_points import metric_name, read_batches
-from tram_ds.tracking_server import prepare_environment
-from tram_ds.tracking_state import load
+from tram_ds.tracking import tracker as tracking
+from tram_ds.tracking.metrics_log import MetricsLog
+from tram_ds.tracking.points import metric_name, read_batches
+from tram_ds.tracking.server import prepare_environment
+from tram_ds.tracking.state import load
 
 CANARY = "canary-5f1c"
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,7 +188,7 @@ def test_a_deleted_run_is_named_with_the_way_out(tmp_path, uri):
 
 
 def test_a_metric_the_server_refuses_does_not_hold_up_the_others(tmp_path, uri, monkeypatch, caplog):
-    monkeypatch.setattr("tram_ds.tracking_points.metric_name", lambda name: name)
+    monkeypatch.setattr("tram_ds.tracking.points.metric_name", lambda name: name)
     tracker = begin(tmp_path, uri)
     write_steps(tmp_path, range(3), **{"bad//name#": 1.0})
     assert tracker.finish("FINISHED")

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_tracking import begin, server, write_steps
-from tram_ds import system_metrics, tracking
-from tram_ds.commit import git_commit
-from tram_ds.metrics import read
-from tram_ds.recipe_sections import TaskSection
-from tram_ds.system_metrics import FILE_NAME, SystemMetrics
-from tram_ds.tracking_dataset import dataset
-from tram_ds.tracking_results import curves, final_points, table_json
+from tram_ds.recipe.sections import TaskSection
+from tram_ds.runtime.git import git_commit
+from tram_ds.tracking import machine as system_metrics
+from tram_ds.tracking import tracker as tracking
+from tram_ds.tracking.dataset import dataset
+from tram_ds.tracking.machine import FILE_NAME, SystemMetrics
+from tram_ds.tracking.metrics_log import read
+from tram_ds.tracking.results import curves, final_points, table_json
 
 RESULTS = {
     "train_domains": ["math"],

@@ -11,7 +11,7 @@ from tests.ranks import ROOT
 def test_it_names_rank_step_and_phase_prints_stacks_and_exits_6() -> None:
     script = (
         "import time\n"
-        "from tram_ds.preemption import Watchdog\n"
+        "from tram_ds.runtime.signals import Watchdog\n"
         "def stuck(): time.sleep(60)\n"
         "with Watchdog(3, 1.0).watching() as watchdog:\n"
         "    watchdog.beat('pass 2', 17)\n"
@@ -26,7 +26,7 @@ def test_it_names_rank_step_and_phase_prints_stacks_and_exits_6() -> None:
 def test_beats_keep_it_quiet() -> None:
     script = (
         "import time\n"
-        "from tram_ds.preemption import Watchdog\n"
+        "from tram_ds.runtime.signals import Watchdog\n"
         "with Watchdog(0, 1.0).watching() as watchdog:\n"
         "    for step in range(8):\n"
         "        watchdog.beat('step', step)\n"

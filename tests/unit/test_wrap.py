@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tests.parity import problem
-from tram_ds.stepper import wrap
-from tram_ds.tasks.base import Output
+from tram_ds.algorithms.stepper import wrap
+from tram_ds.tasks.protocol import Output
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -87,11 +87,11 @@ def test_every_target_ignored_is_a_step_of_nothing() -> None:
 
 def test_the_public_names_are_what_they_say_whatever_was_imported_before() -> None:
     import tram_ds
-    import tram_ds.stepper
-    import tram_ds.train
+    import tram_ds.algorithms.stepper
+    import tram_ds.training.run
 
     assert tram_ds.wrap is wrap
-    assert tram_ds.Stepper is tram_ds.stepper.Stepper
+    assert tram_ds.Stepper is tram_ds.algorithms.stepper.Stepper
     assert tram_ds.Output is Output
     with pytest.raises(AttributeError, match="no attribute 'wrapp'"):
         _ = tram_ds.wrapp

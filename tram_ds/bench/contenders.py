@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tram_ds import engines
-from tram_ds.algorithm import algorithm
-from tram_ds.chunked import Chunked
-from tram_ds.distributed import Job
-from tram_ds.engines.base import Engine
+from tram_ds.algorithms.stepper import Stepper
+from tram_ds.algorithms.table import algorithm
+from tram_ds.engines import choose as engines
+from tram_ds.engines.protocol import Engine
 from tram_ds.engines.replicated import Replicated
-from tram_ds.stepper import Stepper
-from tram_ds.tasks.base import Output
+from tram_ds.models.chunked import Chunked
+from tram_ds.runtime.ranks import Job
 from tram_ds.tasks.language_modeling import next_tokens
+from tram_ds.tasks.protocol import Output
 
 ENGINES = ("replicated", "ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")
 OURS = ("base", "sam", "asam", "tram_x", "tram_prev", "tram_fisher")

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tram_ds.engines import base
+from tram_ds.engines import protocol as base
 
 SMALL = 1024  # bytes: sums, norms and flags; a collective of a model's tensors is larger
 

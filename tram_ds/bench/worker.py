@@ -15,7 +15,7 @@ import torch
 
 from tram_ds.bench.contenders import OURS, Work, build_engine, missing_peers, ours, peers
 from tram_ds.bench.measure import Shares, clock, counted
-from tram_ds.distributed import detect, joined
+from tram_ds.runtime.ranks import detect, joined
 
 WARM_UP = 2
 

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tram_ds.data.cache import build_once, cache_root, digest_of
-from tram_ds.data.errors import DataError
 from tram_ds.data.sources import Source
 from tram_ds.data.tokenize import lines
+from tram_ds.runtime.errors import DataError
 
 VERSION = 1  # raise it when the training changes: it is part of the cache key
 VOCAB_SIZE = 4096

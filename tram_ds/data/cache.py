@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tram_ds.data.errors import DataError
+from tram_ds.runtime.errors import DataError
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from functools import cache
 
-from tram_ds.data.errors import DataError
 from tram_ds.data.sources import check_domain_name, unknown_domain
+from tram_ds.runtime.errors import DataError
 
 DOMAINS = ("animals", "colours", "numbers", "weather")
 LINES = {"train": 400, "valid": 60, "test": 60}

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from tram_ds.data.errors import DataError
+from tram_ds.runtime.errors import DataError
 
 
 def hub_file(repo: str, name: str, revision: str | None, instead: str) -> Path:

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from tram_ds.data.errors import DataError
 from tram_ds.data.hub import hub_files
 from tram_ds.data.sources import refuse_revision
 from tram_ds.data.tables import Table, class_names, find_parquet, open_table, read_schema
+from tram_ds.runtime.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 LAYOUT = "{train,test}*.parquet with an image column and a label column"

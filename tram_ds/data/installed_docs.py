@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tram_ds.data.cache import build_once, cache_root, digest_of
-from tram_ds.data.errors import DataError
+from tram_ds.runtime.errors import DataError
 
 VERSION = 1  # raise it when the extraction changes: it is part of the cache key
 PACKAGES = {  # domain (and import name) -> distribution that names its version

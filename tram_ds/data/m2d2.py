@@ -20,9 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tram_ds.data.digests import remembered
-from tram_ds.data.errors import DataError
 from tram_ds.data.hub import hub_file
 from tram_ds.data.sources import CHUNK, HUB_ID, SPLITS, FolderSource, Source, check_domain_name, unknown_domain
+from tram_ds.runtime.errors import DataError
 
 UTF8 = codecs.getincrementaldecoder("utf-8")
 TEST_SETS = "m2d2_test_sets.tar.gz"  # m2d2_test_sets/<config>/test.txt, from the data set's own repository

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from tram_ds.data.errors import DataError
+from tram_ds.runtime.errors import DataError
 
 SPLITS = {"train": ("train",), "valid": ("valid", "validation", "eval"), "test": ("test",)}  # split -> its file names
 CHUNK = 1 << 20  # characters per chunk

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tram_ds.data.cache import build_once, cache_root, digest_of
 from tram_ds.data.digests import file_digest
-from tram_ds.data.errors import DataError
+from tram_ds.runtime.errors import DataError
 
 VERSION = 1  # raise it when the conversion changes: it is part of the cache key
 BATCH = 256  # rows converted at once: bounds the memory

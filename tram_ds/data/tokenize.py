@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from tram_ds.data.cache import build_once, cache_root, digest_of
-from tram_ds.data.errors import DataError
 from tram_ds.data.sources import Source
+from tram_ds.runtime.errors import DataError
 
 VERSION = 1  # raise it when the rule changes: it is part of the cache key
 LINE = 1 << 20  # characters

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tram_ds.data.errors import DataError
 from tram_ds.data.hub import hub_files
 from tram_ds.data.sources import check_domain_name, refuse_revision, unknown_domain
 from tram_ds.data.tables import Table, find_parquet, open_table
+from tram_ds.runtime.errors import DataError
 
 HUB_IDS = ("facebook/xnli", "xnli")
 LANGUAGES = ("en", "ar", "bg", "de", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")

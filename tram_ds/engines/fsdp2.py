@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from tram_ds.engines import base
-from tram_ds.shards import Lazy, Shards, Span
+from tram_ds.engines import protocol as base
+from tram_ds.engines.shards import Lazy, Shards, Span
 
 
 class FSDP2:

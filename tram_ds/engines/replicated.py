@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tram_ds.engines import base
-from tram_ds.shards import Lazy, Shards, Span
+from tram_ds.engines import protocol as base
+from tram_ds.engines.shards import Lazy, Shards, Span
 
 
 class Replicated:

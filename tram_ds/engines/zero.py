@@ -25,9 +25,9 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from tram_ds.engines import base
+from tram_ds.engines import protocol as base
+from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.engines.zero_storage import Bf16Partitioned, Partitioned, Stage3, Storage, Whole
-from tram_ds.shards import Lazy, Shards, Span
 
 
 class Zero:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tram_ds.algorithm import Algorithm
-from tram_ds.analysis.flops import mean_cost
+from tram_ds.algorithms.cost import mean_cost
+from tram_ds.algorithms.table import Algorithm
+from tram_ds.algorithms.trust_region import AtWeights, Previous
 from tram_ds.planning.memory import FP32, Setup, differentiable
 from tram_ds.planning.sizes import Size
-from tram_ds.region import AtWeights, Previous
 
 PEAK = {  # dense TFLOP/s per GPU from the vendors' data sheets: (bf16, fp32 without tensor cores), GB of memory
     "a100": (312.0, 19.5, 80),

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tram_ds.algorithm import Algorithm
-from tram_ds.chunked import CHUNK_ELEMENTS
+from tram_ds.algorithms.table import Algorithm
+from tram_ds.algorithms.trust_region import AtWeights, NoisedInput, Previous
+from tram_ds.engines.shards import PART
+from tram_ds.models.chunked import CHUNK_ELEMENTS
 from tram_ds.planning.sizes import Size
-from tram_ds.region import AtWeights, NoisedInput, Previous
-from tram_ds.shards import PART
 
 FP32 = 4
 FORMULA = 3  # fp32 copies of a part of the shards while epsilon is computed over it; Algorithm 2 has one more
 COMPARING = 5  # fp32 copies of logits while a distance is measured: both sides, their log-softmax, their difference
-COMPARED = 64 * 2**20  # bytes: tram_ds.distance works on whole logits in chunks of this much fp32
+COMPARED = 64 * 2**20  # bytes: tram_ds.algorithms.distance works on whole logits in chunks of this much fp32
 
 
 @dataclass(frozen=True)

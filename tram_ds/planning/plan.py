@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from tram_ds import engines
-from tram_ds.algorithm import ALGORITHMS, algorithm
-from tram_ds.distributed import Job
-from tram_ds.engine_config import engine_config
+from tram_ds.algorithms.table import ALGORITHMS, algorithm
+from tram_ds.engines import choose as engines
 from tram_ds.planning import sizes
 from tram_ds.planning.cost import Cost, cost
 from tram_ds.planning.memory import Memory, Setup, peak, setup_of
-from tram_ds.recipe import Recipe, accumulation
-from tram_ds.recipe_algorithm import AlgorithmSection
+from tram_ds.recipe.algorithm import AlgorithmSection
+from tram_ds.recipe.engine_config import engine_config
+from tram_ds.recipe.recipe import Recipe, accumulation
+from tram_ds.runtime.ranks import Job
 
 USABLE = 0.92  # share of a GPU's memory for tensors: the rest is the CUDA context, NCCL's buffers and fragmentation
 

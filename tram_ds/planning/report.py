@@ -10,8 +10,8 @@ from rich.table import Table
 from tram_ds.planning import plan as planning
 from tram_ds.planning.cost import PEAK
 from tram_ds.planning.plan import USABLE, Plan
-from tram_ds.recipe import Recipe
-from tram_ds.recipe_file import ROOT
+from tram_ds.recipe.file import ROOT
+from tram_ds.recipe.recipe import Recipe
 
 GIB = 2**30
 LARGEST = 4096

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tram_ds.chunked import chunkable
-from tram_ds.recipe import Recipe
-from tram_ds.recipe_sections import ModelSection
+from tram_ds.models.chunked import chunkable
+from tram_ds.recipe.recipe import Recipe
+from tram_ds.recipe.sections import ModelSection
 
 LLAMA = {"architecture": "llama", "vocab_size": 32000, "max_position_embeddings": 4096}
 CONFIGS: dict[str, dict[str, Any]] = {  # model.init of published models: the sizes of the tables, and of recipes' model.path
@@ -122,7 +122,7 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
 
 def _config(section: ModelSection, task: str, seq_len: int) -> Any:
     from tram_ds.data.bpe import VOCAB_SIZE
-    from tram_ds.tasks.pretrained import load_config
+    from tram_ds.models.pretrained import load_config
 
     defaults: dict[str, Any] = {}
     if section.path is None and task != "image_classification" and "vocab_size" not in (section.init or {}):

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from tram_ds.data.cache import digest_of
-from tram_ds.data.errors import DataError
 from tram_ds.data.pair_bpe import pair_tokenizer
 from tram_ds.data.sources import unknown_domain
 from tram_ds.data.tables import Table
 from tram_ds.data.tokenize import vocabulary_size
 from tram_ds.data.xnli import LABELS, Pairs, open_pairs
-from tram_ds.tasks.base import Batch, Output
-from tram_ds.tasks.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
+from tram_ds.models.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
+from tram_ds.runtime.errors import DataError
+from tram_ds.tasks.protocol import Batch, Output
 
 SAMPLE = 50_000  # training rows a fresh model's tokeniser is trained on
 PAD_OFFSET = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text", "mpnet", "esm")
@@ -40,7 +40,7 @@ def build(recipe: Any, training: bool = True) -> Entailment:
 
 
 class Entailment:
-    """Implements tram_ds.tasks.base.Task. `tokenizer` belongs beside an exported model."""
+    """Implements tram_ds.tasks.protocol.Task. `tokenizer` belongs beside an exported model."""
 
     noise_site: Literal["embedding", "pixel_values"] = "embedding"
     classification = True

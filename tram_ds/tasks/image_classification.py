@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
 from tram_ds.data.cache import digest_of
-from tram_ds.data.errors import DataError
 from tram_ds.data.images import Images, ImageSource
-from tram_ds.tasks.base import Batch, Output
-from tram_ds.tasks.pretrained import load_config, load_image_processor, load_model, new_image_processor
+from tram_ds.models.pretrained import load_config, load_image_processor, load_model, new_image_processor
+from tram_ds.runtime.errors import DataError
+from tram_ds.tasks.protocol import Batch, Output
 
 IMAGE_SIZE = 32  # of a fresh model that does not say
 
@@ -32,7 +32,7 @@ def build(recipe: Any, training: bool = True) -> ImageClassification:
 
 
 class ImageClassification:
-    """Implements tram_ds.tasks.base.Task. `processor` belongs beside an exported model."""
+    """Implements tram_ds.tasks.protocol.Task. `processor` belongs beside an exported model."""
 
     noise_site: Literal["embedding", "pixel_values"] = "pixel_values"
     classification = True

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tram_ds.chunked import IGNORED, Chunked, chunkable
 from tram_ds.data.bpe import source_tokenizer
-from tram_ds.data.errors import DataError
 from tram_ds.data.sources import Source, corpus_digest, open_source, unknown_domain
 from tram_ds.data.tokenize import Blocks, blocks, tokenize, vocabulary_size
-from tram_ds.tasks.base import Batch, Output
-from tram_ds.tasks.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
+from tram_ds.models.chunked import IGNORED, Chunked, chunkable
+from tram_ds.models.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
+from tram_ds.runtime.errors import DataError
+from tram_ds.tasks.protocol import Batch, Output
 
 
 def build(recipe: Any, training: bool = True) -> LanguageModeling:
@@ -37,7 +37,7 @@ def build(recipe: Any, training: bool = True) -> LanguageModeling:
 
 
 class LanguageModeling:
-    """Implements tram_ds.tasks.base.Task. `tokenizer` belongs beside an exported model."""
+    """Implements tram_ds.tasks.protocol.Task. `tokenizer` belongs beside an exported model."""
 
     noise_site: Literal["embedding", "pixel_values"] = "embedding"
     classification = False

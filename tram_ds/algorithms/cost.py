@@ -1,0 +1,64 @@
+"""What a training step of an algorithm costs, read off its row: no second list of algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tram_ds.algorithms.table import Algorithm
+
+BACKWARD = 2  # a backward pass costs two forward passes: one product for the inputs, one for the weights
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Forward passes and, for every forward pass that is differentiated, one backward pass."""
+
+    forward: float
+    backward: float
+
+    @property
+    def units(self) -> float:
+        """In forward passes: 3 for plain training, 6 for SAM, 7 for TRAM."""
+        return self.forward + BACKWARD * self.backward
+
+    @property
+    def relative(self) -> float:
+        """In steps of plain training."""
+        return self.units / (1 + BACKWARD)
+
+
+def cost(section: Mapping[str, Any]) -> Cost:
+    """The cost of a run's mean step; `section` is a recipe's algorithm section. ValueError for an unknown algorithm.
+
+    A penalty is taken to be on from the first step (algorithm.penalty_start = 0).
+    """
+    from tram_ds.algorithms.table import Options, algorithm  # lazily: they import torch
+
+    known = {field.name for field in fields(Options)}
+    return mean_cost(algorithm(section["name"], **{key: value for key, value in section.items() if key in known}))
+
+
+def mean_cost(row: Algorithm) -> Cost:
+    """Of `row.every` steps, one of which climbs, divided by their number."""
+    climbing, flat = cost_of(row), cost_of(row.at(1))
+    forward = flat.forward + (climbing.forward - flat.forward) / row.every
+    return Cost(forward, flat.backward + (climbing.backward - flat.backward) / row.every)
+
+
+def cost_of(row: Algorithm) -> Cost:
+    """Of a step that climbs, by a row with its options bound; `row.at(step)` is the row of one step."""
+    from tram_ds.algorithms.trust_region import AtWeights, NoisedInput, Previous, TrustRegion  # lazily: torch
+
+    passes = 1 + (row.ascent is not None)
+    forward = backward = passes + (row.ascent is not None and row.fisher_pass is not None)
+    if isinstance(row.radius, TrustRegion):
+        forward += 1 + (row.student_mode == "eval")  # the reference and, if asked for, the student once more
+    if row.penalty is not None:
+        reference = row.penalty.reference
+        times = passes if row.penalty_in_descent else 1
+        forward += 1 if isinstance(reference, AtWeights | Previous) else times  # logits at other weights are kept for both passes
+        backward += times if isinstance(reference, NoisedInput) and reference.differentiable else 0
+    return Cost(forward, backward)

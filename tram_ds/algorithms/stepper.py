@@ -1,0 +1,177 @@
+"""Algorithm 1 for people with their own loop: wrap what you train, then call step() where you called backward and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+from tram_ds.algorithms.step import Probe, StepReport, train_step
+from tram_ds.algorithms.table import Algorithm
+from tram_ds.algorithms.table import algorithm as build_algorithm
+from tram_ds.engines.protocol import Engine
+from tram_ds.engines.shards import Shards
+from tram_ds.models.chunked import Chunked
+from tram_ds.models.passes import Pass
+from tram_ds.models.randomness import Draws
+from tram_ds.tasks.protocol import Output
+
+UserForward = Callable[[Any, Any], Any]  # (model, batch) -> Output, or (loss_sum, count, logits); or a Chunked
+Counts = Callable[[Any], tuple[int, int]]  # batch -> (counted targets, valid positions)
+
+
+@dataclass
+class State:
+    """What a checkpoint holds beside the data position: every Shards has the layout of `params`, whatever the engine."""
+
+    step: int
+    base_steps: int
+    params: Shards
+    moments: dict[str, Shards]
+    references: dict[str, Shards]
+
+
+@dataclass
+class Stepper:
+    """train_step with its counters: steps taken, and the seed all randomness is a function of."""
+
+    engine: Engine
+    algorithm: Algorithm
+    seed: int = 0
+    steps: int = 0
+    unfinished: bool = False  # inside step(), or after one that raised: references may be ahead of the weights
+
+    def __post_init__(self) -> None:
+        if self.algorithm.per_rank and not self.engine.undivided:
+            raise ValueError(
+                "perturbation_scope: rank needs every rank to have a whole gradient of its own, which a sharded engine never "
+                "has: use replicated weights (engine: replicated, or DistributedDataParallel)"
+            )
+
+    def step(
+        self,
+        micro_batches: Sequence[Any],
+        forward: UserForward,
+        counts: Counts | None = None,
+        probe: Probe | None = None,
+        upcoming: Sequence[Any] | None = None,
+    ) -> StepReport:
+        """One step over this rank's micro-batches, which are already on the device. Collective: same number on every rank.
+
+        forward(model, batch) -> Output, or the tuple (loss_sum, count, logits (N, C)); called several times per batch. Of a
+        causal language model it may be a tram_ds.models.chunked.Chunked, which never holds its logits.
+        counts: batch -> (targets, positions) from its tensors alone. Only the penalty methods use it: without it their
+        penalty is weighed by each micro-batch's own targets per position, which is the same wherever that is constant.
+        upcoming: the next call's micro_batches, if they are at hand: methods whose reference is theta_{t-1} then look at them
+        now, at theta_t, and keep no copy of the weights. Leave it out in the step before state() is asked for.
+        The global random state of the caller is left as it was.
+        """
+        if not micro_batches:
+            raise ValueError("step() needs at least one micro-batch on every rank")
+        self.unfinished = True
+        share = self._share(micro_batches, counts)
+        with self.quiet():
+            run = self.bind(forward, micro_batches)
+            report = train_step(run, self.algorithm, micro_batches, share, probe, upcoming)
+        self.steps, self.unfinished = self.steps + 1, False
+        return report
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Inside, torch's global random state may change; afterwards it is what it was."""
+        return torch.random.fork_rng(devices=_devices(self.engine.device))
+
+    def bind(self, forward: UserForward, batches: Sequence[Any]) -> Pass:
+        """The forward pass of the next step; a user's plain tuple becomes an Output."""
+        draws = Draws(self.seed, self.steps, self.engine.rank * len(batches))
+        if isinstance(forward, Chunked):
+            return Pass(self.engine, forward, draws)
+
+        def output(model: Any, batch: Any) -> Output:
+            found = forward(model, batch)
+            return found if isinstance(found, Output) else Output(*found)
+
+        return Pass(self.engine, output, draws)
+
+    def _share(self, batches: Sequence[Any], counts: Counts | None) -> Tensor | None:
+        """Counted targets per position of the global batch; one small all-reduce, only for penalty methods."""
+        penalty = self.algorithm.penalty
+        if penalty is None or counts is None:
+            return None
+        local = torch.tensor([counts(b) for b in batches], dtype=torch.float64).sum(0).to(self.engine.device)
+        targets, positions = self.engine.data_sum(local)
+        return torch.ones_like(targets) if penalty.labelled else targets / positions.clamp(min=1)
+
+    @property
+    def restorable(self) -> bool:
+        """Whether state() can be asked for: not after a step that looked ahead at `upcoming`."""
+        return all(region.reference.restorable() for region in self.algorithm.regions)
+
+    def state(self) -> State:
+        """Live tensors: copy or write them before the next step."""
+        references = {k: v for region in self.algorithm.regions for k, v in region.reference.state().items()}
+        return State(self.steps, self.engine.steps, self.engine.params(), self.engine.moments(), references)
+
+    def load(self, state: State) -> None:
+        """Continues from `state`, whose Shards have this engine's layout. Collective.
+
+        KeyError where a reference is missing after the first step: without it the next step would silently take d = 0.
+        """
+        self.engine.load(state.params, state.moments, state.base_steps)
+        for region in self.algorithm.regions:
+            names = region.reference.names() if state.step else ()
+            region.reference.load({name: state.references[name] for name in names})
+        self.steps, self.unfinished = state.step, False
+
+
+def wrap(
+    engine_or_model: Any,
+    optimizer: torch.optim.Optimizer | None = None,
+    algorithm: str | Mapping[str, Any] = "tram_prev",
+    *,
+    seed: int = 0,
+    clip_norm: float | None = None,
+    schedule: Callable[[int], float] | None = None,
+    **options: Any,
+) -> Stepper:
+    """A Stepper around what you already have.
+
+    engine_or_model: what deepspeed.initialize returned (any ZeRO stage), a fully_shard'ed model (FSDP2), a
+        DistributedDataParallel model, or a plain module.
+    optimizer: a torch optimizer over its parameters; DeepSpeed engines bring their own.
+    algorithm: a row of ALGORITHMS; `options` are the fields of tram_ds.algorithms.table.Options.
+    clip_norm: global 2-norm the second gradient is clipped to. schedule: base step -> factor on every group's lr; None
+        leaves the learning rate to you.
+    ValueError names what cannot be wrapped: FSDP1, half-precision parameters, DeepSpeed's round_robin_gradients, an engine
+    in the middle of an accumulation.
+    """
+    engine = _engine(engine_or_model, optimizer, clip_norm, schedule)
+    return Stepper(engine, build_algorithm(str(algorithm), **options), seed)
+
+
+def _engine(model: Any, optimizer: Any, clip_norm: float | None, schedule: Any) -> Engine:
+    if type(model).__module__.split(".")[0] == "deepspeed":
+        from tram_ds.engines.zero import Zero
+
+        return Zero(model, clip_norm=clip_norm, schedule=schedule)
+    if isinstance(model, FullyShardedDataParallel):
+        raise ValueError("FSDP1 (FullyShardedDataParallel) cannot run two backward passes a step: use fully_shard (FSDP2)")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"cannot wrap a {type(model).__name__}: pass a DeepSpeed engine or an nn.Module")
+    if optimizer is None:
+        raise ValueError(f"wrapping a {type(model).__name__} needs optimizer=<a torch optimizer over its parameters>")
+    if isinstance(model, FSDPModule):
+        from tram_ds.engines.fsdp2 import FSDP2
+
+        return FSDP2(model, optimizer, clip_norm=clip_norm, schedule=schedule)
+    from tram_ds.engines.replicated import Replicated
+
+    return Replicated(model, optimizer, clip_norm=clip_norm, schedule=schedule)
+
+
+def _devices(device: torch.device) -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []

@@ -1,0 +1,107 @@
+"""Flat shards of any layout through torch's distributed checkpoint and its safetensors storage: nothing is pickled to disk.
+
+A key is `theta/<name>`, `moment/<key>/<name>`, `reference/<key>/<name>` or `buffer/<name>`; its tensor is the flattened
+parameter, of which each rank writes, or asks for, the elements [start, start + length) that it holds.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from tram_ds.engines.shards import Shards
+from tram_ds.runtime.exits import CheckpointError
+from tram_ds.runtime.peers import Peers
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+class Flat(Tensor):
+    """Elements [start, start + len(piece)) of a tensor of `numel`, as torch's planners ask for them."""
+
+    piece: Tensor
+    start: int
+
+    @staticmethod
+    def of(piece: Tensor, start: int, numel: int) -> Flat:
+        flat: Flat = Tensor._make_wrapper_subclass(Flat, (numel,), dtype=piece.dtype)  # type: ignore[attr-defined]
+        flat.piece, flat.start = piece.detach().reshape(-1), start
+        return flat
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError(f"{func}: a Flat only carries a piece to and from a checkpoint")
+
+    def _chunk(self) -> ChunkStorageMetadata:
+        return ChunkStorageMetadata(torch.Size([self.start]), torch.Size([self.piece.numel()]))
+
+    def __create_write_items__(self, key: str, _: Any) -> list[WriteItem]:
+        data = TensorWriteData(self._chunk(), TensorProperties(dtype=self.piece.dtype), torch.Size(self.shape))
+        return [WriteItem(MetadataIndex(key, torch.Size([self.start])), WriteItemType.SHARD, tensor_data=data)]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [self._chunk()]
+
+    def __get_tensor_shard__(self, _: MetadataIndex) -> Tensor:
+        return self.piece
+
+
+Flats = dict[str, Flat]
+
+
+def flats(prefix: str, shards: Shards) -> Flats:
+    """This rank's pieces under `prefix`/<parameter>, empty ones left out."""
+    found: Flats = {}
+    for span, piece in zip(shards.layout, shards, strict=True):
+        key = f"{prefix}/{span.name}"
+        if key in found:
+            raise CheckpointError(f"this rank holds two pieces of {span.name}: only one contiguous piece can be written")
+        if span.length:
+            found[key] = Flat.of(piece, span.start, torch.Size(span.shape).numel())
+    return found
+
+
+def on_cpu(tensors: Flats) -> Flats:
+    """Copies in CPU memory, which later steps do not touch."""
+    return {k: Flat.of(f.piece.to("cpu", copy=True), f.start, f.numel()) for k, f in tensors.items()}
+
+
+def write(tensors: Flats, partial: Path, kinds: Iterable[str], names: Iterable[str], peers: Peers) -> None:
+    """Writes every rank's `tensors` into the folder, one file per kind and rank, synced to disk. Collective.
+
+    kinds, names: all prefixes and all parameter names, the same on every rank. Refuses what does not add up to whole tensors.
+    """
+    names = list(names)
+    files = {f"{kind}/{name}": index for index, kind in enumerate(kinds, start=1) for name in names}
+    dcp.save(
+        tensors,
+        storage_writer=dcp.HuggingFaceStorageWriter(str(partial), files, save_distributed=True),
+        planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+        process_group=peers.group,
+        no_dist=peers.group is None,
+    )
+
+
+def prefix(rank: int) -> str:
+    """How the names of the files that `rank` writes begin."""
+    return f"shard-{rank + 1:05d}-"
+
+
+def read(tensors: Flats, path: Path, peers: Peers) -> None:
+    """Fills the pieces in place from whatever shards lie in the folder. Collective."""
+    dcp.load(
+        tensors,
+        storage_reader=dcp.HuggingFaceStorageReader(str(path)),
+        planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+        process_group=peers.group,
+        no_dist=peers.group is None,
+    )

@@ -1,0 +1,96 @@
+"""The tables that can be printed: the paper's, and whatever the runs' own domains make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tram_ds.comparison import paper
+from tram_ds.comparison.paper import Frame
+from tram_ds.data.m2d2 import ABBREVIATIONS
+
+Test = Literal["ks", "wilcoxon"]
+TABLES = tuple(paper.TITLES)
+METRICS = {"xnli": "accuracy", "vision": "accuracy", "distance": "accuracy", "sharpness": "sharpness", "cka": "cka"}
+ORDER = (  # rows appear in this order, others after them by name
+    "pretrained", "sgd", "adam", "adamw", "sam", "asam", "fsam", "trpo", "r3f", "mesa", "asam_trpo", "asam_r3f", "asam_mesa",
+    "tram_prev", "tram_init", "tram_x", "tram_x_kl", "tram_x_mmd", "tram_x_l2", "tram_fisher",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table: its columns and how they are judged.
+
+    train: the column trained on; None where every column is a task of its own (images). domains: all columns, train
+    first. test: what the paper compares methods with. paper: its numbers. digits: decimals printed.
+    also_trained: further columns that are not zero-shot.
+    """
+
+    name: str
+    title: str
+    metric: str
+    domains: tuple[str, ...]
+    train: str | None
+    test: Test
+    paper: Frame | None = None
+    digits: int = 1
+    also_trained: tuple[str, ...] = ()
+
+    @property
+    def zero_shot(self) -> tuple[str, ...]:
+        """The columns the summary averages."""
+        return tuple(d for d in self.domains if d != self.train and d not in self.also_trained)
+
+    @property
+    def summary(self) -> str:
+        """The name of that average."""
+        return "avg" if self.train is None else "zs_avg"
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric in ("perplexity", "loss", "sharpness")
+
+    @property
+    def gain(self) -> int:
+        """What a difference is multiplied by for positive to mean better."""
+        return -1 if self.lower_is_better else 1
+
+
+def paper_layout(name: str) -> Layout:
+    """One of TABLES. ValueError for another name."""
+    numbers = paper.table(name)
+    domains = tuple(column for column in numbers if column not in ("zs_avg", "avg"))
+    metric = METRICS.get(name, "perplexity")
+    digits = 2 if name in ("vision", "sharpness", "cka") else 1
+    train = None if name == "vision" else domains[0]
+    test: Test = "ks" if metric == "perplexity" else "wilcoxon"
+    return Layout(name, paper.TITLES[name], metric, domains, train, test, numbers, digits)
+
+
+def own_layout(title: str, metric: str, domains: Sequence[str], trained: Sequence[str]) -> Layout:
+    """The table of runs the paper has none for. Where every domain was trained on, the summary is their plain average."""
+    trained = [d for d in trained if d in domains]
+    trained = trained if len(trained) < len(domains) else []
+    ordered = (*trained, *(d for d in domains if d not in trained))
+    percent = " (%)" if metric == "accuracy" else ""
+    what = f"{title}, {metric}{percent}" + (f", trained on {', '.join(trained)}" if trained else "")
+    test: Test = "ks" if metric == "perplexity" else "wilcoxon"
+    train = trained[0] if trained else None
+    return Layout("auto", what, metric, ordered, train, test, digits=2, also_trained=tuple(trained[1:]))
+
+
+def short(domain: str) -> str:
+    """The paper's abbreviation of an M2D2 domain, in small letters; any other name as it is."""
+    return ABBREVIATIONS[domain].lower() if domain in ABBREVIATIONS else domain
+
+
+def sorted_methods(names: Sequence[str]) -> list[str]:
+    """In the paper's order; variants, `sam (rho=0.1)`, beside their row."""
+
+    def place(name: str) -> tuple[int, str]:
+        row = name.partition(" (")[0]
+        return (ORDER.index(row) if row in ORDER else len(ORDER), name)
+
+    return sorted(names, key=place)

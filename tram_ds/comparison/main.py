@@ -1,0 +1,34 @@
+"""launch/compare.py's work: finds the runs, compares, and returns the text; writes and logs what was asked for."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from tram_ds.comparison import comparison, report, runs
+from tram_ds.comparison.render import render
+
+
+def main(options: Namespace, words: Sequence[str]) -> str:
+    """The tables as text. words: the command line, for the report. ValueError: nothing to compare, or not as asked."""
+    if not 0 < options.alpha < 1:
+        raise ValueError(f"--alpha {options.alpha}: a probability is needed, e.g. 0.01")
+    found, notes = [], []
+    if options.paper:
+        sections = comparison.paper_alone(options.table)
+    else:
+        found, notes = runs.find(options.runs, options.experiment, options.uri, options.split)
+        sections = comparison.compare(found, options.table, options.baseline, options.alpha)
+    chosen = comparison.blocks_of(sections, options.only.split(",") if options.only else None)
+    text = render(chosen, options.format, colour=sys.stdout.isatty())
+    for note in notes:
+        print(f"left out: {note}", file=sys.stderr)
+    command = shlex.join(words)
+    if options.report:
+        print(f"report: {report.write(sections, options.report, command, notes)}", file=sys.stderr)
+    if options.log:
+        experiment = options.experiment or runs.experiment_of(found)
+        print(f"MLflow run: {report.log(sections, options.report, experiment, options.uri, command)}", file=sys.stderr)
+    return text

@@ -1,0 +1,150 @@
+"""A comparison as files: one self-contained HTML page, the tables for other programs, the figures; and in MLflow."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+import tram_ds
+from tram_ds.comparison import plots
+from tram_ds.comparison.blocks import Block
+from tram_ds.comparison.comparison import Section, blocks_of
+from tram_ds.comparison.render import Format, render
+from tram_ds.comparison.runs import Run
+from tram_ds.runtime.redact import redact, redact_yaml
+from tram_ds.tracking.metrics_log import private_dir, replace_text
+from tram_ds.tracking.server import find_experiment, new_client, prepare_environment, sqlite_path
+
+PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "numpy", "scipy", "pandas", "mlflow", "matplotlib")
+KIND_TAG = "tram_ds.kind"  # tells a comparison's MLflow run from those of trainings
+
+
+def write(sections: Sequence[Section], out: Path, command: str, notes: Sequence[str] = ()) -> Path:
+    """report.html, tables.{csv,md,tex} and figures/*.png in `out`, which is created; the page's path is returned.
+
+    command: what was typed. notes: what was left out of the comparison.
+    """
+    private_dir(out / "figures")
+    blocks = blocks_of(sections)
+    endings: dict[str, Format] = {"csv": "csv", "md": "markdown", "tex": "latex"}
+    for ending, form in endings.items():
+        replace_text(out / f"tables.{ending}", render(blocks, form))
+    for section in sections:
+        for drawing in section.drawings:
+            (out / "figures" / f"{_slug(section)}-{drawing.name}.png").write_bytes(plots.png(drawing.figure))
+    replace_text(out / "report.html", page(sections, out, command, notes))
+    return out / "report.html"
+
+
+def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[str] = ()) -> str:
+    """The HTML text; links to run folders are relative to `out`. It loads nothing and runs no script."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("tram_ds", "comparison"), autoescape=True, trim_blocks=True)
+    shown = [
+        {
+            "id": _slug(section),
+            "title": section.layout.title,
+            "first": section.blocks[:1],
+            "blocks": section.blocks[1:],
+            "figures": [
+                {"alt": drawing.alt, "svg": Markup(plots.svg(drawing.figure, f"{_slug(section)} {drawing.alt}"))}
+                for drawing in section.drawings
+            ],
+            "runs": [_run(run, out) for run in section.runs],
+            "recipes": _recipes(section.runs),
+        }
+        for section in sections
+    ]
+    return environment.get_template("report.html.j2").render(
+        sections=shown,
+        notes=[redact(note) for note in notes],
+        command=redact(command),
+        versions=versions(),
+        when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def versions() -> dict[str, str]:
+    """What made the report: the program, its commit where it is a checkout, Python and the packages that compute."""
+    found = {"tram_ds": tram_ds.__version__, "Python": platform.python_version()}
+    root = Path(__file__).resolve().parents[2]
+    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    if (root / ".git").exists() and (said := subprocess.run(asked, capture_output=True, text=True)).returncode == 0:
+        found["commit"] = said.stdout.strip()
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def log(sections: Sequence[Section], out: Path | None, experiment: str, uri: str, command: str) -> str:
+    """Logs tables, figures and, where `out` holds one, the report as a run of its own in MLflow; returns its id.
+
+    Unlike training this waits for the server and raises what it says.
+    """
+    prepare_environment()
+    if (database := sqlite_path(uri)) is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    client = new_client(uri)
+    tags = {KIND_TAG: "comparison", "command": redact(command)}
+    name = "compare " + ", ".join(section.layout.name for section in sections)
+    run_id = client.create_run(find_experiment(client, experiment, database), tags=tags, run_name=name).info.run_id
+    status = "FAILED"
+    try:
+        for section in sections:
+            for block in section.blocks:
+                client.log_table(run_id, _columns(block), f"{_slug(section)}/{block.name}.json")
+            for drawing in section.drawings:
+                client.log_figure(run_id, drawing.figure, f"{_slug(section)}/{drawing.name}.png")
+        client.log_text(run_id, render(blocks_of(sections), "markdown"), "tables.md")
+        if out is not None:
+            client.log_artifact(run_id, str(out / "report.html"))
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run_id, status)
+    return run_id
+
+
+def _columns(block: Block) -> dict[str, Any]:
+    """The block as columns of text, as MLflow's table view takes it."""
+    texts = {name: [cells[i].text for _, cells in block.rows] for i, name in enumerate(block.columns)}
+    return {block.corner: [label for label, _ in block.rows], **texts}
+
+
+def _slug(section: Section) -> str:
+    layout = section.layout
+    return layout.name if layout.name != "auto" else re.sub(r"[^a-z0-9_]+", "-", layout.title.lower()).strip("-")
+
+
+def _run(run: Run, out: Path) -> dict[str, Any]:
+    link = Path(os.path.relpath(run.folder, out)).as_posix() if run.folder else run.link
+    facts = [run.tags[key] for key in ("engine", "git_commit") if key in run.tags]
+    return {
+        "name": run.where if run.folder else f"{run.where} ({run.run_id})",
+        "link": redact(link or ""),
+        "seed": run.seed,
+        "facts": ", ".join([*facts, f"{run.ranks} rank{'s' * (run.ranks > 1)}", f"{run.course.steps} steps"]),
+        "data": run.tags.get("data_digest", "")[:12],
+        "command": run.command,
+    }
+
+
+def _recipes(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """(title, YAML) of the first seed's recipe of every algorithm."""
+    found: dict[str, str] = {}
+    for run in runs:
+        title = f"{run.recipe.get('name', '')}, {run.recipe['algorithm']['name']}"
+        found.setdefault(title, redact_yaml(yaml.safe_dump(run.recipe, sort_keys=False)))
+    return list(found.items())

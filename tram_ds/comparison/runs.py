@@ -1,0 +1,233 @@
+"""Finished runs, read from run folders or from MLflow."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tram_ds.comparison.layouts import short
+from tram_ds.tracking.metrics_log import FILE_NAME as METRICS_FILE
+from tram_ds.tracking.metrics_log import decode
+
+Scores = dict[str, dict[str, float]]  # domain -> metric -> value
+ANALYSES = ("sharpness", "cka")  # files <run>/analysis/<name>.json: {domain: value}
+CURVE_POINTS = 100
+
+
+class CompareError(ValueError):
+    """There is nothing to compare, or not as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a run went. seconds: of its training loop. curve: (step, loss), of `kind` validation or training loss."""
+
+    steps: int = 0
+    seconds: float = math.nan
+    kind: str = ""
+    curve: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. where: its folder or its MLflow name. folder, link: None for the other kind. order: later is higher."""
+
+    where: str
+    recipe: dict[str, Any]
+    scores: Scores
+    initial: Scores
+    train_domains: tuple[str, ...]
+    course: Course = Course()
+    tags: dict[str, str] = field(default_factory=dict)
+    order: float = 0.0
+    run_id: str | None = None
+    folder: str | None = None
+    link: str | None = None
+    analyses: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return int(self.recipe["train"]["seed"])
+
+    @property
+    def ranks(self) -> int:
+        return int(self.tags.get("world_size", 1))
+
+    @property
+    def command(self) -> str:
+        """What trains it again, from its resolved recipe."""
+        ways = {
+            "torchrun": f"torchrun --nproc_per_node {self.ranks}",
+            "deepspeed": f"deepspeed --num_accelerators {self.ranks}",
+            "srun": f"srun --ntasks {self.ranks} python",
+        }
+        recipe = f"{self.folder}/recipe.yaml" if self.folder else "recipe.yaml"  # from MLflow: the artifact of that name
+        return f"{ways.get(self.tags.get('launcher', ''), 'python')} launch/train.py --recipe {recipe}"
+
+    @property
+    def metric(self) -> str:
+        return "accuracy" if "accuracy" in next(iter(self.scores.values())) else "perplexity"
+
+    def values(self, metric: str, scores: Scores | None = None) -> dict[str, float]:
+        """domain, by its short name -> the score, accuracies in percent; a missing number is NaN."""
+        if metric in ANALYSES:
+            return {short(d): float(v) for d, v in self.analyses.get(metric, {}).items()}
+        factor = 100.0 if metric == "accuracy" else 1.0
+        found = self.scores if scores is None else scores
+        return {short(d): math.nan if m.get(metric) is None else factor * float(m[metric]) for d, m in found.items()}
+
+
+def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run], list[str]]:
+    """(runs, what was left out and why) of folders or glob patterns. CompareError if there is no finished run."""
+    folders = sorted({Path(path) for pattern in patterns for path in glob.glob(os.path.expanduser(pattern))})
+    runs, notes = [], []
+    for folder in folders:
+        if not folder.is_dir() or not (folder / "recipe.yaml").is_file():
+            continue
+        if not (folder / "results.json").is_file():
+            notes.append(f"{folder}: not finished (no results.json)")
+            continue
+        try:
+            runs.append(_read_folder(folder, split))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            notes.append(f"{folder}: cannot be read ({type(error).__name__}: {error})")
+    if not runs:
+        raise CompareError(_nothing(f"no finished run matches {' '.join(patterns)}", notes))
+    return runs, notes
+
+
+def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Run], list[str]]:
+    """(runs, what was left out and why) of an experiment. CompareError if it has no finished run or does not exist."""
+    from tram_ds.tracking.server import new_client, prepare_environment, sqlite_path
+    from tram_ds.tracking.upload import KEY_TAG
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # nobody trains meanwhile
+    prepare_environment()
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        raise CompareError(f"--uri {uri}: there is no such database")
+    client = new_client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = sorted(e.name for e in client.search_experiments())
+        raise CompareError(f"--experiment {experiment}: MLflow has none of that name; it has {', '.join(names)}")
+    runs, notes, token = [], [], None
+    while True:
+        page = client.search_runs([found.experiment_id], page_token=token)
+        for run in page:
+            if KEY_TAG not in run.data.tags:
+                continue  # a parent, or another program's run
+            try:
+                runs.append(_read_mlflow(client, run, uri, split))
+            except Exception as error:  # whatever a server or an artifact store says: one run less, and it is reported
+                notes.append(f"{run.info.run_name}: left out, {run.info.status} ({type(error).__name__}: {error})"[:300])
+        token = page.token
+        if not token:
+            break
+    if not runs:
+        raise CompareError(_nothing(f"the experiment {experiment} has no finished run", notes))
+    return runs, notes
+
+
+def _nothing(what: str, notes: Sequence[str]) -> str:
+    return "; ".join([what, *notes[:3], "train some with launch/train.py or launch/sweep.py"])
+
+
+def _read_folder(folder: Path, split: str) -> Run:
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    metrics = folder / METRICS_FILE
+    records: Iterable[dict[str, Any]] = ()
+    if metrics.exists():
+        with metrics.open(encoding="utf-8", errors="replace") as lines:
+            records = [_few(record) for record in map(decode, lines) if record is not None]
+    tracking, run_id = folder / "tracking.json", folder / "run_id"
+    tags = json.loads(tracking.read_text(encoding="utf-8")).get("tags", {}) if tracking.exists() else {}
+    analyses = {name: folder / "analysis" / f"{name}.json" for name in ANALYSES}
+    return _run(
+        str(folder),
+        recipe,
+        results,
+        split,
+        course=course(records),
+        tags=tags,
+        order=(folder / "results.json").stat().st_mtime,
+        folder=str(folder),
+        run_id=run_id.read_text(encoding="utf-8").strip() if run_id.exists() else None,
+        analyses={n: json.loads(f.read_text(encoding="utf-8")) for n, f in analyses.items() if f.exists()},
+    )
+
+
+def _read_mlflow(client: Any, run: Any, uri: str, split: str) -> Run:
+    run_id = run.info.run_id
+    with tempfile.TemporaryDirectory() as folder:
+        files = {n: Path(client.download_artifacts(run_id, n, folder)) for n in ("recipe.yaml", "results.json")}
+        recipe = yaml.safe_load(files["recipe.yaml"].read_text(encoding="utf-8"))
+        results = json.loads(files["results.json"].read_text(encoding="utf-8"))
+    records: list[dict[str, Any]] = []
+    for key in ("seconds", "loss", "validation_loss"):
+        if key in run.data.metrics:
+            records += [{"step": m.step, key: m.value} for m in client.get_metric_history(run_id, key)]
+    link = f"{uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run_id}" if uri.startswith("http") else None
+    return _run(
+        run.info.run_name,
+        recipe,
+        results,
+        split,
+        course=course(records),
+        tags=run.data.tags,
+        order=float(run.info.start_time),
+        run_id=run_id,
+        link=link,
+    )
+
+
+def _run(where: str, recipe: Any, results: Mapping[str, Any], split: str, **also: Any) -> Run:
+    if split not in results["scores"]:
+        raise CompareError(f"has no scores of --split {split}, only of {', '.join(results['scores'])}")
+    initial = (results.get("initial") or {}).get(split, {})
+    return Run(where, recipe, results["scores"][split], initial, tuple(results["train_domains"]), **also)
+
+
+def _few(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: record[key] for key in ("step", "seconds", "loss", "validation_loss") if key in record}
+
+
+def course(records: Iterable[Mapping[str, Any]]) -> Course:
+    """Totals and a loss curve of at most CURVE_POINTS points: validation loss where there is one, else means of the loss."""
+    steps, seconds, loss, validation = 0, 0.0, {}, {}
+    for record in records:
+        step = int(record["step"])
+        steps, seconds = max(steps, step), seconds + float(record.get("seconds") or 0.0)
+        if record.get("loss") is not None:
+            loss[step] = float(record["loss"])
+        if record.get("validation_loss") is not None:
+            validation[step] = float(record["validation_loss"])
+    points, kind = (sorted(validation.items()), "validation") if validation else (sorted(loss.items()), "training")
+    width = -(-len(points) // CURVE_POINTS) or 1
+    bins = [points[start : start + width] for start in range(0, len(points), width)]
+    curve = tuple((b[-1][0], math.fsum(v for _, v in b) / len(b)) for b in bins)
+    return Course(steps, seconds or math.nan, kind, curve)
+
+
+def find(patterns: Sequence[str], experiment: str | None, uri: str, split: str) -> tuple[list[Run], list[str]]:
+    """Runs of the folders named; else of the experiment; else of runs/*."""
+    if patterns or experiment is None:
+        return from_folders(patterns or ["runs/*"], split)
+    return from_mlflow(experiment, uri, split)
+
+
+def experiment_of(runs: Sequence[Run]) -> str:
+    """The MLflow experiment of the first run; `paper` without runs."""
+    if not runs:
+        return "paper"
+    return (runs[0].recipe.get("tracking") or {}).get("experiment") or str(runs[0].recipe.get("name", "comparison"))

@@ -1,0 +1,119 @@
+"""What a run is judged by: validation on the training domain, final scores on every domain, the exported weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tram_ds.checkpoint.export import export, read_export
+from tram_ds.engines.protocol import Engine
+from tram_ds.evaluation.score import evaluate, zero_shot_average
+from tram_ds.recipe.recipe import Recipe
+from tram_ds.runtime import run_folder
+from tram_ds.runtime.ranks import barrier
+from tram_ds.tracking.metrics_log import replace_text
+
+Scores = dict[str, dict[str, dict[str, float]]]  # split -> domain -> metric -> value
+
+
+@dataclass
+class Judge:
+    """Scores the weights of an engine by a task. Every method is collective; files are written by rank 0."""
+
+    recipe: Recipe
+    task: Any
+    engine: Engine
+    run_dir: Path
+    beat: Callable[[str], None] = lambda _: None
+
+    def validation_loss(self) -> float:
+        """Mean loss on the validation split of the training domains: nothing zero-shot takes part in selection."""
+        rows = {d: r for d, r in self.task.eval_sets("validation").items() if d in self.task.train_domains}
+        scores = self._evaluate(rows)
+        return math.fsum(s["loss"] for s in scores.values()) / len(scores)
+
+    def score(self) -> Scores:
+        """Every domain of every split of eval.splits."""
+        return {split: self._evaluate(self.task.eval_sets(split)) for split in self.recipe.eval.splits}
+
+    def initial(self) -> Scores | None:
+        """The scores before the first step, kept in a file for a run that is resumed."""
+        file = self.run_dir / "initial.json"
+        if self.engine.steps == 0:
+            self._write("initial.json", self.score())
+            barrier()
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def _evaluate(self, rows: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        batch = self.recipe.eval.batch or self.recipe.train.micro_batch
+        engine = self.engine
+
+        def progress(domain: str, done: int, _: int) -> None:
+            self.beat(f"evaluation of {domain}, batch {done}")
+
+        with engine.autocast():
+            return evaluate(
+                engine.model,
+                self.task,
+                rows,
+                batch,
+                engine.rank,
+                engine.world_size,
+                engine.device,
+                engine.data_sum,
+                progress,
+            )
+
+    def keep_if_best(self, step: int, loss: float) -> None:
+        """Exports the weights to `best/` where their validation loss is the lowest so far."""
+        if loss < self._best()["validation_loss"]:
+            self.export("best")
+            self._write("best.json", {"step": step, "validation_loss": loss})
+        barrier()
+
+    def export(self, folder: str) -> None:
+        """The current weights in Hugging Face format, with the tokenizer or image processor beside them."""
+        companion = getattr(self.task, "tokenizer", None) or getattr(self.task, "processor", None)
+        export(self.engine, self.run_dir / folder, companion)
+
+    def conclude(self, initial: Scores | None) -> dict[str, Any]:
+        """Scores and exports the selected weights; writes and returns results.json."""
+        best = self.recipe.eval.select == "best" and (self.run_dir / "best.json").exists()
+        weights = read_export(self.engine, self.run_dir / "best") if best else None
+        with self.engine.moved(to=weights) if weights is not None else nullcontext():
+            scores = self.score()
+        if not best:
+            self.export("export")
+        elif self.engine.rank == 0:
+            partial = self.run_dir / "export.partial"
+            run_folder.discard_export(partial)
+            shutil.copytree(self.run_dir / "best", partial)
+            run_folder.replace_export(partial, self.run_dir / "export")
+        results = {
+            "train_domains": list(self.task.train_domains),
+            "selected": self._best() if best else {"step": self.engine.steps},
+            "scores": scores,
+            "zero_shot_average": {split: self._averages(domains) for split, domains in scores.items()},
+            "initial": initial,
+        }
+        self._write("results.json", results)
+        return results
+
+    def _averages(self, domains: dict[str, dict[str, float]]) -> dict[str, float | None]:
+        metrics = next(iter(domains.values()))
+        averages = {m: zero_shot_average(domains, self.task.train_domains, m) for m in metrics}
+        return {m: None if math.isnan(v) else v for m, v in averages.items()}
+
+    def _best(self) -> dict[str, float]:
+        file = self.run_dir / "best.json"
+        return json.loads(file.read_text()) if file.exists() else {"step": -1, "validation_loss": math.inf}
+
+    def _write(self, name: str, content: Any) -> None:
+        if self.engine.rank == 0:
+            replace_text(self.run_dir / name, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,54 @@
+"""The runs of a submission: one, or one per seed and cell of a sweep file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tram_ds.jobs import sweep
+from tram_ds.jobs.sweep import Sweep
+from tram_ds.recipe import recipe
+from tram_ds.recipe.file import RecipeError, short
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its recipe, resolved, and its run folder, absolute."""
+
+    recipe: recipe.Recipe
+    run_dir: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return (self.run_dir / "DONE").exists()
+
+
+def cells(
+    name: str | None = None, overrides: Sequence[str] = (), seeds: str | None = None, sweep_name: str | None = None
+) -> list[Cell]:
+    """Every run, in the order of the sweep file. `name` takes the place of its recipes, `seeds` of its seeds.
+
+    RecipeError for what cannot be run, and where two runs share a folder.
+    """
+    if name is None and sweep_name is None:
+        raise RecipeError("nothing to submit: give --recipe, or --sweep with a file that names its recipes")
+    file = sweep.read(sweep_name) if sweep_name else Sweep(base=[str(name)], grid={})
+    base = [name] if name else file.base
+    grid = file.grid | ({"train.seed": parse_seeds(seeds)} if seeds is not None else {})
+    found = sweep.cells(file.model_copy(update={"base": base, "grid": grid}), overrides)
+    return [Cell(recipe.load(cell.base, cell.overrides), Path.cwd() / cell.run_dir) for cell in found]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`1-20`, `3`, `0,2,5-7`: each seed once, in order."""
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not first <= last < first + 10_000:
+            raise RecipeError(f"--seeds {short(text)}: expected numbers and rising ranges such as 1-20 or 0,2,5-7")
+        seeds.update(dict.fromkeys(range(first, last + 1)))
+    return list(seeds)

@@ -1,0 +1,255 @@
+"""Submission to SLURM: a folder with a snapshot of code and recipes, a readable job script in it, and sbatch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from tram_ds.jobs.cells import Cell
+from tram_ds.jobs.slurm_config import Slurm
+from tram_ds.recipe.file import ROOT, RecipeError, short
+from tram_ds.recipe.recipe import accumulation, dump
+from tram_ds.runtime.git import git_commit
+from tram_ds.tracking.metrics_log import private_dir, replace_text
+
+SNAPSHOT = ("tram_ds", "launch", "configs", "recipes")
+NO_SLURM = "sbatch: not found; submit from a login node of the cluster (--dry-run shows the job)"
+JOB, AFTER, CELLS = "job.sbatch", "after.sbatch", "cells.json"
+
+
+class SlurmError(RuntimeError):
+    """A SLURM command that is missing or failed, with what it said."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A submission, not yet written: `files` by name inside `folder`, and the sbatch commands to run there."""
+
+    folder: Path
+    files: Mapping[str, str]
+    finished: Sequence[Cell]
+    cells: Sequence[Cell]
+    array: bool
+
+    @property
+    def scripts(self) -> list[str]:
+        """The job scripts among `files`: that of the runs, and where there is one, that of the job after them."""
+        return [name for name in (JOB, AFTER) if name in self.files]
+
+    def commands(self, job_id: str = "JOB_ID") -> list[list[str]]:
+        """sbatch for the runs and, where there is one, for the job after them."""
+        commands = [["sbatch", "--parsable", JOB]]
+        if AFTER in self.files:
+            commands.append(["sbatch", "--parsable", f"--dependency=afterok:{job_id}", "--kill-on-invalid-dep=yes", AFTER])
+        return commands
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What SLURM answered: the ids of the job (or array) and of the one after it, and when it expects to start."""
+
+    plan: Plan
+    job: str
+    after: str | None = None
+    start: str | None = None
+
+    def text(self) -> str:
+        """How to watch, stop and cancel it."""
+        folder = shlex.quote(str(self.plan.folder))
+        name = "*" if self.plan.array else f"*-{self.job}"
+        one = f"{self.job}_0" if self.plan.array else self.job
+        when = f", expected to start {self.start}" if self.start else ""
+        lines = [f"job {self.job}: {len(self.plan.cells)} run(s), submitted from {folder}{when}"]
+        if self.after:
+            lines.append(f"job {self.after}: starts when all of them are done")
+        lines += [
+            f"  watch      squeue --job {','.join(filter(None, (self.job, self.after)))} --start",
+            f"  log        tail -F {folder}/{name}.log",
+            f"  preempt    scancel --batch --signal=USR2 {one}    # save, requeue, go on",
+            f"  stop       touch {folder}/STOP    # save, do not requeue; submit again to go on",
+            f"  cancel     scancel {self.job}    # SIGTERM, and SIGKILL soon after",
+        ]
+        return "\n".join(lines)
+
+
+def plan(cells: Sequence[Cell], slurm: Slurm, array: bool = False, name: str | None = None) -> Plan:
+    """What submitting `cells` would write and run. Finished runs are left out.
+
+    array: one job with a task per cell, needed for several. name: of the job; None = the recipe's. Raises RecipeError for
+    batch sizes that do not fit the ranks.
+    """
+    for cell in cells:
+        accumulation(cell.recipe, slurm.world_size)
+    finished = [cell for cell in cells if cell.finished]
+    todo = [cell for cell in cells if not cell.finished]
+    array = array or len(cells) > 1
+    name = name or cells[0].recipe.name
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+    place = Path(os.path.commonpath([cell.run_dir.parent for cell in cells])) if array else cells[0].run_dir
+    folder = place / (f"slurm-{_plain(name)}-{stamp}" if array else f"slurm-{stamp}")
+    entries = [{"recipe": f"cells/{index:04d}.yaml", "run_dir": str(cell.run_dir)} for index, cell in enumerate(todo)]
+    files = {entry["recipe"]: dump(cell.recipe) for entry, cell in zip(entries, todo, strict=True)}
+    files[CELLS] = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+    files[JOB] = job_script(name, slurm, folder, len(todo) if array else None)
+    if array and (command := after_command(slurm)):
+        files[AFTER] = after_script(name, slurm, folder, command, [cell.run_dir for cell in cells])
+    return Plan(folder, files, finished, todo, array)
+
+
+def job_script(name: str, slurm: Slurm, folder: Path, cells: int | None) -> str:
+    """The batch script of a run or, with a number of cells, of an array."""
+    per_node = 1 if slurm.launcher == "deepspeed" else slurm.ranks
+    cpus = slurm.cpus_per_task * (slurm.ranks if slurm.launcher == "deepspeed" else 1)
+    kind = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
+    options = {
+        **_who(slurm, slurm.partition),
+        "job-name": _plain(name),
+        "nodes": slurm.nodes,
+        "ntasks-per-node": per_node,
+        "cpus-per-task": cpus,
+        "gpus-per-node": f"{kind}{slurm.gpus_per_node}" if slurm.gpus_per_node else None,
+        "mem": slurm.mem,
+        "time": slurm.time,
+        "constraint": slurm.constraint,
+        "exclusive": slurm.exclusive or None,
+        "array": cells and f"0-{cells - 1}" + (f"%{slurm.array_limit}" if slurm.array_limit else ""),
+        "signal": f"B:USR2@{slurm.signal_seconds}",
+        "requeue": True,
+        "open-mode": "append",
+        "output": "%x-%A_%a.log" if cells else "%x-%j.log",
+    }
+    values = {
+        **slurm.model_dump(),
+        "cpus_per_task": cpus,
+        "ranks": slurm.ranks,
+        "command": f"sbatch {JOB}",
+        "commit": git_commit(),
+    }
+    return _render("job.sbatch.j2", f"{_ranks(slurm)} of {short(name)}", slurm, folder, options, values)
+
+
+def after_command(slurm: Slurm) -> str | None:
+    """The shell command that follows an array, if any."""
+    if slurm.after.command is not None:
+        return None if slurm.after.command == "none" else slurm.after.command
+    return '"$python" "$submitted/code/launch/compare.py" "$@"' if (ROOT / "launch" / "compare.py").exists() else None
+
+
+def after_script(name: str, slurm: Slurm, folder: Path, command: str, runs: Sequence[Path]) -> str:
+    """The batch script of the job that starts when an array is done."""
+    options = {
+        **_who(slurm, slurm.after.partition or slurm.partition),
+        "job-name": f"{_plain(name)}-after",
+        "ntasks": 1,
+        "cpus-per-task": slurm.after.cpus,
+        "mem": slurm.after.mem,
+        "time": slurm.after.time,
+        "requeue": True,
+        "open-mode": "append",
+        "output": "%x-%j.log",
+    }
+    values = {**slurm.model_dump(), "after": command, "runs": runs}
+    return _render("after.sbatch.j2", f"after the runs of {short(name)}", slurm, folder, options, values)
+
+
+def write(plan: Plan) -> None:
+    """Makes the submission's folder (0700) with its files (0600) and the snapshot of the code."""
+    private_dir(plan.folder.parent)
+    plan.folder.mkdir(mode=0o700)
+    private_dir(plan.folder / "cells")
+    for name, text in plan.files.items():
+        replace_text(plan.folder / name, text)
+    skipped = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    for part in SNAPSHOT:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, plan.folder / "code" / part, ignore=skipped)
+
+
+def submit(plan: Plan) -> Submitted:
+    """Writes the folder and hands it to SLURM. SlurmError, with SLURM's words, if it refuses."""
+    if not plan.cells:
+        raise SlurmError("every run is finished: nothing to submit")
+    if shutil.which("sbatch") is None:
+        raise SlurmError(NO_SLURM)
+    write(plan)
+    try:
+        tests = [_sbatch(["sbatch", "--test-only", script], plan.folder)[1] for script in plan.scripts]
+    except SlurmError:
+        shutil.rmtree(plan.folder)
+        raise
+    job = _sbatch(plan.commands()[0], plan.folder)[0].partition(";")[0]
+    try:
+        after = [_sbatch(command, plan.folder)[0].partition(";")[0] for command in plan.commands(job)[1:]]
+    except SlurmError as error:
+        raise SlurmError(f"job {job} is submitted (scancel {job} takes it back), but not the one after it: {error}") from None
+    starts = [found[1] for found in [re.search(r"to start at (\S+)", tests[0])] if found]
+    return Submitted(plan, job, after[0] if after else None, starts[0] if starts else None)
+
+
+def test(name: str, slurm: Slurm) -> str:
+    """Asks SLURM whether it would take a run of recipe `name`; its answer. Nothing is submitted. SlurmError if not."""
+    with tempfile.TemporaryDirectory(prefix="tram_ds-") as folder:
+        (Path(folder) / JOB).write_text(job_script(name, slurm, Path(folder), None))
+        return _sbatch(["sbatch", "--test-only", JOB], Path(folder))[1]
+
+
+def _sbatch(command: Sequence[str], folder: Path) -> tuple[str, str]:
+    """Output and error text. Runs in `folder`, without the variables of a job this shell may itself be in."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
+    try:
+        done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise SlurmError(NO_SLURM) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError("sbatch: no answer within 120 s; is the SLURM controller up (scontrol ping)?") from None
+    if done.returncode:
+        raise SlurmError(f"{shlex.join(command)} in {folder}: {done.stderr.strip() or f'status {done.returncode}'}")
+    return done.stdout.strip(), done.stderr.strip()
+
+
+def _who(slurm: Slurm, partition: str | None) -> dict[str, Any]:
+    return {"partition": partition, "account": slurm.account, "qos": slurm.qos}
+
+
+def _ranks(slurm: Slurm) -> str:
+    return f"{slurm.nodes} node(s) x {slurm.ranks} ranks ({slurm.launcher})"
+
+
+def _plain(name: str) -> str:
+    """A name for SLURM and for folders: letters, digits, _ . -"""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
+
+
+def _quoted(value: Any) -> str:
+    """One word of bash, whatever it is."""
+    text = str(value)
+    if not text.isprintable():
+        raise RecipeError(f"{short(text)}: has a line break or control character in it, and would go into a job script")
+    return shlex.quote(text)
+
+
+def _render(template: str, title: str, slurm: Slurm, folder: Path, options: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    lines = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items() if value is not None]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["q"] = _quoted
+    given = {"title": title, "folder": folder, "cwd": Path.cwd(), "options": [*lines, *slurm.sbatch_options]}
+    return environment.get_template(template).render({**values, **given, "python": slurm.python or sys.executable})

@@ -1,0 +1,190 @@
+"""configs/slurm/*.yaml: what to ask SLURM for. Every value is checked here, so that none can become shell code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from tram_ds.recipe import file as recipe_file
+from tram_ds.recipe.errors import explain
+from tram_ds.recipe.file import CONFIGS, RecipeError, hint, short
+from tram_ds.recipe.sections import NotNegative, Positive, Section, refusal
+from tram_ds.runtime.redact import is_secret_key, redact
+
+SIGNAL_LATENESS = 60  # seconds: SLURM sends the --signal of a job up to that much early, and looks only every half minute
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _form(pattern: str, expected: str) -> AfterValidator:
+    """Text of exactly this form: it goes into an #SBATCH line or a command as it is."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise refusal(("", f"expected {expected}"))
+        return value
+
+    return AfterValidator(check)
+
+
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise refusal(("", "has a line break or control character in it: one line each"))
+    return value
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Text = Annotated[str, BeforeValidator(_number_as_text)]
+Name = Annotated[Text, _form(r"[A-Za-z0-9_][A-Za-z0-9_.,@+-]*", "a name: letters, digits and _ . , @ + -")]
+Constraint = Annotated[
+    Text, _form(r"[A-Za-z0-9_\[(][A-Za-z0-9_.,|&*()\[\]-]*", "node features such as a100&80gb, without spaces")
+]
+Memory = Annotated[Text, _form(r"\d+[KMGT]?", "an amount of memory such as 64G, or 0 for all of it")]
+Time = Annotated[Text, _form(r"(\d+-)?\d+(:\d+){0,2}", "a time limit: minutes, H:M:S or D-H, e.g. 12:00:00")]
+Option = Annotated[
+    Text, _form(r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:/@%+=-]+)?", "an option such as --reservation=course, without spaces")
+]
+
+
+class After(Section):
+    """The job that starts when every cell of an array is done."""
+
+    command: Line | None = None
+    """Shell command; "$@" are the run folders. null = `python launch/compare.py "$@"`; `none` = no such job."""
+    partition: Name | None = None
+    """Partition of this job; null = the one of the training."""
+    cpus: Positive = 2
+    """CPU cores of this job."""
+    mem: Memory | None = None
+    """Memory of this job; null = the cluster's default."""
+    time: Time = "30"
+    """Time limit of this job."""
+
+
+class Slurm(Section):
+    """What one job asks SLURM for, and how it starts the ranks."""
+
+    partition: Name | None = None
+    """Queue; null = the cluster's default."""
+    account: Name | None = None
+    """Project the hours are charged to; null = your default."""
+    qos: Name | None = None
+    """Quality of service; null = your default."""
+    constraint: Constraint | None = None
+    """Node features, e.g. a100&80gb; null = any node."""
+    nodes: Positive = 1
+    """Nodes of one job."""
+    gpus_per_node: NotNegative = 0
+    """GPUs of each node; 0 = a CPU job."""
+    gpu_type: Name | None = None
+    """Type in --gpus-per-node=TYPE:N, e.g. a100; null = no type is named."""
+    ranks_per_node: Positive | None = None
+    """Training processes per node; null = one per GPU."""
+    cpus_per_task: Positive = 1
+    """CPU cores of each rank."""
+    mem: Memory | None = None
+    """Memory of each node, e.g. 64G; 0 = all of it; null = the cluster's default."""
+    time: Time
+    """Time limit of one attempt: minutes, H:M:S or D-H. The run continues after it by being requeued."""
+    exclusive: bool = False
+    """No other job on the nodes."""
+    signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 300
+    """Seconds before the time limit at which the run is asked to save and stop: the time of a save, and 90 more."""
+    max_restarts: NotNegative = 50
+    """Requeues of one job, by whatever cause; then it fails."""
+    array_limit: Positive | None = None
+    """Cells of an array that may run at once; null = all."""
+    launcher: Literal["srun", "deepspeed"] = "srun"
+    """srun starts one task per rank; deepspeed: its launcher, on one exclusive node (it renumbers the GPUs itself)."""
+    master_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
+    """Port of the rendezvous; null = 20000 + the last four digits of the job id."""
+    python: Line | None = None
+    """Python to run; null = the one that runs submit.py."""
+    setup: list[Line] = Field(default=[])
+    """Lines of bash before the training, e.g. `module load cuda`: they are run as they stand."""
+    env: dict[str, Line] = Field(default={})
+    """Environment variables of every rank, e.g. NCCL's."""
+    sbatch_options: list[Option] = Field(default=[])
+    """Further #SBATCH options, e.g. --reservation=course."""
+    srun_options: list[Option] = Field(default=[])
+    """Further options of srun, e.g. --cpu-bind=cores."""
+    after: After = After()
+    """The job that starts when every cell of an array is done."""
+
+    @property
+    def ranks(self) -> int:
+        """Ranks on one node."""
+        return self.ranks_per_node or self.gpus_per_node
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of one job."""
+        return self.nodes * self.ranks
+
+    @field_validator("env")
+    @classmethod
+    def _env_names(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise refusal((name, "is not the name of an environment variable"))
+            if is_secret_key(name, value):
+                text = "looks like a secret, and this file and the job script are not: export it before submit.py"
+                raise refusal((name, f"{text} (sbatch passes your environment on)"))
+        return env
+
+    @model_validator(mode="after")
+    def _agree(self) -> Slurm:
+        problems = []
+        if not self.ranks:
+            problems.append(("ranks_per_node", "gpus_per_node = 0: say how many ranks a node runs"))
+        if self.gpu_type and not self.gpus_per_node:
+            problems.append(("gpu_type", "gpus_per_node = 0: remove one of the two"))
+        if self.launcher == "deepspeed" and (self.nodes > 1 or not self.exclusive):
+            text = "deepspeed numbers the GPUs of its node itself and needs ssh to reach others: set nodes: 1 and "
+            problems.append(("launcher", f"{text}exclusive: true, or launcher: srun"))
+        if self.signal_seconds + SIGNAL_LATENESS >= seconds(self.time):
+            text = f"time = {self.time} leaves no time to train before it: a longer time, or fewer signal_seconds"
+            problems.append(("signal_seconds", text))
+        if problems:
+            raise refusal(*problems)
+        return self
+
+
+def seconds(time: str) -> int:
+    """A SLURM time limit in seconds: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]  # without days the first number of two is minutes
+    hours, minutes, left = (*parts, 0, 0)[:3]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + left
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Slurm:
+    """Reads a config (a bare name stands for configs/slurm/NAME.yaml) and applies `key=value` overrides.
+
+    Raises RecipeError, one line per problem.
+    """
+    source = recipe_file.read(_find(name_or_path), name_or_path)
+    recipe_file.override(source, overrides)
+    try:
+        return Slurm.model_validate(source.data)
+    except ValidationError as error:
+        text = str(explain(error, Slurm, source)).replace("in the recipe", "in a SLURM config")
+        raise RecipeError(redact(text)) from None
+
+
+def _find(given: str) -> Path:
+    folder = CONFIGS / "slurm"
+    for path in (folder / given, folder / f"{given}.yaml", Path(given), Path(f"{given}.yaml")):
+        if path.is_file():
+            return path
+    there = sorted(path.name for path in folder.glob("*.yaml"))
+    near = hint(given, [*there, *(Path(name).stem for name in there)])
+    raise RecipeError(f"{short(given)}: no such SLURM config{near or '; configs/slurm has ' + ', '.join(there)}")

@@ -1,0 +1,158 @@
+"""A sweep is one or more recipes and a grid over their keys: a run per cell, one after the other.
+
+Run folders are those of single runs, with the values of further keys at the end: a cell that was run by hand or by
+launch/submit.py is found, and finished cells are skipped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+
+from tram_ds.recipe import file as recipe_file
+from tram_ds.recipe import recipe
+from tram_ds.recipe.errors import explain
+from tram_ds.recipe.file import RecipeError, hint, short
+from tram_ds.recipe.sections import Section, refusal
+from tram_ds.runtime import exits, run_folder
+
+FOLDER = recipe_file.RECIPES / "sweeps"
+TRAIN = recipe_file.ROOT / "launch" / "train.py"
+IN_RUN_DIR = ("algorithm", "algorithm.name", "train.seed")  # keys the default run_dir already tells apart
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+Names = Annotated[list[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+
+
+class Sweep(Section):
+    """A sweep file."""
+
+    base: Names
+    """A recipe, or several: every cell is run with each."""
+    grid: dict[str, list[Any]]
+    """Recipe key, dotted -> its values. The last key varies fastest."""
+
+    @field_validator("grid")
+    @classmethod
+    def _has_values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        problems = [(key, "needs at least one value, e.g. [sam, asam]") for key, values in grid.items() if not values]
+        twice = [k for k, values in grid.items() if len({json.dumps(v) for v in values}) < len(values)]
+        problems += [(key, "has a value twice") for key in twice]
+        problems += [(key, "cannot be swept: each cell gets its own") for key in grid if key in ("run_dir", "name")]
+        if problems:
+            raise refusal(*problems)
+        return grid
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. overrides: what is added to the recipe `base` on the command line."""
+
+    base: str
+    overrides: tuple[str, ...]
+    run_dir: Path
+    smoke: bool = False
+
+    @property
+    def finished(self) -> bool:
+        return (self.run_dir / "results.json").is_file()
+
+    def command(self, launcher: Sequence[str]) -> list[str]:
+        """The command that runs it, or goes on with it where it has begun."""
+        flags = ["--smoke"] if self.smoke else []
+        flags += ["--resume"] if run_folder.begun(self.run_dir) else []
+        return [*launcher, str(TRAIN), "--recipe", self.base, *self.overrides, *flags]
+
+
+def read(name: str) -> Sweep:
+    """A sweep file; a bare name stands for recipes/sweeps/NAME.yaml. RecipeError, one line per problem."""
+    paths = [FOLDER / name, FOLDER / f"{name}.yaml", Path(name), Path(f"{name}.yaml")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        there = sorted(path.name for path in FOLDER.glob("*.yaml"))
+        raise RecipeError(f"{short(name)}: no such sweep file{hint(name, there) or f'; recipes/sweeps has {there}'}")
+    source = recipe_file.read(path, path.name)
+    try:
+        return Sweep.model_validate(source.data)
+    except ValidationError as error:
+        raise explain(error, Sweep, source) from None
+
+
+def cells(sweep: Sweep, overrides: Sequence[str] = (), smoke: bool = False) -> list[Cell]:
+    """Every run, in the order of the file. All are checked: RecipeError names the cell that cannot be."""
+    found: dict[Path, Cell] = {}
+    keys = sorted(sweep.grid, key=lambda key: key.count("."))  # a whole section before its keys
+    for base, *values in itertools.product(sweep.base, *sweep.grid.values()):
+        chosen = dict(zip(sweep.grid, values, strict=True))
+        cell = _cell(base, [*overrides, *(f"{key}={json.dumps(chosen[key])}" for key in keys)], chosen, smoke)
+        if cell.run_dir in found:
+            raise RecipeError(f"two cells share the folder {cell.run_dir}: {_what(found[cell.run_dir])} and {_what(cell)}")
+        found[cell.run_dir] = cell
+    return list(found.values())
+
+
+def run(found: Sequence[Cell], launcher: Sequence[str], continue_on_error: bool = False) -> int:
+    """Runs the cells that are not finished; returns 0, or the exit code of the first that failed.
+
+    A cell that was stopped to be requeued (75) ends the sweep with 75: starting the sweep again goes on from there.
+    """
+    first_failure = exits.DONE
+    for number, cell in enumerate(found, start=1):
+        where = f"[{number}/{len(found)}] {cell.run_dir}"
+        if cell.finished:
+            print(f"{where}: finished before", flush=True)
+            continue
+        print(f"{where}: runs", flush=True)
+        code, stopped = _run(cell.command(launcher))
+        if code != exits.DONE:
+            print(f"{where}: exit {code}", flush=True)
+        if code == exits.REQUEUE or (stopped and number < len(found)):
+            return exits.REQUEUE
+        first_failure = first_failure or code
+        if code != exits.DONE and not continue_on_error:
+            break
+    return first_failure
+
+
+def _run(command: list[str]) -> tuple[int, bool]:
+    """(exit code, whether this process was told to stop). Signals are passed on, so that the run saves and stops."""
+    try:
+        process = subprocess.Popen(command)
+    except OSError as error:
+        raise RecipeError(f"--launcher: cannot start {command[0]}: {error}") from None
+    received: list[int] = []
+
+    def pass_on(number: int, _: Any) -> None:
+        received.append(number)
+        if number != signal.SIGINT:  # the terminal sends that one to the run too
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOPPING}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return (128 - code if code < 0 else code), bool(received)
+
+
+def _cell(base: str, overrides: list[str], chosen: dict[str, Any], smoke: bool) -> Cell:
+    loaded = recipe.load(base, overrides, smoke=smoke)
+    suffix = "".join(f"-{k.rpartition('.')[2]}={json.dumps(v)}" for k, v in chosen.items() if k not in IN_RUN_DIR)
+    if suffix:
+        run_dir = loaded.run_dir + re.sub(r"[^A-Za-z0-9_.=+-]+", "_", suffix.replace('"', ""))
+        overrides = [*overrides, f"run_dir={json.dumps(run_dir)}"]
+        loaded = recipe.load(base, overrides, smoke=smoke)
+    return Cell(base, tuple(overrides), loaded.resolved_run_dir(), smoke)
+
+
+def _what(cell: Cell) -> str:
+    return " ".join([cell.base, *cell.overrides])

@@ -1,0 +1,221 @@
+"""A recipe is one run: YAML <- dotted overrides -> a frozen, checked `Recipe`."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from tram_ds.models.architecture import family, tiny
+from tram_ds.recipe import file as recipe_file
+from tram_ds.recipe.algorithm import AlgorithmSection
+from tram_ds.recipe.engine_config import engine_config
+from tram_ds.recipe.errors import explain
+from tram_ds.recipe.file import RecipeError, Source
+from tram_ds.recipe.sections import (
+    CheckpointSection,
+    EngineSection,
+    EvalSection,
+    ModelSection,
+    OptimizerSection,
+    ScheduleSection,
+    Section,
+    TaskSection,
+    TrackingSection,
+    TrainSection,
+    refusal,
+)
+
+__all__ = ["Recipe", "RecipeError", "accumulation", "dump", "load", "smoke"]
+
+RUN_DIR_FIELDS = ("recipe", "algorithm", "seed")
+
+
+class Recipe(Section):
+    """One run, resolved: every key has its value."""
+
+    name: str
+    """The recipe's name: its file's stem unless the file says otherwise."""
+    task: TaskSection
+    """What is learned, from which data, and where it is evaluated."""
+    model: ModelSection
+    """The network: pre-trained or freshly initialised."""
+    algorithm: AlgorithmSection
+    """The training algorithm and its options."""
+    optimizer: OptimizerSection
+    """The base optimizer."""
+    schedule: ScheduleSection = ScheduleSection()
+    """The learning rate over the steps."""
+    engine: EngineSection = EngineSection()
+    """How parameters, gradients and optimizer state are spread over the ranks."""
+    train: TrainSection
+    """How long, how many at once, and with which random numbers."""
+    eval: EvalSection = EvalSection()
+    """When and on what the model is scored."""
+    checkpoint: CheckpointSection = CheckpointSection()
+    """When the run saves what it needs to continue."""
+    tracking: TrackingSection = TrackingSection()
+    """MLflow."""
+    run_dir: str = "runs/{recipe}-{algorithm}-{seed}"
+    """The run's folder; {recipe}, {algorithm} and {seed} are filled in."""
+
+    def resolved_run_dir(self) -> Path:
+        """The run's folder, relative to the working folder unless run_dir is absolute."""
+        return Path(self.run_dir.format(recipe=self.name, algorithm=self.algorithm.name, seed=self.train.seed))
+
+    @model_validator(mode="after")
+    def _names_are_folders(self) -> Recipe:
+        plain = all(c.isprintable() and c not in "/\\:" for c in self.name)
+        if not self.name or not plain or self.name.startswith((".", "-")):
+            text = "becomes part of a folder's name: no '/', '\\' or ':' in it, no '.' or '-' in front"
+            raise refusal(("name", text))
+        try:
+            fields = [part for part in string.Formatter().parse(self.run_dir) if part[1] is not None]
+        except ValueError as error:
+            raise refusal(("run_dir", f"{error}; write {{{{ and }}}} for braces")) from None
+        if not self.run_dir or "\0" in self.run_dir:
+            raise refusal(("run_dir", "is not a folder's name"))
+        for _, key, format_spec, conversion in fields:
+            if key not in RUN_DIR_FIELDS or format_spec or conversion:
+                known = ", ".join(f"{{{name}}}" for name in RUN_DIR_FIELDS)
+                raise refusal(("run_dir", f"unknown placeholder '{{{key}}}' (one of {known})"))
+        return self
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Recipe:
+        steps = self.train.steps
+        problems = []
+        if self.task.name == "language_modeling" and self.algorithm.distance == "mmd":
+            text = "mmd compares samples of examples, and task.name = language_modeling predicts tokens: use l2"
+            problems.append(("algorithm.distance", text))
+        if steps is not None and self.schedule.warmup_steps > steps:
+            text = f"longer than the run (train.steps = {steps}): optimizer.lr is never reached"
+            problems.append(("schedule.warmup_steps", text))
+        if steps is not None and self.algorithm.penalty_start and self.algorithm.penalty_start >= steps:
+            text = f"not before the end of the run (train.steps = {steps}): the penalty never starts"
+            problems.append(("algorithm.penalty_start", text))
+        if self.schedule.end_lr > self.optimizer.lr:
+            problems.append(("schedule.end_lr", f"above optimizer.lr = {self.optimizer.lr}: the rate would rise"))
+        if problems:
+            raise refusal(*problems)
+        return self
+
+
+def load(name_or_path: str, overrides: Sequence[str] = (), smoke: bool = False) -> Recipe:
+    """Reads a recipe (a bare name stands for recipes/NAME.yaml), applies `section.key=value` overrides, checks it all.
+
+    With `smoke` the run is made tiny (see `smoke`); overrides of sections other than `model` still hold, and those of
+    `task` if they include task.data. Raises RecipeError, one line per problem.
+    """
+    path = recipe_file.find(name_or_path)
+    source = recipe_file.read(path, _label(path))
+    recipe_file.override(source, overrides)
+    source.data.setdefault("name", path.stem)
+    if smoke and isinstance(source.data.get("train"), dict):
+        source.data["train"] |= {"steps": 10**9, "epochs": None}  # replaced below: no rule about the length may refuse
+    recipe = _checked(source)
+    if smoke:
+        source.data = to_dict(_smoke(recipe))
+        own_data = any(text.partition("=")[0] in ("task", "task.data") for text in overrides)
+        dropped = {"model", "train.epochs", *([] if own_data else ["task"])}
+        keys = [text.partition("=")[0].strip() for text in overrides]
+        kept = [o for o, k in zip(overrides, keys, strict=True) if not {k, k.partition(".")[0]} & dropped]
+        recipe_file.override(source, kept)
+        source.data["train"]["steps"] = source.data["train"].get("steps") or 3  # epochs were asked for
+        recipe = _checked(source)
+    return recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; loading it gives an equal Recipe."""
+    return recipe_file.write(to_dict(recipe))
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain data of a recipe, without the keys its other keys leave unread."""
+    data = recipe.model_dump(mode="json")
+    for name in type(recipe).model_fields:
+        section = getattr(recipe, name)
+        if isinstance(section, Section):
+            for key in section.unread():
+                del data[name][key]
+    return data
+
+
+def accumulation(recipe: Recipe, world_size: int) -> int:
+    """Micro-batches per rank and optimizer step. RecipeError, with the nearest batch sizes, if it is not whole."""
+    train = recipe.train
+    unit = train.micro_batch * world_size
+    if train.global_batch % unit == 0:
+        return train.global_batch // unit
+    below = train.global_batch // unit * unit
+    nearest = f"{below} or {below + unit}" if below else f"{unit}"
+    raise RecipeError(
+        f"recipe {recipe.name}: train.global_batch = {train.global_batch}: not divisible by train.micro_batch x ranks "
+        f"= {train.micro_batch} x {world_size} = {unit}; nearest valid train.global_batch: {nearest}"
+    )
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The same run made tiny: same engine, algorithm, optimizer and curve; two-layer random model, 3 steps.
+
+    The model is of the same architecture, the data is on every machine, and the global batch fits the number of ranks
+    the launcher announces (plain Python: 1, 2, 4 or 8).
+    """
+    data = to_dict(recipe)
+    language = recipe.task.name == "language_modeling"
+    init = recipe.model.init or {"architecture": family(recipe.model.path, recipe.task.name)}
+    ranks = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 4)
+    task = {
+        "data": "installed_docs" if language else "generated",
+        "revision": None,
+        "train": None,
+        "exclude": [],
+        "eval": None,
+    }
+    if language:
+        task |= {"seq_len": 32, "tokenizer": None, "max_train_tokens": 20_000, "max_eval_tokens": 2_000}
+    elif "seq_len" in data["task"]:
+        task |= {"seq_len": 32, "tokenizer": None}
+    data["task"] |= task
+    data["model"] |= {"path": None, "init": tiny(init["architecture"]), "revision": None}
+    data["train"] |= {"steps": 3, "epochs": None, "global_batch": 2 * ranks, "micro_batch": 1}
+    data["schedule"]["warmup_steps"] = min(recipe.schedule.warmup_steps, 1)
+    if recipe.algorithm.penalty_start:
+        data["algorithm"]["penalty_start"] = 1
+    for section in ("eval", "checkpoint"):
+        data[section]["every_steps"] = 2 if data[section]["every_steps"] else None
+    data["eval"]["batch"] = None
+    data["tracking"] |= {"experiment": "smoke", "uri": None}
+    data["run_dir"] = "runs/smoke-{recipe}-{algorithm}-{seed}"
+    return _checked(Source(f"--smoke of {recipe.name}", data))
+
+
+_smoke = smoke  # `load` has an argument of that name
+
+
+def _checked(source: Source) -> Recipe:
+    try:
+        recipe = Recipe.model_validate(source.data)
+    except ValidationError as error:
+        raise explain(error, Recipe, source) from None
+    try:
+        config = engine_config(recipe.engine)
+    except RecipeError as error:
+        raise RecipeError(f"{source.where('engine.config')}: {error}") from None
+    if recipe.model.compile and config.get("zero_optimization", {}).get("stage") == 3:
+        text = "ZeRO-3 gathers every layer by itself, which cuts a compiled block to pieces: use engine=fsdp2, or remove it"
+        raise RecipeError(f"{source.where('model.compile')}: model.compile = true: {text}")
+    return recipe
+
+
+def _label(path: Path) -> str:
+    """How messages call a file: relative to the working folder or to the checkout where it is inside one."""
+    for folder in (Path.cwd(), recipe_file.ROOT):
+        if path.resolve().is_relative_to(folder):
+            return str(path.resolve().relative_to(folder))
+    return str(path)

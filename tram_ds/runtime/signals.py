@@ -1,0 +1,87 @@
+"""Stopping on time: a signal sets a flag, all ranks agree on it at a step boundary; a watchdog ends ranks that hang."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from tram_ds.runtime.exits import PEER
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass
+class StopRequest:
+    """raised: the first signal received, or None. A second signal changes nothing, so it cannot tear a save."""
+
+    raised: signal.Signals | None = None
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.raised = self.raised or signal.Signals(number)
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Handles SIGTERM, SIGUSR1 and SIGUSR2 inside; afterwards they are ignored, not restored to killing.
+
+        A launcher that signals a job which is just finishing must not make it look failed.
+        """
+        if threading.current_thread() is not threading.main_thread():  # tests and notebooks: signals are the main thread's
+            yield self
+            return
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_IGN if handler is signal.SIG_DFL else handler)
+
+
+@dataclass
+class Watchdog:
+    """Ends this process with exit code 6 when nothing has happened for `timeout` seconds, saying where it was.
+
+    A rank whose peer is dead or stopped hangs in a collective, or a launcher waits on it: every rank runs its own watchdog.
+    """
+
+    rank: int
+    timeout: float
+    step: int = 0
+    phase: str = "start"
+    _beat: float = field(default_factory=time.monotonic)
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    def beat(self, phase: str, step: int | None = None) -> None:
+        """Something happened: the clock starts again."""
+        self.phase, self.step, self._beat = phase, self.step if step is None else step, time.monotonic()
+
+    @contextmanager
+    def watching(self) -> Iterator[Watchdog]:
+        """Watches inside, from a daemon thread."""
+        thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._done.set()
+            thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(1.0, self.timeout / 4)):
+            idle = time.monotonic() - self._beat
+            if idle > self.timeout:
+                print(
+                    f"rank {self.rank}: no progress for {idle:.0f} s in step {self.step}, phase {self.phase}: a peer is dead "
+                    f"or hangs; giving up with exit code {PEER} (stacks below)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(file=sys.stderr)
+                os._exit(PEER)

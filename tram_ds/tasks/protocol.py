@@ -1,0 +1,78 @@
+"""What a task gives the rest of the system: a model, rows, and a forward pass that says how much it counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One forward pass over one micro-batch.
+
+    loss_sum: () loss summed (not averaged) over the counted targets, with its graph.
+    count: how many targets `loss_sum` counts: predicted tokens, or examples.
+    logits: (N, C) Tensor with its graph: N valid positions (everything that is not padding), C classes or vocabulary entries.
+    rows: sequences or examples in the micro-batch; only `kl_norm: official` uses it. None means N.
+    counted: (N,) bool, which positions carry a counted target; None means all. Only `positions: labelled` uses it.
+
+    A forward pass in chunks has no logits (None) but losses (N,), without a graph. Filled in by whoever was asked to compare
+    (tram_ds.models.logits): objective, loss_sum plus the penalties; distances: (sum, positions) of each comparison.
+    """
+
+    loss_sum: Tensor
+    count: Tensor | int
+    logits: Any
+    rows: int | None = None
+    counted: Tensor | None = None
+    objective: Tensor | None = None
+    distances: tuple[tuple[Tensor, Tensor | int], ...] = ()
+    losses: Tensor | None = None
+
+
+class Task(Protocol):
+    """One module per task under tram_ds/tasks, found by name; tasks import neither engines nor algorithms."""
+
+    noise_site: Literal["embedding", "pixel_values"]  # where x + z adds its noise
+    classification: bool  # mmd needs it: one position per example
+
+    def model(self) -> nn.Module:
+        """The model on CPU in fp32, in train mode; weights from `model.path` or freshly initialised from `model.init`."""
+        ...
+
+    def train_rows(self) -> Sequence[Any]:
+        """Training rows, addressable by index; the order they are read in belongs to data/order.py."""
+        ...
+
+    def eval_sets(self, split: Literal["validation", "test"]) -> Mapping[str, Sequence[Any]]:
+        """Domain or language name -> rows. The training domain comes first."""
+        ...
+
+    def collate(self, rows: Sequence[Any]) -> Batch:
+        """CPU tensors of one micro-batch."""
+        ...
+
+    def forward(self, model: nn.Module, batch: Batch) -> Output:
+        """Calls `model` once. Never changes `batch`."""
+        ...
+
+    def chunked(self, model: nn.Module) -> Callable[..., Output] | None:
+        """The same without whole logits (tram_ds.models.chunked.Chunked), or None where they are small or the model cannot."""
+        ...
+
+    def counts(self, batch: Batch) -> tuple[int, int]:
+        """(counted targets, valid positions) of a batch, from its tensors alone: what forward will report."""
+        ...
+
+    def correct(self, output: Output, batch: Batch) -> Tensor:
+        """() number of correctly predicted targets, or 0 where accuracy means nothing."""
+        ...
+
+    def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
+        """The task's metrics of one domain from its global sums, e.g. {"loss": .., "perplexity": ..}."""
+        ...

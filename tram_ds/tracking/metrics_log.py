@@ -1,0 +1,184 @@
+"""metrics.jsonl: the record of a run, one JSON object per line; everything else about metrics is derived from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tram_ds.runtime.redact import redact
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends records to `<run_dir>/metrics.jsonl` (or `name`). Construct it on rank 0 only; one writer per file.
+
+    A record is strict JSON: non-finite numbers become null and their (dotted) keys are listed under `nonfinite`.
+    `append` costs about 0.1 ms; lines reach the file at most about `flush_seconds` after the append, at `flush` and
+    at `close`. The file is readable by its owner only, because recipes and metrics may be confidential.
+    """
+
+    def __init__(self, run_dir: str | Path, flush_seconds: float = 2.0, name: str = FILE_NAME) -> None:
+        self.path = Path(run_dir) / name
+        self._flush_seconds = flush_seconds
+        self._pending: list[str] = []
+        self._lock = threading.Lock()  # the pending lines: held for list operations only
+        self._file_lock = threading.Lock()  # the file: held while writing
+        self._closed = threading.Event()
+        private_dir(self.path.parent)
+        _drop_torn_line(self.path)
+        self._flusher = threading.Thread(target=self._flush_regularly, name="metrics-flush", daemon=True)
+        self._flusher.start()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds one record. `step` (int) is required; `time` (unix seconds) is added; 0-d tensors are read."""
+        if self._closed.is_set():
+            raise ValueError(f"{self.path}: append after close")
+        if "step" not in record:
+            raise ValueError(f"{self.path}: a record needs `step`; got the keys {sorted(record)}")
+        line = encode({"step": int(record["step"]), "time": round(time.time(), 3), **record})
+        with self._lock:
+            self._pending.append(line)
+
+    def flush(self) -> None:
+        """Writes what is pending. Raises OSError if the disk refuses; the lines are kept for the next attempt."""
+        with self._file_lock:
+            with self._lock:
+                lines, self._pending = self._pending, []
+            try:
+                _append_text(self.path, "".join(lines))
+            except OSError:
+                with self._lock:
+                    self._pending[:0] = lines
+                raise
+
+    def truncate_after(self, step: int) -> None:
+        """On resume from the checkpoint of `step`: records of later steps go to metrics.superseded.jsonl, for whoever wants
+        to know how the run that died went on; so no step is written twice here, and nothing measured is lost."""
+        self.flush()
+        with self._file_lock:
+            if not self.path.exists():
+                return
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if (record := decode(line)) is not None and record.get("step", 0) <= step]
+            if len(kept) < len(lines):
+                dropped = [line for line in lines if (record := decode(line)) is not None and record.get("step", 0) > step]
+                _append_text(self.path.with_name(f"{self.path.stem}.superseded.jsonl"), "".join(dropped))
+                replace_text(self.path, "".join(kept))
+
+    def close(self) -> None:
+        """Writes what is pending and ends the log. A second call does nothing."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._flusher.join(timeout=10.0)
+        self.flush()
+
+    def _flush_regularly(self) -> None:
+        while not self._closed.wait(self._flush_seconds):
+            try:
+                self.flush()
+            except OSError:
+                continue  # disk full or file server away: kept in memory, and close() reports it
+
+
+def read(run_dir: str | Path, name: str = FILE_NAME) -> list[dict[str, Any]]:
+    """All records of a run folder in order; an unreadable (torn) line is left out. No file means no records."""
+    path = Path(run_dir) / name
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return [record for record in map(decode, lines) if record is not None]
+
+
+def encode(record: Mapping[str, Any]) -> str:
+    """One record as one line of strict JSON, secrets hidden, non-finite numbers null and listed under `nonfinite`."""
+    nonfinite: list[str] = list(record.get("nonfinite") or [])
+    clean = {key: strict(value, nonfinite, str(key)) for key, value in record.items() if key != "nonfinite"}
+    if nonfinite:
+        clean["nonfinite"] = sorted(set(nonfinite))
+    return json.dumps(redact(clean), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def decode(line: str) -> dict[str, Any] | None:
+    """The record on a line, or None where the line is not a whole JSON object."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def strict(value: Any, nonfinite: list[str], key: str = "") -> Any:
+    """`value` as plain JSON types; non-finite numbers become None and their dotted keys are appended to `nonfinite`."""
+    if isinstance(value, Mapping):
+        return {str(name): strict(item, nonfinite, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item, nonfinite, f"{key}.{index}") for index, item in enumerate(value)]
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        value = _scalar(value, key)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        nonfinite.append(key)
+        return None
+    return str(value)
+
+
+def _scalar(value: Any, key: str) -> Any:
+    """The number in a tensor or numpy scalar."""
+    try:
+        return value.item()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"metric `{key}` must be one number, got {type(value).__name__}: {error}") from None
+
+
+def private_dir(path: Path) -> None:
+    """Makes the folder with mode 0700 if it does not exist; the mode of an existing one is the user's choice."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a file atomically (readers see the old or the new text), mode 0600."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _append_text(path: Path, text: str) -> None:
+    """Appends whole lines: on a short write (disk full) the file goes back to its old length before the error."""
+    if not text:
+        return
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = memoryview(text.encode())
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cuts off a last line without its newline: what a killed process was writing."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)

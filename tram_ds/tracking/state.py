@@ -1,0 +1,178 @@
+"""tracking.json: what has to be uploaded for a run folder, and how much of it the server has acknowledged."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tram_ds.runtime.redact import redact, redact_yaml
+from tram_ds.tracking.metrics_log import private_dir, replace_text
+
+FILE_NAME = "tracking.json"
+MAX_PARAM = 6000  # characters MLflow stores of a parameter
+MAX_TAG = 8000  # of a tag
+MAX_KEY = 250  # of any key
+
+
+class TrackingError(RuntimeError):
+    """Tracking cannot go on as things are; the message names the thing and the way out."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The content of tracking.json; nothing in the file is secret. Times are unix milliseconds."""
+
+    uri: str
+    experiment: str
+    run_name: str
+    parent_name: str
+    params: dict[str, str] = field(default_factory=dict[str, str])
+    tags: dict[str, str] = field(default_factory=dict[str, str])
+    recipe_yaml: str = ""
+    dataset: dict[str, str] | None = None  # the fields of an MLflow dataset
+    results: dict[str, Any] | None = None
+    results_time: int = 0
+    status: str | None = None  # FINISHED, KILLED or FAILED; None while the run is going
+    started: int = 0
+    ended: int | None = None
+    run_key: str = ""  # a tag of the run: finds it again when the reply to its creation was lost
+    run_id: str | None = None
+    offset: int = 0  # bytes of metrics.jsonl the server has
+    last_line: str = ""  # digest of the line that ends at `offset`: tells whether the file is still the same
+    system_offset: int = 0  # the same for system.jsonl
+    system_last_line: str = ""
+    acknowledged: dict[str, str] = field(default_factory=dict[str, str])  # what -> digest of what the server has
+
+
+class StateFile:
+    """The state of one run folder, written through on every change. Safe to use from two threads."""
+
+    def __init__(self, run_dir: Path, state: State) -> None:
+        self.run_dir = run_dir
+        self.state = state
+        self._lock = threading.Lock()
+
+    def update(self, **changes: Any) -> None:
+        """Changes fields and writes the file. Values are replaced whole, so readers need no lock."""
+        with self._lock:
+            self.state = replace(self.state, **changes)
+            saved = asdict(self.state) | {"uri": redact(self.state.uri)}
+            replace_text(self.run_dir / FILE_NAME, json.dumps(saved, indent=1, allow_nan=False) + "\n")
+            if "run_id" in changes and self.state.run_id:
+                replace_text(self.run_dir / "run_id", self.state.run_id + "\n")
+
+    def acknowledge(self, what: str, content: str) -> None:
+        """Remembers that the server has this content."""
+        self.update(acknowledged=self.state.acknowledged | {what: content})
+
+
+def load(run_dir: Path) -> State | None:
+    """The saved state, or None where the folder has none or an unreadable one (everything is then sent again)."""
+    try:
+        saved = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
+        known = {key: value for key, value in saved.items() if key in State.__dataclass_fields__}
+        return State(**known)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def begin(
+    run_dir: Path,
+    uri: str,
+    experiment: str,
+    run_name: str,
+    parent_name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    recipe_yaml: str,
+    dataset: Mapping[str, str] | None = None,
+) -> StateFile:
+    """Writes the state at the start of a process: a new run, or the continuation of the folder's earlier one."""
+    private_dir(run_dir)
+    earlier = load(run_dir) or State(uri, experiment, run_name, parent_name)
+    run_id = earlier.run_id
+    with contextlib.suppress(OSError):
+        run_id = run_id or (run_dir / "run_id").read_text(encoding="utf-8").strip() or None
+    file = StateFile(run_dir, earlier)
+    file.update(
+        uri=uri,
+        experiment=redact(experiment),
+        run_name=redact(run_name),
+        parent_name=redact(parent_name),
+        params=flatten(redact(dict(params))),
+        tags=clean_tags(earlier.tags | dict(tags)),
+        recipe_yaml=redact_yaml(recipe_yaml),
+        dataset=redact(dict(dataset)) if dataset else None,
+        status=None,
+        ended=None,
+        started=earlier.started or now(),
+        run_key=earlier.run_key or uuid.uuid4().hex,
+        run_id=run_id,
+        acknowledged={key: value for key, value in earlier.acknowledged.items() if key != "status"},
+    )
+    return file
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as dotted keys and text: null, true and numbers as YAML writes them, lists as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name[:MAX_KEY]] = _text(value)[:MAX_PARAM]
+    return flat
+
+
+def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Tags as they are sent: without secrets, None left out, cut to what MLflow stores."""
+    return {str(key)[:MAX_KEY]: _text(value)[:MAX_TAG] for key, value in redact(dict(tags)).items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value or '""'
+    if value is None or isinstance(value, bool | list | tuple | Mapping):
+        return json.dumps(value, default=str)
+    return str(value)
+
+
+def now() -> int:
+    """Unix time in milliseconds."""
+    return int(time.time() * 1000)
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float) -> Iterator[None]:
+    """Holds an exclusive lock on a file, which is created. A file system without locks does not stop anybody.
+
+    Raises TimeoutError if somebody else still holds it after `timeout` seconds.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"{path} is held by another process") from None
+                time.sleep(0.05)
+            except OSError:
+                break
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)

@@ -1,0 +1,244 @@
+"""Replays a run folder to MLflow, exactly once per metric and step. Never on the training thread.
+
+What makes it idempotent: points carry the time and step saved in metrics.jsonl (MLflow drops identical ones); the
+byte offset moves only after the server answered; and per metric only steps beyond the last one the server has are
+sent, so a step that is computed again after a requeue keeps its first value and appears once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tram_ds.runtime.redact import redact
+from tram_ds.tracking.machine import FILE_NAME as SYSTEM_FILE
+from tram_ds.tracking.metrics_log import FILE_NAME as METRICS_FILE
+from tram_ds.tracking.points import MAX_METRICS, Point, digest, line_digest_before, metric_name, read_batches
+from tram_ds.tracking.results import curves, final_points, table_json
+from tram_ds.tracking.server import find_experiment, find_parent, get_run, new_client, sqlite_path
+from tram_ds.tracking.state import MAX_KEY, StateFile, TrackingError, locked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+log = logging.getLogger(__name__)
+MAX_PARAMS = 100
+KEY_TAG = "tram_ds.run_key"
+# spools -> the names of the fields of State that say how far the server has them
+SPOOLS = {METRICS_FILE: ("offset", "last_line"), SYSTEM_FILE: ("system_offset", "system_last_line")}
+TABLE, CURVES = "results_table.json", "curves.png"
+
+
+class Uploader:
+    """Brings one run on the server up to date with its folder. `push` raises whatever went wrong; call it again later.
+
+    sent: metric points acknowledged. skipped: points of steps the server already had. rejected: names of metrics the
+    server refuses. All of this object.
+    """
+
+    def __init__(self, file: StateFile) -> None:
+        self.sent = 0
+        self.skipped = 0
+        self.rejected: set[str] = set()
+        self._file = file
+        self._client: MlflowClient | None = None
+        self._last_step: dict[str, int] = {}  # per metric, the last step the server has
+        self._server_params: Mapping[str, str] = {}
+
+    def push(self) -> None:
+        """Sends what the server does not have yet: description, metrics, artifacts, status, in this order."""
+        client = self._client or self._connect()
+        self._describe(client)
+        self._send_dataset(client)
+        for name in SPOOLS:
+            self._replay(client, name)
+        self._send_final(client)
+        self._send_artifacts(client)
+        self._send_curves(client)
+        self._conclude(client)
+
+    def complete(self) -> bool:
+        """Has the server acknowledged all that the folder holds?"""
+        state = self._file.state
+        wanted = {"params": digest(state.params), "tags": digest(state.tags), "status": state.status or ""}
+        wanted |= {name: digest(text) for name, text in self._artifacts().items()}
+        wanted |= {"dataset": digest(state.dataset)} if state.dataset else {}
+        wanted |= {"final": digest(state.results)} if self._final() else {}
+        wanted |= {CURVES: str(state.offset)} if self._final() else {}
+        described = all(state.acknowledged.get(what, "") == text for what, text in wanted.items())
+        return described and all(getattr(state, fields[0]) >= self._size(name) for name, fields in SPOOLS.items())
+
+    def _size(self, name: str) -> int:
+        path = self._file.run_dir / name
+        return path.stat().st_size if path.exists() else 0
+
+    def _connect(self) -> MlflowClient:
+        """The client, with the experiment, the parent run and the run in place."""
+        uri = self._file.state.uri
+        database = sqlite_path(uri)
+        if database is None:
+            client = new_client(uri)
+            run = self._attach(client)
+        else:  # MLflow's own creation of a fresh database is not safe against a second process
+            database.parent.mkdir(parents=True, exist_ok=True)
+            with locked(database.with_name(f".{database.name}.lock"), timeout=120.0):
+                client = new_client(uri)
+                run = self._attach(client)
+        self._last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        self._server_params = run.data.params
+        self._client = client
+        return client
+
+    def _attach(self, client: MlflowClient) -> Run:
+        """The run of this folder: by its id, else by its key, else a new one."""
+        state = self._file.state
+        run = get_run(client, state.run_id) if state.run_id else None
+        if run is None:
+            experiment_id = find_experiment(client, state.experiment, sqlite_path(state.uri))
+            same_key = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{state.run_key}'", max_results=1)
+            if same_key:
+                run = same_key[0]
+            else:
+                parent_id = find_parent(client, experiment_id, state.parent_name, state.started)
+                tags = {KEY_TAG: state.run_key, "mlflow.parentRunId": parent_id}
+                run = client.create_run(experiment_id, state.started, tags, state.run_name)
+            nothing = {field: fresh for fields in SPOOLS.values() for field, fresh in zip(fields, (0, ""), strict=True)}
+            self._file.update(run_id=run.info.run_id, acknowledged={}, **nothing)
+        if run.info.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"run {state.run_id} was deleted on {redact(state.uri)}: restore it in MLflow, or remove run_id and "
+                f"tracking.json from {self._file.run_dir} to upload it as a new run"
+            )
+        if state.status is None and run.info.status != "RUNNING":
+            client.update_run(run.info.run_id, status="RUNNING")
+        return run
+
+    def _describe(self, client: MlflowClient) -> None:
+        """Parameters and tags. A parameter that changed since the run began cannot be replaced: it becomes a tag."""
+        from mlflow.entities import Param, RunTag
+
+        state = self._file.state
+        tags = dict(state.tags)
+        if (wanted := digest(state.params)) != state.acknowledged.get("params"):
+            params = {metric_name(key): value for key, value in state.params.items()}
+            new = [Param(key, value) for key, value in params.items() if key not in self._server_params]
+            for start in range(0, len(new), MAX_PARAMS):
+                client.log_batch(_id(state.run_id), params=new[start : start + MAX_PARAMS], synchronous=True)
+            changed = {key: value for key, value in params.items() if self._server_params.get(key, value) != value}
+            tags |= {f"changed.{key}"[:MAX_KEY]: value for key, value in changed.items()}
+            self._send_tags(client, [RunTag(key, value) for key, value in tags.items()])
+            self._file.acknowledge("params", wanted)
+            self._file.acknowledge("tags", digest(state.tags))
+        elif (wanted := digest(state.tags)) != state.acknowledged.get("tags"):
+            self._send_tags(client, [RunTag(key, value) for key, value in tags.items()])
+            self._file.acknowledge("tags", wanted)
+
+    def _send_tags(self, client: MlflowClient, tags: Sequence[Any]) -> None:
+        for start in range(0, len(tags), MAX_PARAMS):
+            client.log_batch(_id(self._file.state.run_id), tags=tags[start : start + MAX_PARAMS], synchronous=True)
+
+    def _send_dataset(self, client: MlflowClient) -> None:
+        """The data of the run as an MLflow dataset; sent again, the server keeps one."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        state = self._file.state
+        if state.dataset and state.acknowledged.get("dataset") != digest(state.dataset):
+            tag = InputTag("mlflow.data.context", "training")
+            client.log_inputs(_id(state.run_id), [DatasetInput(Dataset(**state.dataset), [tag])])
+            self._file.acknowledge("dataset", digest(state.dataset))
+
+    def _replay(self, client: MlflowClient, name: str) -> None:
+        """The lines of a spool after the acknowledged offset."""
+        path = self._file.run_dir / name
+        if not path.exists():
+            return
+        state, (offset_field, line_field) = self._file.state, SPOOLS[name]
+        offset = getattr(state, offset_field)
+        same_file = line_digest_before(path, offset) == getattr(state, line_field)
+        for end, last_line, points in read_batches(path, offset if same_file else 0):
+            fresh = [point for point in points if point[1] > self._last_step.get(point[0], -1)]
+            self.skipped += len(points) - len(fresh)
+            for start in range(0, len(fresh), MAX_METRICS):
+                self._send_metrics(client, fresh[start : start + MAX_METRICS])
+            self._file.update(**{offset_field: end, line_field: last_line})
+
+    def _send_metrics(self, client: MlflowClient, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        run_id = _id(self._file.state.run_id)
+        metrics = [Metric(key, value, timestamp, step) for key, step, value, timestamp in points]
+        try:
+            client.log_batch(run_id, metrics=metrics, synchronous=True)
+        except MlflowException as error:
+            if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+                raise
+            self._send_singly(client, run_id, metrics)  # one bad point must not hold up all others for ever
+        for key, step, _, _ in points:
+            self._last_step[key] = max(step, self._last_step.get(key, -1))
+        self.sent += len(points)
+
+    def _send_singly(self, client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        for metric in metrics:
+            try:
+                client.log_batch(run_id, metrics=[metric], synchronous=True)
+            except MlflowException as error:
+                if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+                    raise
+                self.sent -= 1
+                if metric.key not in self.rejected:
+                    log.warning("MLflow refuses the metric %s: %s", metric.key, redact(str(error)))
+                self.rejected.add(metric.key)
+
+    def _artifacts(self) -> dict[str, str]:
+        state = self._file.state
+        artifacts = {"recipe.yaml": state.recipe_yaml} if state.recipe_yaml else {}
+        if state.results is not None:
+            artifacts["results.json"] = json.dumps(state.results, indent=2, allow_nan=False) + "\n"
+        if self._final():
+            artifacts[TABLE] = table_json(state.results or {})
+        return artifacts
+
+    def _final(self) -> bool:
+        """Whether there are the scores of a finished training."""
+        return "scores" in (self._file.state.results or {})
+
+    def _send_final(self, client: MlflowClient) -> None:
+        """The final scores as metrics, which MLflow's compare page shows. Identical points are stored once."""
+        state = self._file.state
+        if self._final() and state.acknowledged.get("final") != digest(state.results):
+            points = final_points(state.results or {}, state.results_time)
+            for start in range(0, len(points), MAX_METRICS):
+                self._send_metrics(client, points[start : start + MAX_METRICS])
+            self._file.acknowledge("final", digest(state.results))
+
+    def _send_curves(self, client: MlflowClient) -> None:
+        """The training curves as a picture, when the training is over."""
+        state = self._file.state
+        if self._final() and state.acknowledged.get(CURVES) != str(state.offset):
+            figure = curves(self._file.run_dir)
+            if figure is not None:
+                client.log_figure(_id(state.run_id), figure, CURVES)
+            self._file.acknowledge(CURVES, str(state.offset))
+
+    def _send_artifacts(self, client: MlflowClient) -> None:
+        for name, text in self._artifacts().items():
+            if self._file.state.acknowledged.get(name) != digest(text):
+                client.log_text(_id(self._file.state.run_id), text, name)
+                self._file.acknowledge(name, digest(text))
+
+    def _conclude(self, client: MlflowClient) -> None:
+        state = self._file.state
+        if state.status and state.acknowledged.get("status") != state.status:
+            client.set_terminated(_id(state.run_id), state.status, state.ended)
+            self._file.acknowledge("status", state.status)
+
+
+def _id(run_id: str | None) -> str:
+    assert run_id is not None, "attached before anything is sent"
+    return run_id
