@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tests.parity import build, mutants, plain, problem
 from tests.parity.worker import compare
 from tram_ds.algorithms.probe import Robustness
-from tram_ds.tasks.protocol import Output
+from tram_ds.models.output import Output
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from tests.parity import problem
 from tests.parity.worker import compare
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.algorithms.table import ALGORITHMS
-from tram_ds.tasks.protocol import Output
+from tram_ds.models.output import Output
 
 pytestmark = pytest.mark.parity
 

@@ -17,9 +17,9 @@ from tram_ds.algorithms.table import algorithm as build_algorithm
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 from tram_ds.models.chunked import Chunked
+from tram_ds.models.output import Output
 from tram_ds.models.passes import Pass
 from tram_ds.models.randomness import Draws
-from tram_ds.tasks.protocol import Output
 
 UserForward = Callable[[Any, Any], Any]  # (model, batch) -> Output, or (loss_sum, count, logits); or a Chunked
 Counts = Callable[[Any], tuple[int, int]]  # batch -> (counted targets, valid positions)

@@ -16,14 +16,13 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-import tram_ds
 from tram_ds.comparison import plots
 from tram_ds.comparison.blocks import Block
 from tram_ds.comparison.comparison import Section, blocks_of
 from tram_ds.comparison.render import Format, render
 from tram_ds.comparison.runs import Run
+from tram_ds.runtime.files import private_dir, replace_text
 from tram_ds.runtime.redact import redact, redact_yaml
-from tram_ds.tracking.metrics_log import private_dir, replace_text
 from tram_ds.tracking.server import find_experiment, new_client, prepare_environment, sqlite_path
 
 PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "numpy", "scipy", "pandas", "mlflow", "matplotlib")
@@ -76,7 +75,7 @@ def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[s
 
 def versions() -> dict[str, str]:
     """What made the report: the program, its commit where it is a checkout, Python and the packages that compute."""
-    found = {"tram_ds": tram_ds.__version__, "Python": platform.python_version()}
+    found = {"tram_ds": version("tram_ds"), "Python": platform.python_version()}
     root = Path(__file__).resolve().parents[2]
     asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     if (root / ".git").exists() and (said := subprocess.run(asked, capture_output=True, text=True)).returncode == 0:

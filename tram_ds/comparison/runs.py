@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from tram_ds.comparison.layouts import short
+from tram_ds.runtime.jsonl import decode
 from tram_ds.tracking.metrics_log import FILE_NAME as METRICS_FILE
-from tram_ds.tracking.metrics_log import decode
 
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
 ANALYSES = ("sharpness", "cka")  # files <run>/analysis/<name>.json: {domain: value}

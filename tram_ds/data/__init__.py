@@ -1,0 +1,4 @@
+"""Text, pairs and images on disk: sources, cache, tokens, order.
+
+Imports runtime.
+"""

@@ -1,0 +1,4 @@
+"""Scores of a model, of a run while it trains, of exports.
+
+Imports checkpoint, tracking, planning and below.
+"""

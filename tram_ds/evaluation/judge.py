@@ -16,8 +16,8 @@ from tram_ds.engines.protocol import Engine
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime import run_folder
+from tram_ds.runtime.files import replace_text
 from tram_ds.runtime.ranks import barrier
-from tram_ds.tracking.metrics_log import replace_text
 
 Scores = dict[str, dict[str, dict[str, float]]]  # split -> domain -> metric -> value
 

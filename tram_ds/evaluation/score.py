@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tram_ds.models.output import Batch, Output
 from tram_ds.runtime.errors import DataError
-from tram_ds.tasks.protocol import Batch, Output, Task
+from tram_ds.tasks.protocol import Task
 
 
 def evaluate(

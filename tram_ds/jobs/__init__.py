@@ -1,0 +1,4 @@
+"""Before and around a run: doctor, sweep, SLURM.
+
+Imports checkpoint, tracking, planning and below.
+"""

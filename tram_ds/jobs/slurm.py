@@ -22,8 +22,8 @@ from tram_ds.jobs.cells import Cell
 from tram_ds.jobs.slurm_config import Slurm
 from tram_ds.recipe.file import ROOT, RecipeError, short
 from tram_ds.recipe.recipe import accumulation, dump
+from tram_ds.runtime.files import private_dir, replace_text
 from tram_ds.runtime.git import git_commit
-from tram_ds.tracking.metrics_log import private_dir, replace_text
 
 SNAPSHOT = ("tram_ds", "launch", "configs", "recipes")
 NO_SLURM = "sbatch: not found; submit from a login node of the cluster (--dry-run shows the job)"

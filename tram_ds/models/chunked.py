@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tram_ds.models.logits import Compare, Hidden
-from tram_ds.tasks.protocol import Batch, Output
+from tram_ds.models.output import Batch, Output
 
 CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 24}  # of logits: 41 rows of GPT-2's vocabulary in 8 MiB, 333 in 64 MiB
 IGNORED = -100  # the target of a position that predicts nothing

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tram_ds.tasks.protocol import Output
+from tram_ds.models.output import Output
 
 
 class Hidden(NamedTuple):

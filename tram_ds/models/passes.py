@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tram_ds.engines.protocol import Engine
 from tram_ds.models.chunked import Chunked
 from tram_ds.models.logits import Compare, Prediction, measured
+from tram_ds.models.output import Output
 from tram_ds.models.randomness import Draws
-from tram_ds.tasks.protocol import Output
 
 Forward = Callable[[Any, Any], Output] | Chunked  # (model, batch) -> Output
 

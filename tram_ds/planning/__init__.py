@@ -1,4 +1,7 @@
-"""Memory, traffic and time of a run at any number of GPUs, from its recipe alone."""
+"""Memory, traffic and hours of a run at any number of GPUs, from its recipe alone, before a GPU is asked for.
+
+Imports recipe and below.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,4 @@
+"""Sharpness, loss landscape, Hessian and CKA of a model.
+
+Imports training, comparison and below.
+"""

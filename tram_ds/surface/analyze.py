@@ -33,6 +33,8 @@ from tram_ds.recipe.errors import explain
 from tram_ds.recipe.recipe import Recipe, load
 from tram_ds.recipe.sections import OptimizerSection, ScheduleSection, Section
 from tram_ds.runtime.errors import DataError
+from tram_ds.runtime.files import private_dir, replace_text
+from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.ranks import Job, detect, joined
 from tram_ds.surface import cka, hessian, landscape, sharpness
 from tram_ds.surface.cka import Options as CkaOptions
@@ -40,8 +42,7 @@ from tram_ds.surface.hessian import Options as HessianOptions
 from tram_ds.surface.landscape import Options as LandscapeOptions
 from tram_ds.surface.sharpness import Options as SharpnessOptions
 from tram_ds.surface.subject import Subject, parameter_shapes
-from tram_ds.tracking.metrics_log import private_dir, replace_text, strict
-from tram_ds.training.run import build_engine, threads_per_rank
+from tram_ds.training.build import build_engine, threads_per_rank
 
 WHAT = {"sharpness": "sharpness", "cka": "CKA", "landscape": "rise", "hessian": "top eigenvalue"}  # name -> column of the table
 Report = dict[str, Any]

@@ -21,9 +21,9 @@ from tram_ds.data.sources import unknown_domain
 from tram_ds.data.tables import Table
 from tram_ds.data.tokenize import vocabulary_size
 from tram_ds.data.xnli import LABELS, Pairs, open_pairs
+from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
 from tram_ds.runtime.errors import DataError
-from tram_ds.tasks.protocol import Batch, Output
 
 SAMPLE = 50_000  # training rows a fresh model's tokeniser is trained on
 PAD_OFFSET = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text", "mpnet", "esm")

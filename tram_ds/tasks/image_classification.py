@@ -17,9 +17,9 @@ from transformers import AutoModelForImageClassification
 
 from tram_ds.data.cache import digest_of
 from tram_ds.data.images import Images, ImageSource
+from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import load_config, load_image_processor, load_model, new_image_processor
 from tram_ds.runtime.errors import DataError
-from tram_ds.tasks.protocol import Batch, Output
 
 IMAGE_SIZE = 32  # of a fresh model that does not say
 

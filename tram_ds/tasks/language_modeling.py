@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tram_ds.data.bpe import source_tokenizer
-from tram_ds.data.sources import Source, corpus_digest, open_source, unknown_domain
+from tram_ds.data.choose import open_source
+from tram_ds.data.sources import Source, corpus_digest, unknown_domain
 from tram_ds.data.tokenize import Blocks, blocks, tokenize, vocabulary_size
 from tram_ds.models.chunked import IGNORED, Chunked, chunkable
+from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
 from tram_ds.runtime.errors import DataError
-from tram_ds.tasks.protocol import Batch, Output
 
 
 def build(recipe: Any, training: bool = True) -> LanguageModeling:

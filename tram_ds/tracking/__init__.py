@@ -1,0 +1,4 @@
+"""metrics.jsonl, samples of the machine, and their copy in MLflow.
+
+Imports recipe and below.
+"""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import threading
 import time
@@ -11,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tram_ds.runtime.redact import redact
+from tram_ds.runtime.files import private_dir, replace_text
+from tram_ds.runtime.jsonl import decode, encode
 
 FILE_NAME = "metrics.jsonl"
 
@@ -95,68 +94,6 @@ def read(run_dir: str | Path, name: str = FILE_NAME) -> list[dict[str, Any]]:
         return []
     with path.open(encoding="utf-8", errors="replace") as lines:
         return [record for record in map(decode, lines) if record is not None]
-
-
-def encode(record: Mapping[str, Any]) -> str:
-    """One record as one line of strict JSON, secrets hidden, non-finite numbers null and listed under `nonfinite`."""
-    nonfinite: list[str] = list(record.get("nonfinite") or [])
-    clean = {key: strict(value, nonfinite, str(key)) for key, value in record.items() if key != "nonfinite"}
-    if nonfinite:
-        clean["nonfinite"] = sorted(set(nonfinite))
-    return json.dumps(redact(clean), allow_nan=False, separators=(",", ":")) + "\n"
-
-
-def decode(line: str) -> dict[str, Any] | None:
-    """The record on a line, or None where the line is not a whole JSON object."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def strict(value: Any, nonfinite: list[str], key: str = "") -> Any:
-    """`value` as plain JSON types; non-finite numbers become None and their dotted keys are appended to `nonfinite`."""
-    if isinstance(value, Mapping):
-        return {str(name): strict(item, nonfinite, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(item, nonfinite, f"{key}.{index}") for index, item in enumerate(value)]
-    if hasattr(value, "item") and not isinstance(value, str | bytes):
-        value = _scalar(value, key)
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return value
-        nonfinite.append(key)
-        return None
-    return str(value)
-
-
-def _scalar(value: Any, key: str) -> Any:
-    """The number in a tensor or numpy scalar."""
-    try:
-        return value.item()
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"metric `{key}` must be one number, got {type(value).__name__}: {error}") from None
-
-
-def private_dir(path: Path) -> None:
-    """Makes the folder with mode 0700 if it does not exist; the mode of an existing one is the user's choice."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replaces a file atomically (readers see the old or the new text), mode 0600."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _append_text(path: Path, text: str) -> None:

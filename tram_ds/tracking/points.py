@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tram_ds.tracking.metrics_log import decode
+from tram_ds.runtime.jsonl import decode
 from tram_ds.tracking.state import MAX_KEY
 
 MAX_METRICS = 1000  # per log_batch call

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tram_ds.runtime.files import private_dir, replace_text
 from tram_ds.runtime.redact import redact, redact_yaml
-from tram_ds.tracking.metrics_log import private_dir, replace_text
 
 FILE_NAME = "tracking.json"
 MAX_PARAM = 6000  # characters MLflow stores of a parameter

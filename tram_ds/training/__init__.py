@@ -1,0 +1,4 @@
+"""Wires a recipe to a run: the loop, throughput, progress.
+
+Imports evaluation, jobs and below.
+"""

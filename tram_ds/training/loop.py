@@ -17,11 +17,12 @@ from tram_ds.algorithms.step import StepReport
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.data.order import batch_indices
 from tram_ds.evaluation.judge import Judge
+from tram_ds.models.output import Batch
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.exits import DONE, REQUEUE, NumericError
 from tram_ds.runtime.ranks import agreed
 from tram_ds.runtime.signals import StopRequest, Watchdog
-from tram_ds.tasks.protocol import Batch, Task
+from tram_ds.tasks.protocol import Task
 from tram_ds.training.throughput import Throughput, throughput
 
 Record = dict[str, Any]

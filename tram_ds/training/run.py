@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from tram_ds.checkpoint.changes import changed
 from tram_ds.checkpoint.resume import Saver, resume
 from tram_ds.engines import choose as engines
 from tram_ds.evaluation.judge import Judge
-from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe, accumulation, dump, to_dict
 from tram_ds.runtime import run_folder
 from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
+from tram_ds.runtime.files import private_dir, replace_text
 from tram_ds.runtime.git import git_commit
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, barrier, detect, joined
@@ -32,9 +31,9 @@ from tram_ds.runtime.signals import StopRequest, Watchdog
 from tram_ds.tasks import choose as tasks
 from tram_ds.tracking import tracker as tracking
 from tram_ds.tracking.dataset import dataset
-from tram_ds.tracking.metrics_log import MetricsLog, private_dir, replace_text
+from tram_ds.tracking.metrics_log import MetricsLog
+from tram_ds.training.build import build_engine, threads_per_rank
 from tram_ds.training.loop import Loop, Record
-from tram_ds.training.optimizer import make, schedule
 from tram_ds.training.progress import Progress, results_text
 
 WATCHDOG_GRACE = 5.0  # seconds after train.timeout: a collective's own timeout comes first and says more
@@ -157,12 +156,6 @@ def peer_errors(watchdog: Watchdog) -> Iterator[None]:
         raise PeerLost(f"rank {watchdog.rank}: lost a peer in {where} ({first}); start again with --resume") from error
 
 
-def threads_per_rank(job: Job) -> int:
-    """Cores of this node shared by its ranks; OMP_NUM_THREADS wins where it is set."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or job.world_size)
-    return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // ranks))
-
-
 def refuse_changed(run_dir: Path, recipe: Recipe, request: Request) -> None:
     """CheckpointError where the finished run in this folder is not the one asked for, unless --allow-change."""
     then = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
@@ -198,21 +191,6 @@ def open_run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -
     replace_text(run_dir / "recipe.yaml", dump(recipe))
     for marker in ("DONE", "REQUEUE"):
         (run_dir / marker).unlink(missing_ok=True)
-
-
-def build_engine(recipe: Recipe, name: str, model: Any, job: Job, micros: int, total_steps: int) -> Any:
-    """The recipe's engine around `model`. Collective."""
-    settings = engines.Settings(
-        job=job,
-        optimizer=lambda module: make(recipe.optimizer, module),
-        config=engine_config(recipe.engine.model_copy(update={"name": name})),
-        dtype=getattr(torch, recipe.model.dtype),
-        micro_batch=recipe.train.micro_batch,
-        accumulation=micros,
-        clip_norm=recipe.train.clip_norm,
-        schedule=schedule(recipe.schedule, recipe.optimizer.lr, total_steps),
-    )
-    return engines.build(name, model, settings)
 
 
 def tracking_uri(recipe: Recipe) -> str:
