@@ -1,7 +1,8 @@
-"""Sharpness, CKA, loss landscape and Hessian of a run's exported weights, per domain: analysis.json, figures and a table.
+"""Sharpness, CKA, loss landscape and Hessian of a run's exported weights, per domain:
+analysis.json, figures and a table.
 
-    python launch/analyze.py --recipe quickstart.yaml --what sharpness,cka
-    torchrun --nproc_per_node 8 launch/analyze.py --recipe xnli_xlmr.yaml engine=fsdp2 sharpness.epsilon=1e-4 eval.batch=64
+    python launch/analyze.py --recipe quickstart.yaml --what sharpness,cka torchrun --nproc_per_node
+    8 launch/analyze.py --recipe xnli_xlmr.yaml engine=fsdp2 sharpness.epsilon=1e-4 eval.batch=64
 
 Exit codes: 0 done, 2 recipe, data or weights.
 """
@@ -20,17 +21,35 @@ from tram_ds.runtime import exits
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", required=True, help="a file, or a name in recipes/")
-    parser.add_argument("--export", type=Path, help="a run folder or its export; default: the recipe's run folder")
-    parser.add_argument("--what", default="sharpness,cka,landscape,hessian", help="with commas; default: all four")
-    parser.add_argument("--sharpness", choices=["paper", "juneja"], help="short for sharpness.variant=...")
-    parser.add_argument("--domains", help="domains or languages, with commas; default: the recipe's")
+    parser.add_argument(
+        "--export", type=Path, help="a run folder or its export; default: the recipe's run folder"
+    )
+    parser.add_argument(
+        "--what", default="sharpness,cka,landscape,hessian", help="with commas; default: all four"
+    )
+    parser.add_argument(
+        "--sharpness", choices=["paper", "juneja"], help="short for sharpness.variant=..."
+    )
+    parser.add_argument(
+        "--domains", help="domains or languages, with commas; default: the recipe's"
+    )
     parser.add_argument("--split", default="validation", choices=["validation", "test"])
     parser.add_argument("--rows", type=int, help="most rows of a domain; default: all")
-    parser.add_argument("--smoke", action="store_true", help="the recipe as its --smoke run was trained")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the recipe, or sharpness, cka, ...")
+    parser.add_argument(
+        "--smoke", action="store_true", help="the recipe as its --smoke run was trained"
+    )
+    # the deepspeed launcher adds it
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="of the recipe, or sharpness, cka, ...",
+    )
     return parser.parse_intermixed_args(given)
 
 

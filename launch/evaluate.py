@@ -1,7 +1,9 @@
-"""Scores exports, hub models and the pre-trained model on a recipe's domains: a table, and JSON with --out.
+"""Scores exports, hub models and the pre-trained model on a recipe's domains: a table, and JSON
+with --out.
 
-    python launch/evaluate.py --recipe m2d2_s2orc_gpt2.yaml --model runs/m2d2_s2orc_gpt2-tram_prev-0 --out scores.json
-    torchrun --nproc_per_node 8 launch/evaluate.py --recipe xnli_xlmr.yaml --model EXPORT --domains en,sw,ur
+    python launch/evaluate.py --recipe m2d2_s2orc_gpt2.yaml --model runs/m2d2_s2orc_gpt2-tram_prev-0
+    --out scores.json torchrun --nproc_per_node 8 launch/evaluate.py --recipe xnli_xlmr.yaml --model
+    EXPORT --domains en,sw,ur
 
 Exit codes: 0 done, 2 recipe, data or model, 4 checkpoint.
 """
@@ -22,16 +24,36 @@ from tram_ds.runtime import exits
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="a file, or a name in recipes/: the task and the pre-trained model")
-    parser.add_argument("--model", action="append", default=[], help="an export, run folder, checkpoint or hub id; repeatable")
-    parser.add_argument("--no-pretrained", action="store_true", help="leave out the row of the recipe's own model")
-    parser.add_argument("--domains", help="domains or languages to score, with commas; default: the recipe's")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--recipe",
+        required=True,
+        help="a file, or a name in recipes/: the task and the pre-trained model",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        help="an export, run folder, checkpoint or hub id; repeatable",
+    )
+    parser.add_argument(
+        "--no-pretrained", action="store_true", help="leave out the row of the recipe's own model"
+    )
+    parser.add_argument(
+        "--domains", help="domains or languages to score, with commas; default: the recipe's"
+    )
     parser.add_argument("--split", default="test", choices=["test", "validation"])
-    parser.add_argument("--smoke", action="store_true", help="tiny model, data that is on every machine")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny model, data that is on every machine"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for all metrics")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe keys to change")
+    # the deepspeed launcher adds it
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="recipe keys to change"
+    )
     return parser.parse_intermixed_args(given)
 
 
@@ -40,10 +62,14 @@ def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     try:
         chosen = recipe.load(options.recipe, options.overrides, smoke=options.smoke)
-        from tram_ds.evaluation import models as evaluation  # torch is imported only for a recipe that holds
+        # torch is imported only for a recipe that holds
+        from tram_ds.evaluation import models as evaluation
         from tram_ds.runtime import ranks as distributed
 
-        job, models = distributed.detect(options.local_rank), evaluation.candidates(options.model, not options.no_pretrained)
+        job, models = (
+            distributed.detect(options.local_rank),
+            evaluation.candidates(options.model, not options.no_pretrained),
+        )
         domains = options.domains.split(",") if options.domains else None
         report = evaluation.score_all(chosen, models, domains, options.split, job)
     except (ValueError, exits.CheckpointError) as error:

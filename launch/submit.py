@@ -1,9 +1,12 @@
-"""Submits a recipe, its seeds or a sweep to SLURM: a job that saves, requeues itself and goes on when it is interrupted.
+"""Submits a recipe, its seeds or a sweep to SLURM: a job that saves, requeues itself and goes on
+when it is interrupted.
 
     python launch/submit.py --recipe m2d2_gpt2xl.yaml --slurm a100_one_node.yaml slurm.account=abc
-    python launch/submit.py --recipe cifar100_vit.yaml --slurm h100_one_node.yaml --seeds 1-20 --dry-run
+    python launch/submit.py --recipe cifar100_vit.yaml --slurm h100_one_node.yaml --seeds 1-20
+    --dry-run
 
-Overrides are recipe keys (section.key=value) or, after `slurm.`, keys of the SLURM config. Exit codes: 0, 2 refused.
+Overrides are recipe keys (section.key=value) or, after `slurm.`, keys of the SLURM config. Exit
+codes: 0, 2 refused.
 """
 
 from __future__ import annotations
@@ -22,12 +25,21 @@ from tram_ds.recipe.file import RecipeError
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the ids and how to watch; with --dry-run the job script and the commands."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", help="a file, or a name in recipes/; with --sweep it takes the place of those it names")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--recipe",
+        help="a file, or a name in recipes/; with --sweep it takes the place of those it names",
+    )
     parser.add_argument("--slurm", required=True, help="a file, or a name in configs/slurm/")
-    parser.add_argument("--seeds", help="one run per seed, e.g. 1-20 or 0,2,5-7; takes the place of a sweep's seeds")
+    parser.add_argument(
+        "--seeds", help="one run per seed, e.g. 1-20 or 0,2,5-7; takes the place of a sweep's seeds"
+    )
     parser.add_argument("--sweep", help="a file, or a name in recipes/sweeps/: one run per cell")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted; write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be submitted; write nothing"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
     ours = [text.removeprefix("slurm.") for text in options.overrides if text.startswith("slurm.")]

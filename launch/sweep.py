@@ -3,7 +3,8 @@
     python launch/sweep.py --sweep table14_xnli_distances.yaml --launcher "deepspeed --num_gpus 8"
     python launch/sweep.py --sweep table3_images.yaml --dry-run
 
-Overrides hold for every cell. Exit codes: 0 done, 2 refused, 75 stopped to be requeued, else the first failed cell's.
+Overrides hold for every cell. Exit codes: 0 done, 2 refused, 75 stopped to be requeued, else the
+first failed cell's.
 """
 
 from __future__ import annotations
@@ -21,20 +22,42 @@ from tram_ds.recipe.file import RecipeError
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line per cell; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sweep", required=True, help="a file, or a name in recipes/sweeps/")
-    parser.add_argument("--launcher", default=sys.executable, help='what runs launch/train.py, e.g. "deepspeed --num_gpus 8"')
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and their commands; run nothing")
-    parser.add_argument("--continue-on-error", action="store_true", help="go on with the next cell after a failed one")
-    parser.add_argument("--smoke", action="store_true", help="every cell with a tiny model, 3 steps")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe keys to change in every cell")
+    parser.add_argument(
+        "--launcher",
+        default=sys.executable,
+        help='what runs launch/train.py, e.g. "deepspeed --num_gpus 8"',
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the cells and their commands; run nothing"
+    )
+    parser.add_argument(
+        "--continue-on-error",
+        action="store_true",
+        help="go on with the next cell after a failed one",
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="every cell with a tiny model, 3 steps"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="recipe keys to change in every cell",
+    )
     options = parser.parse_intermixed_args(arguments)
     try:
         cells = sweep.cells(sweep.read(options.sweep), options.overrides, options.smoke)
         launcher = shlex.split(options.launcher)
         if options.dry_run:
             for cell in cells:
-                print(f"{'finished' if cell.finished else 'to do':8}  {cell.run_dir}  {shlex.join(cell.command(launcher))}")
+                print(
+                    f"{'finished' if cell.finished else 'to do':8}  {cell.run_dir}  "
+                    f"{shlex.join(cell.command(launcher))}"
+                )
             print(f"{len(cells)} cells, {sum(cell.finished for cell in cells)} finished")
             return 0
         return sweep.run(cells, launcher, options.continue_on_error)

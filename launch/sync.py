@@ -1,6 +1,8 @@
-"""Upload a run folder to MLflow: python launch/sync.py RUN_DIR [--uri sqlite:///ABSOLUTE/mlflow.db | http://HOST:PORT]
+"""Upload a run folder to MLflow: python launch/sync.py RUN_DIR [--uri sqlite:///ABSOLUTE/mlflow.db
+| http://HOST:PORT]
 
-For runs whose server was away while they trained. Running it again is harmless. Exit codes: 0 complete, 2 not.
+For runs whose server was away while they trained. Running it again is harmless. Exit codes: 0
+complete, 2 not.
 """
 
 from __future__ import annotations
@@ -18,8 +20,12 @@ from tram_ds.tracking.tracker import sync
 def main(arguments: list[str] | None = None) -> int:
     """Uploads and says what happened in one line."""
     parser = argparse.ArgumentParser(description="Upload a run folder to MLflow.")
-    parser.add_argument("run_dir", type=Path, help="the run folder (it holds metrics.jsonl and tracking.json)")
-    parser.add_argument("--uri", default=None, help="MLflow address; default: the one the run was started with")
+    parser.add_argument(
+        "run_dir", type=Path, help="the run folder (it holds metrics.jsonl and tracking.json)"
+    )
+    parser.add_argument(
+        "--uri", default=None, help="MLflow address; default: the one the run was started with"
+    )
     options = parser.parse_args(arguments)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # nobody trains meanwhile
     try:
@@ -28,7 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"sync: {error}", file=sys.stderr)
         return 2
     if not report.complete:
-        print(f"sync: {options.run_dir} is not complete: {report.error or 'run it again'}", file=sys.stderr)
+        print(
+            f"sync: {options.run_dir} is not complete: {report.error or 'run it again'}",
+            file=sys.stderr,
+        )
         return 2
     refused = f", refused: {', '.join(report.rejected)}" if report.rejected else ""
     print(f"{options.run_dir}: run {report.run_id} complete, {report.sent} points sent{refused}")

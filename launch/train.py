@@ -20,16 +20,33 @@ from tram_ds.runtime.exits import USAGE, code_of
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", required=True, help="a file, or a name in recipes/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe keys to change")
-    parser.add_argument("--smoke", action="store_true", help="the same code path with a tiny model, 3 steps")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="recipe keys to change"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="the same code path with a tiny model, 3 steps"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
-    parser.add_argument("--overwrite", action="store_true", help="start afresh in a folder that holds a run")
-    parser.add_argument("--allow-change", action="store_true", help="resume although the recipe has changed")
-    parser.add_argument("--fallback", action="store_true", help="resume from an older checkpoint if the newest is damaged")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint, if there is one"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start afresh in a folder that holds a run"
+    )
+    parser.add_argument(
+        "--allow-change", action="store_true", help="resume although the recipe has changed"
+    )
+    parser.add_argument(
+        "--fallback",
+        action="store_true",
+        help="resume from an older checkpoint if the newest is damaged",
+    )
+    # the deepspeed launcher adds it
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_intermixed_args()
 
 
@@ -40,7 +57,8 @@ def main() -> int:
     if options.dry_run:
         print(dump(recipe), end="")
         return 0
-    from tram_ds.training.run import Request, run  # torch is imported only when something is to be trained
+    # torch is imported only when something is to be trained
+    from tram_ds.training.run import Request, run
 
     keys = ("resume", "overwrite", "allow_change", "fallback", "local_rank")
     return run(recipe, Request(**{key: getattr(options, key) for key in keys}))
@@ -53,9 +71,12 @@ if __name__ == "__main__":
         expected = USAGE if isinstance(error, ValueError) else code_of(error)
         if expected is None:
             traceback.print_exc()
-        elif os.environ.get("RANK", "0") == "0" or expected != USAGE:  # every rank finds the same mistake: say it once
+        elif os.environ.get("RANK", "0") == "0" or expected != USAGE:
+            # every rank finds the same mistake: say it once
             print(f"error: {error}", file=sys.stderr)
         code = 1 if expected is None else expected
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # all is written and closed; threads of DeepSpeed's and gloo's can abort the interpreter's own way out
+    # all is written and closed; threads of DeepSpeed's and gloo's can abort the interpreter's own
+    # way out
+    os._exit(code)

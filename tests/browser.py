@@ -1,4 +1,5 @@
-"""A headless Chromium for tests, driven over its debugging protocol: open a page, wait for text, click, take a picture."""
+"""A headless Chromium for tests, driven over its debugging protocol: open a page, wait for text,
+click, take a picture."""
 
 from __future__ import annotations
 
@@ -16,8 +17,18 @@ from typing import Any
 import aiohttp
 import pytest
 
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--window-size=1400,900", "--remote-debugging-port=0"]  # fmt: skip
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1400,900",
+    "--remote-debugging-port=0",
+]
 
 
 def chromium() -> str:
@@ -28,7 +39,9 @@ def chromium() -> str:
         subprocess.run(command, capture_output=True, timeout=300, check=False)
         found = shutil.which("chromium")
     if found is None:
-        pytest.skip("no chromium, and it cannot be installed here (apt-get install chromium, as root)")
+        pytest.skip(
+            "no chromium, and it cannot be installed here (apt-get install chromium, as root)"
+        )
     return found
 
 
@@ -49,10 +62,13 @@ class Page:
                 return answer["result"]
 
     async def evaluate(self, expression: str) -> Any:
-        return (await self.call("Runtime.evaluate", expression=expression, returnByValue=True))["result"].get("value")
+        return (await self.call("Runtime.evaluate", expression=expression, returnByValue=True))[
+            "result"
+        ].get("value")
 
     async def open(self, address: str) -> None:
-        await self.call("Page.navigate", url="about:blank")  # an address that differs in its #fragment loads nothing
+        # an address that differs in its #fragment loads nothing
+        await self.call("Page.navigate", url="about:blank")
         await self.call("Page.navigate", url=address)
 
     async def until(self, expression: str, seconds: float = 30.0) -> None:
@@ -60,12 +76,16 @@ class Page:
         deadline = asyncio.get_running_loop().time() + seconds
         while not await self.evaluate(f"Boolean({expression})"):
             text = await self.evaluate("document.body ? document.body.innerText : ''")
-            assert asyncio.get_running_loop().time() < deadline, f"{expression}\nnever true; the page says:\n{text}"
+            assert asyncio.get_running_loop().time() < deadline, (
+                f"{expression}\nnever true; the page says:\n{text}"
+            )
             await asyncio.sleep(0.2)
 
     async def shows(self, *texts: str) -> None:
         for text in texts:
-            await self.until(f"document.body && document.body.innerText.includes({json.dumps(text)})")
+            await self.until(
+                f"document.body && document.body.innerText.includes({json.dumps(text)})"
+            )
 
     async def screenshot(self, path: Path) -> None:
         await asyncio.sleep(0.5)  # transitions
@@ -91,7 +111,9 @@ async def browsing(profile: Path) -> AsyncIterator[Page]:
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
                 tabs = [tab for tab in await answer.json() if tab["type"] == "page"]
-            async with session.ws_connect(tabs[0]["webSocketDebuggerUrl"], max_msg_size=1 << 28) as socket:
+            async with session.ws_connect(
+                tabs[0]["webSocketDebuggerUrl"], max_msg_size=1 << 28
+            ) as socket:
                 yield Page(socket)
     finally:
         process.terminate()

@@ -1,4 +1,5 @@
-"""One thread per process for every test: two ranks on two cores, and tiny tensors that threads only slow down."""
+"""One thread per process for every test: two ranks on two cores, and tiny tensors that threads only
+slow down."""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ S2ORC = [
 ]
 
 
-def recipe(algorithm: str | Mapping[str, Any], seed: int, task: str = "language_modeling", **task_keys: Any) -> dict[str, Any]:
+def recipe(
+    algorithm: str | Mapping[str, Any], seed: int, task: str = "language_modeling", **task_keys: Any
+) -> dict[str, Any]:
     section = {"name": algorithm} if isinstance(algorithm, str) else dict(algorithm)
     return {
         "name": "made",
@@ -51,7 +53,8 @@ def write(
     seconds: float = 0.5,
     order: float | None = None,
 ) -> Path:
-    """A finished run. scores: domain -> value of `metric` (accuracies as fractions), the training domain first."""
+    """A finished run. scores: domain -> value of `metric` (accuracies as fractions), the training
+    domain first."""
     train = train or next(iter(scores))
     run_dir = folder / f"{made['name']}-{made['algorithm']['name']}-{made['train']['seed']}"
     while run_dir.exists():
@@ -72,9 +75,14 @@ def write(
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(dict(made), sort_keys=False))
     (run_dir / "results.json").write_text(json.dumps(results, indent=2))
     steps = range(1, made["train"]["steps"] + 1)
-    rows = [{"step": s, "time": 0.0, "loss": loss + 1.0 / s, "seconds": seconds, "skipped": 0} for s in steps]
+    rows = [
+        {"step": s, "time": 0.0, "loss": loss + 1.0 / s, "seconds": seconds, "skipped": 0}
+        for s in steps
+    ]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (run_dir / "tracking.json").write_text(json.dumps({"tags": {"world_size": "2", "launcher": "torchrun", "engine": "fsdp2"}}))
+    (run_dir / "tracking.json").write_text(
+        json.dumps({"tags": {"world_size": "2", "launcher": "torchrun", "engine": "fsdp2"}})
+    )
     if order is not None:
         os.utime(run_dir / "results.json", (order, order))
     return run_dir

@@ -1,7 +1,9 @@
-"""A throw-away SLURM on this machine: one controller and two nodes on loopback, in one folder; for tests only.
+"""A throw-away SLURM on this machine: one controller and two nodes on loopback, in one folder; for
+tests only.
 
-Nothing outside the folder is used but the names node1 and node2 in /etc/hosts, which are taken out again. Every process is
-stopped by its id. The Debian packages slurm-wlm and munge are installed if they are missing, and stay.
+Nothing outside the folder is used but the names node1 and node2 in /etc/hosts, which are taken out
+again. Every process is stopped by its id. The Debian packages slurm-wlm and munge are installed if
+they are missing, and stay.
 """
 
 from __future__ import annotations
@@ -113,10 +115,14 @@ class Cluster:
         self.run("slurmd", "-f", self.env["SLURM_CONF"], "-N", f"node{i}")
 
     def kill_node(self, i: int) -> None:
-        """What a power cut does: slurmd, its step daemons and all processes of its jobs die at once."""
+        """What a power cut does: slurmd, its step daemons and all processes of its jobs die at
+        once."""
         dead = [self._pid(f"slurmd.node{i}.pid")]
         for pid, parent, environ in _processes():
-            if f"SLURMD_NODENAME=node{i}" in environ and f"SLURM_CONF={self.env['SLURM_CONF']}" in environ:
+            if (
+                f"SLURMD_NODENAME=node{i}" in environ
+                and f"SLURM_CONF={self.env['SLURM_CONF']}" in environ
+            ):
                 dead += [pid, *([parent] if _comm(parent).startswith("slurmstepd") else [])]
         for pid in dict.fromkeys(dead):
             _kill(pid, signal.SIGKILL)
@@ -132,8 +138,12 @@ class Cluster:
 
     def run(self, *command: str) -> str:
         """Output of a command; its failure is the test's."""
-        done = subprocess.run(command, env=self.env, cwd=self.root, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}"
+        done = subprocess.run(
+            command, env=self.env, cwd=self.root, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, (
+            f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}"
+        )
         return done.stdout
 
     def wait(self, ready: Callable[[], object], timeout: float, what: str) -> None:
@@ -145,19 +155,27 @@ class Cluster:
 
     def logs(self) -> str:
         """Ends of the daemons' logs."""
-        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-2000:]}" for log in sorted(self.root.glob("*.log")))
+        return "\n".join(
+            f"== {log.name}\n{log.read_text(errors='replace')[-2000:]}"
+            for log in sorted(self.root.glob("*.log"))
+        )
 
     def stop(self) -> None:
-        """Stops the jobs and then the daemons, by process id, and takes the names out of /etc/hosts."""
+        """Stops the jobs and then the daemons, by process id, and takes the names out of
+        /etc/hosts."""
         with contextlib.suppress(Exception):
-            subprocess.run(["scancel", "--user=root"], env=self.env, capture_output=True, timeout=20)
+            subprocess.run(
+                ["scancel", "--user=root"], env=self.env, capture_output=True, timeout=20
+            )
             self.wait(lambda: not self.run("squeue", "-h"), 5, "empty queue")
         ours = f"SLURM_CONF={self.env['SLURM_CONF']}"
         daemons = [self._pid(file.name) for file in self.root.glob("*.pid")]
         for pid in daemons:
             _kill(pid, signal.SIGTERM)
         end = time.monotonic() + 10
-        while any(Path(f"/proc/{pid}").exists() for pid in daemons if pid) and time.monotonic() < end:
+        while (
+            any(Path(f"/proc/{pid}").exists() for pid in daemons if pid) and time.monotonic() < end
+        ):
             time.sleep(0.05)
         left = [pid for pid, _, environ in _processes() if ours in environ and pid != os.getpid()]
         for pid in [*daemons, *left]:
@@ -173,12 +191,17 @@ class Cluster:
         nodes = [NODE.format(i=i, host=host, port=ports[i]) for i in range(1, NODES + 1)]
         conf = CONF.format(root=self.root, host=host, ports=ports, nodes="\n".join(nodes))
         (self.root / "slurm.conf").write_text(conf)
-        kind = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"  # loaded by slurmd, used by nothing here
+        # loaded by slurmd, used by nothing here
+        kind = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
         (self.root / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/{kind}\n")
-        for gpu in range(16):  # SLURM counts these devices and numbers them in CUDA_VISIBLE_DEVICES; nothing opens them
+        # SLURM counts these devices and numbers them in CUDA_VISIBLE_DEVICES; nothing opens them
+        for gpu in range(16):
             os.mknod(self.root / f"dev/nvidia{gpu}", 0o600 | 0o020000, os.makedev(195, gpu))
         kinds = {"a100": "0-7", "h100": "8-15"}
-        lines = [f"Name=gpu Type={kind} File={self.root}/dev/nvidia[{ids}]\n" for kind, ids in kinds.items()]
+        lines = [
+            f"Name=gpu Type={kind} File={self.root}/dev/nvidia[{ids}]\n"
+            for kind, ids in kinds.items()
+        ]
         (self.root / "gres.conf").write_text("".join(lines))
 
     def _munge(self) -> None:
@@ -186,8 +209,17 @@ class Cluster:
         root = self.root
         (root / "munge.key").write_bytes(os.urandom(1024))
         (root / "munge.key").chmod(0o400)
-        places = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-        options = [f"--{option}={root}/munge{'d' if end == 'pid' else ''}.{end}" for option, end in places.items()]
+        places = {
+            "key-file": "key",
+            "socket": "socket",
+            "pid-file": "pid",
+            "log-file": "log",
+            "seed-file": "seed",
+        }
+        options = [
+            f"--{option}={root}/munge{'d' if end == 'pid' else ''}.{end}"
+            for option, end in places.items()
+        ]
         self.run("munged", "--force", *options)
 
     def _pid(self, name: str) -> int:

@@ -1,4 +1,5 @@
-"""The rooms: a package imports only packages of lower layers, and no two files or packages import each other in a circle."""
+"""The rooms: a package imports only packages of lower layers, and no two files or packages import
+each other in a circle."""
 
 from __future__ import annotations
 

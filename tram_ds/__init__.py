@@ -1,7 +1,9 @@
-"""TRAM (Trust Region Aware Minimization, arXiv 2310.03646) and its peers on sharded training engines.
+"""TRAM (Trust Region Aware Minimization, arXiv 2310.03646) and its peers on sharded training
+engines.
 
-What a loop of one's own imports: `wrap` makes a `Stepper`, whose `step` gives a `StepReport`; a `forward` returns an `Output`,
-or is a `Chunked`, which never holds all the logits of a language model at once.
+What a loop of one's own imports: `wrap` makes a `Stepper`, whose `step` gives a `StepReport`; a
+`forward` returns an `Output`, or is a `Chunked`, which never holds all the logits of a language
+model at once.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def test_zero_gradient_zero_theta_and_zero_radius_give_finite_epsilon(name: str)
 
 
 def test_the_released_formula_is_not_an_ascent() -> None:
-    """d T^2 / ||T g||: the same for every sign of the gradient, so it points downhill as often as up."""
+    """d T^2 / ||T g||: the same for every sign of the gradient, so it points downhill as often as
+    up."""
     ascent = algorithm("tram_prev", perturbation="released_code_without_gradient").ascent
     assert ascent is not None
     epsilon = ascent(THETA, G, 0.3, norm)
@@ -76,7 +77,8 @@ def test_the_released_formula_is_not_an_ascent() -> None:
     ids=("scaled", "negative", "zero", "capped", "inf"),
 )
 def test_radius_of_a_distance(d: float, radius: float) -> None:
-    """scale 5, at most 3; rounding below zero counts as zero. An infinite d is caught by the step's own finite flag."""
+    """scale 5, at most 3; rounding below zero counts as zero. An infinite d is caught by the step's
+    own finite flag."""
     region = TrustRegion(Previous(), kl_forward, scale=5.0, maximum=3.0)
     assert float(region.radius(torch.tensor(d, dtype=torch.float64))) == pytest.approx(radius)
 

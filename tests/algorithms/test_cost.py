@@ -1,4 +1,5 @@
-"""The cost of a step, read off the algorithm's row, against the passes of the paper and FLOP counted in real steps."""
+"""The cost of a step, read off the algorithm's row, against the passes of the paper and FLOP
+counted in real steps."""
 
 from __future__ import annotations
 
@@ -10,11 +11,23 @@ from tram_ds import wrap
 from tram_ds.algorithms.cost import cost, cost_of
 from tram_ds.algorithms.table import ALGORITHMS, algorithm
 
-PASSES = {  # the paper's Table 2; forward / backward. R3F's loss is differentiated through both of its branches
-    "base": (1, 1), "sam": (2, 2), "asam": (2, 2), "fsam": (2, 2), "trpo": (2, 1), "r3f": (2, 2), "mesa": (2, 1),
-    "asam_trpo": (3, 2), "asam_r3f": (4, 4), "asam_mesa": (3, 2),
-    "tram_prev": (3, 2), "tram_init": (3, 2), "tram_x": (3, 2), "tram_fisher": (2, 2),
-}  # fmt: skip
+# the paper's Table 2; forward / backward. R3F's loss is differentiated through both of its branches
+PASSES = {
+    "base": (1, 1),
+    "sam": (2, 2),
+    "asam": (2, 2),
+    "fsam": (2, 2),
+    "trpo": (2, 1),
+    "r3f": (2, 2),
+    "mesa": (2, 1),
+    "asam_trpo": (3, 2),
+    "asam_r3f": (4, 4),
+    "asam_mesa": (3, 2),
+    "tram_prev": (3, 2),
+    "tram_init": (3, 2),
+    "tram_x": (3, 2),
+    "tram_fisher": (2, 2),
+}
 
 
 def test_every_algorithm_has_its_passes() -> None:
@@ -35,17 +48,27 @@ def test_options_that_cost_are_counted() -> None:
 
 
 def test_a_step_without_its_ascent_costs_what_is_left() -> None:
-    left = {"tram_prev": "base", "asam": "base", "tram_fisher": "base", "asam_trpo": "trpo", "asam_r3f": "r3f"}
+    left = {
+        "tram_prev": "base",
+        "asam": "base",
+        "tram_fisher": "base",
+        "asam_trpo": "trpo",
+        "asam_r3f": "r3f",
+    }
     for name, rest in left.items():
         row = algorithm(name, perturb_every=2)
-        assert (cost_of(row.at(0)), cost_of(row.at(1))) == (cost({"name": name}), cost({"name": rest})), name
+        assert (cost_of(row.at(0)), cost_of(row.at(1))) == (
+            cost({"name": name}),
+            cost({"name": rest}),
+        ), name
     alg2 = algorithm("tram_fisher", fisher="alg2", perturb_every=2)
     assert (cost_of(alg2.at(0)).units, cost_of(alg2.at(1)).units) == (9, 3)
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_the_flop_of_a_real_step_are_those(name: str) -> None:
-    """A chain of equal layers: all but the first take part in everything, so the share of the first bounds the error."""
+    """A chain of equal layers: all but the first take part in everything, so the share of the first
+    bounds the error."""
     torch.manual_seed(0)
     layers = 24
     model = torch.nn.Sequential(*[torch.nn.Linear(16, 16, bias=False) for _ in range(layers)])

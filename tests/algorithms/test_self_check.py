@@ -28,7 +28,9 @@ def test_a_correct_engine_passes_and_is_left_as_it_was(name: str) -> None:
     built = stepper(name)
     before = [p.detach().clone() for p in built.engine.module.parameters()]
     self_check(built, BATCHES, problem.forward)
-    assert all(torch.equal(a, b) for a, b in zip(before, built.engine.module.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, built.engine.module.parameters(), strict=True)
+    )
     assert all(p.grad is None for p in built.engine.module.parameters()) and built.steps == 0
 
 

@@ -1,4 +1,5 @@
-"""A short form of launch/benchmark.py: what is deterministic is asserted, times are only printed and written down."""
+"""A short form of launch/benchmark.py: what is deterministic is asserted, times are only printed
+and written down."""
 
 from __future__ import annotations
 
@@ -14,8 +15,18 @@ from tram_ds.bench.contenders import ENGINES, Work
 
 pytestmark = pytest.mark.bench
 WORK = {"size": "tiny", "rows": 1, "tokens": 32}
-UNITS = {"base": 1.0, "sam": 2.0, "asam": 2.0, "tram_x": 7 / 3, "tram_prev": 7 / 3, "tram_fisher": 2.0, "adamw": 1.0,
-         "deepspeed_adamw": 1.0, "pytorch_optimizer_sam": 2.0, "pytorch_optimizer_asam": 2.0}  # fmt: skip
+UNITS = {
+    "base": 1.0,
+    "sam": 2.0,
+    "asam": 2.0,
+    "tram_x": 7 / 3,
+    "tram_prev": 7 / 3,
+    "tram_fisher": 2.0,
+    "adamw": 1.0,
+    "deepspeed_adamw": 1.0,
+    "pytorch_optimizer_sam": 2.0,
+    "pytorch_optimizer_asam": 2.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +34,11 @@ def measured(tmp_path_factory):
     """Every engine in bf16: {engine: {contender: row}}."""
     found = run.run(Work(**WORK, dtype="bfloat16"), rounds=2)
     Console(width=150).print(run.table(found))
-    (Path(os.environ.get("TRAM_DS_BENCH_JSON") or tmp_path_factory.mktemp("bench") / "bench.json")).write_text(json.dumps(found))
+    (
+        Path(
+            os.environ.get("TRAM_DS_BENCH_JSON") or tmp_path_factory.mktemp("bench") / "bench.json"
+        )
+    ).write_text(json.dumps(found))
     return {engine["engine"]: engine["rows"] for engine in found["engines"]}
 
 
@@ -46,8 +61,8 @@ def test_fsdp2_sends_18_bytes_per_parameter(measured):
 
 @pytest.mark.parametrize("engine", ["zero1", "zero2"])
 def test_zero_partitioned_sends_8_bytes_per_parameter(measured, engine):
-    """Two reductions and two gathers of 2 bytes: the descent's gather is the way back from theta + epsilon, and theta_{t-1} is
-    looked at ahead of time, so it is never gathered."""
+    """Two reductions and two gathers of 2 bytes: the descent's gather is the way back from theta +
+    epsilon, and theta_{t-1} is looked at ahead of time, so it is never gathered."""
     assert sent(measured[engine]["base"]) <= 4.01
     for row in ("sam", "asam", "tram_x", "tram_prev", "tram_fisher"):
         assert sent(measured[engine][row]) <= 8.02, row
@@ -72,20 +87,29 @@ def test_the_plan_predicts_the_traffic(measured):
         setup = setup_of(name, config, world=2, half=True, kept=2, micros=1, checkpointing=False)
         for row in ("base", "sam", "tram_x", "tram_prev", "tram_fisher"):
             planned = traffic(setup, 1_000_000, algorithm(row), cost({"name": row}).forward)
-            assert sent(measured[engine][row]) == pytest.approx(sum(planned.values()) / 1e6, rel=0.05), (engine, row)
+            assert sent(measured[engine][row]) == pytest.approx(
+                sum(planned.values()) / 1e6, rel=0.05
+            ), (engine, row)
 
 
 @pytest.fixture(scope="module")
 def large_vocabulary():
-    """{contender: row} of one process at GPT-2's vocabulary: ours with logits in chunks, the plain loop with whole ones."""
-    found = run.run(Work("vocabulary", 1, 2048), ["replicated"], ["base", "sam", "tram_x", "tram_prev"], rounds=1)
+    """{contender: row} of one process at GPT-2's vocabulary: ours with logits in chunks, the plain
+    loop with whole ones."""
+    found = run.run(
+        Work("vocabulary", 1, 2048),
+        ["replicated"],
+        ["base", "sam", "tram_x", "tram_prev"],
+        rounds=1,
+    )
     Console(width=150).print(run.table(found))
     return found["engines"][0]["rows"]
 
 
 def test_chunked_logits_keep_trams_peak_below_a_plain_adam_loops(large_vocabulary):
-    """At 2048 tokens the loop's whole logits are several times its weights. With `--logits whole` ours would be at 1.4 to 2.2
-    of it. Beside our own AdamW step TRAM-x keeps one copy of theta more: 4 bytes per parameter to Adam's 16."""
+    """At 2048 tokens the loop's whole logits are several times its weights. With `--logits whole`
+    ours would be at 1.4 to 2.2 of it. Beside our own AdamW step TRAM-x keeps one copy of theta
+    more: 4 bytes per parameter to Adam's 16."""
     plain = large_vocabulary["adamw"]["peak_bytes"]
     for row in ("base", "sam", "tram_x", "tram_prev"):
         assert large_vocabulary[row]["peak_bytes"] <= 0.6 * plain, row

@@ -1,4 +1,5 @@
-"""Seconds and bytes of a checkpoint, and what a background save costs the steps it runs beside. Prints; asserts bytes only."""
+"""Seconds and bytes of a checkpoint, and what a background save costs the steps it runs beside.
+Prints; asserts bytes only."""
 
 from __future__ import annotations
 
@@ -52,14 +53,19 @@ def test_save_load_and_background_save(tmp_path: Path) -> None:
     assert path is not None
     other = build()
     load = seconds(lambda: checkpoint.load(other, path))
-    assert other.engine.params().equal(built.engine.params()) is False, "one step lies between the save and now"
+    assert other.engine.params().equal(built.engine.params()) is False, (
+        "one step lies between the save and now"
+    )
 
-    tensors = sum(p.numel() for p in built.engine.module.parameters()) * 4 * 4  # theta, two moments, theta_{t-1}, fp32
+    # theta, two moments, theta_{t-1}, fp32
+    tensors = sum(p.numel() for p in built.engine.module.parameters()) * 4 * 4
     written = sum(file.stat().st_size for file in path.iterdir())
     megabytes = tensors / 2**20
     print(
-        f"\n{megabytes:.0f} MiB: save {save:.2f} s ({megabytes / save:.0f} MiB/s with sync and sha256), load {load:.2f} s "
-        f"({megabytes / load:.0f} MiB/s with sha256); background save: blocks for {blocked:.3f} s, the step beside it takes "
+        f"\n{megabytes:.0f} MiB: save {save:.2f} s ({megabytes / save:.0f} MiB/s with sync and "
+        f"sha256), load {load:.2f} s "
+        f"({megabytes / load:.0f} MiB/s with sha256); background save: blocks for {blocked:.3f} "
+        "s, the step beside it takes "
         f"{beside:.2f} s instead of {alone:.2f} s, done {waited:.2f} s later"
     )
     assert tensors <= written <= tensors + 2**18

@@ -1,4 +1,5 @@
-"""Tokenising: how fast, and that the memory it takes does not grow with the text (M2D2's largest domain has 1.4 B tokens)."""
+"""Tokenising: how fast, and that the memory it takes does not grow with the text (M2D2's largest
+domain has 1.4 B tokens)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from tram_ds.data.sources import open_source
 from tram_ds.data.tokenize import tokenize
 
 folder, megabytes = Path(sys.argv[2]), int(sys.argv[3])
-words = [f"{stem}{end}" for stem in ("tra", "mol", "quant", "field", "sharp") for end in ("", "s", "ing", "ed", "ness")]
+stems, ends = ("tra", "mol", "quant", "field", "sharp"), ("", "s", "ing", "ed", "ness")
+words = [stem + end for stem in stems for end in ends]
 line = " ".join(words[(7 * i + i * i) % len(words)] for i in range(120))
 tokenizer = train_tokenizer([line] * 50, 400)
 (folder / "Art").mkdir(parents=True)
@@ -38,7 +40,8 @@ start = time.monotonic()
 tokens = tokenize(source, "Art", "train", tokenizer, folder / "cache")
 seconds = time.monotonic() - start
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"mb_per_s": megabytes / seconds, "tokens": len(tokens), "before_mb": before / 1024, "peak_mb": after / 1024}))
+found = {"mb_per_s": megabytes / seconds, "tokens": len(tokens)}
+print(json.dumps(found | {"before_mb": before / 1024, "peak_mb": after / 1024}))
 """
 
 
@@ -47,9 +50,20 @@ print(json.dumps({"mb_per_s": megabytes / seconds, "tokens": len(tokens), "befor
 def test_memory_does_not_grow_with_the_text(tmp_path, kind):
     peaks = {}
     for megabytes in (8, 64):
-        command = [sys.executable, "-c", CHILD, str(ROOT), str(tmp_path / str(megabytes)), str(megabytes), kind]
+        command = [
+            sys.executable,
+            "-c",
+            CHILD,
+            str(ROOT),
+            str(tmp_path / str(megabytes)),
+            str(megabytes),
+            kind,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
         found = json.loads(done.stdout.splitlines()[-1])
         peaks[megabytes] = found["peak_mb"]
-        print(f"{kind} of {megabytes} MB: {found['mb_per_s']:.1f} MB/s, {found['tokens']} tokens, peak {found['peak_mb']:.0f} MB")
+        print(
+            f"{kind} of {megabytes} MB: {found['mb_per_s']:.1f} MB/s, {found['tokens']} tokens, "
+            f"peak {found['peak_mb']:.0f} MB"
+        )
     assert peaks[64] < peaks[8] + 40, "64 MB of text take hardly more memory than 8 MB"

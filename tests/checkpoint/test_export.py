@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.checkpoint.export import export, full_state, read_export
@@ -17,7 +22,10 @@ WORDS = {"vocab_size": 11, "bos_token_id": 0, "eos_token_id": 0}
 TINY: dict[str, tuple[Any, dict[str, Any]]] = {
     "gpt2": (AutoModelForCausalLM, {"n_layer": 1, "n_embd": 8, "n_head": 2, **WORDS}),
     "llama": (AutoModelForCausalLM, {**BLOCK, **WORDS}),
-    "xlm-roberta": (AutoModelForSequenceClassification, {**BLOCK, "vocab_size": 11, "num_labels": 3}),
+    "xlm-roberta": (
+        AutoModelForSequenceClassification,
+        {**BLOCK, "vocab_size": 11, "num_labels": 3},
+    ),
     "vit": (AutoModelForImageClassification, {**BLOCK, "image_size": 8, "patch_size": 4}),
 }
 
@@ -34,4 +42,6 @@ def test_what_is_exported_reads_back(architecture: str, tmp_path: Path) -> None:
     assert found.equal(want)
     assert not (tmp_path / "export.partial").exists()
     state = full_state(engine)
-    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in model.named_parameters()}
+    assert {k: v.shape for k, v in state.items()} == {
+        k: v.shape for k, v in model.named_parameters()
+    }

@@ -24,11 +24,17 @@ X = {
 
 
 def means() -> pd.DataFrame:
-    """near = x + 1, opposite = 30 - 2 x, and TRAM half a point below each; constant says nothing."""
+    """near = x + 1, opposite = 30 - 2 x, and TRAM half a point below each; constant says
+    nothing."""
     rows = {}
     for method, x in X.items():
         low = 0.5 * method.startswith("tram_")
-        rows[method] = {"home": x, "near": x + 1 - low, "opposite": 30 - 2 * x - low, "constant": 4.0}
+        rows[method] = {
+            "home": x,
+            "near": x + 1 - low,
+            "opposite": 30 - 2 * x - low,
+            "constant": 4.0,
+        }
     return pd.DataFrame(rows).T
 
 

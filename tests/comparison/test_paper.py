@@ -18,8 +18,11 @@ WITH_AVERAGE = ("m2d2_s2orc", "m2d2_wiki", "gpt2xl", "xnli", "distance")
 def test_every_zero_shot_average_is_the_mean_of_its_row(name: str) -> None:
     found = tables.recomputed(paper_layout(name))
     wrong = found[(found["printed"] - found["recomputed"]).abs() > 0.05 + 1e-9]
-    known = {"trpo": (26.9, 26.96)} if name == "m2d2_s2orc" else {}  # the one row that does not add up, by 0.01
-    assert {m: (row["printed"], round(row["recomputed"], 2)) for m, row in wrong.iterrows()} == known
+    # the one row that does not add up, by 0.01
+    known = {"trpo": (26.9, 26.96)} if name == "m2d2_s2orc" else {}
+    assert {
+        m: (row["printed"], round(row["recomputed"], 2)) for m, row in wrong.iterrows()
+    } == known
 
 
 def test_tables_without_domains_have_no_average_to_recompute() -> None:
@@ -37,7 +40,9 @@ def test_rows_are_named_as_our_algorithms(name: str) -> None:
 
 def test_columns_are_our_short_names() -> None:
     for split, name in (("s2orc", "m2d2_s2orc"), ("wiki", "m2d2_wiki"), ("s2orc", "gpt2xl")):
-        assert {short(config) for config in PAPER[split].values()} == set(paper_layout(name).domains)
+        assert {short(config) for config in PAPER[split].values()} == set(
+            paper_layout(name).domains
+        )
         assert paper_layout(name).train == short(next(iter(PAPER[split].values())))
 
 
@@ -49,10 +54,13 @@ def test_spreads() -> None:
     assert paper.spread("m2d2_wiki") is None
 
 
-@pytest.mark.parametrize(("name", "split", "within"), [("m2d2_wiki", "wiki", 0.004), ("m2d2_s2orc", "s2orc", 0.071)])
+@pytest.mark.parametrize(
+    ("name", "split", "within"), [("m2d2_wiki", "wiki", 0.004), ("m2d2_s2orc", "s2orc", 0.071)]
+)
 def test_table_9_follows_from_table_11(name: str, split: str, within: float) -> None:
-    """Over the 11 trained methods without combinations. Wiki agrees to the digits given; of S2ORC the signs, the
-    significance and the values but for PHIL (-0.755 instead of -0.825): no subset of the rows comes nearer than 0.017."""
+    """Over the 11 trained methods without combinations. Wiki agrees to the digits given; of S2ORC
+    the signs, the significance and the values but for PHIL (-0.755 instead of -0.825): no subset of
+    the rows comes nearer than 0.017."""
     found = correlation.table(paper.table(name), paper_layout(name))
     printed = paper.correlations(split)
     for domain, row in printed.iterrows():
@@ -63,7 +71,8 @@ def test_table_9_follows_from_table_11(name: str, split: str, within: float) -> 
 
 
 def test_figure_2_of_the_paper() -> None:
-    """STEM rises with MATH; ART and PHIL fall; TRAM lies below the earlier methods' line in every panel."""
+    """STEM rises with MATH; ART and PHIL fall; TRAM lies below the earlier methods' line in every
+    panel."""
     layout = paper_layout("m2d2_s2orc")
     stem, *against = correlation.panels(paper.table("m2d2_s2orc"), layout)
     assert stem.title == "STEM average" and stem.earlier.n == 7 and stem.tram.n == 4
@@ -78,7 +87,12 @@ def test_figure_2_of_the_paper() -> None:
 
 def test_a_line_through_known_points() -> None:
     line = correlation.trend([1, 2, 3, math.nan], [3, 5, 7, 0])
-    assert (line.n, line.slope, line.intercept, line.rho) == (3, pytest.approx(2), pytest.approx(1), pytest.approx(1))
+    assert (line.n, line.slope, line.intercept, line.rho) == (
+        3,
+        pytest.approx(2),
+        pytest.approx(1),
+        pytest.approx(1),
+    )
     assert line.at(10) == pytest.approx(21)
     assert math.isnan(correlation.trend([1, 2], [1, 2]).rho)
     assert math.isnan(correlation.trend([1, 1, 1], [1, 2, 3]).rho)

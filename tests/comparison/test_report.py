@@ -18,7 +18,14 @@ from tests.browser import chromium
 from tests.ranks import ROOT
 from tram_ds.comparison import comparison, report, runs
 
-CHROMIUM = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+CHROMIUM = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 CHROMIUM += ["--disable-component-update", "--disable-sync", "--hide-scrollbars"]
 COMMAND = "python launch/compare.py runs/* --report out"
 
@@ -29,23 +36,37 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[comparison.Sect
     folder = tmp_path_factory.mktemp("report")
     for i, algorithm in enumerate(("base", "asam", "tram_x")):
         for seed in (0, 1):
-            scores = {"home": 10.0 - i + 0.2 * seed, "near": 20.0 - 2 * i + 0.1 * seed, "far": 40.0 + i - 0.3 * seed}
+            scores = {
+                "home": 10.0 - i + 0.2 * seed,
+                "near": 20.0 - 2 * i + 0.1 * seed,
+                "far": 40.0 + i - 0.3 * seed,
+            }
             initial = {"home": 15.0, "near": 22.0, "far": 39.0}
-            made_runs.write(folder / "runs", made_runs.recipe(algorithm, seed), scores, initial=initial, loss=2 - 0.1 * i)
+            made_runs.write(
+                folder / "runs",
+                made_runs.recipe(algorithm, seed),
+                scores,
+                initial=initial,
+                loss=2 - 0.1 * i,
+            )
     found, _ = runs.from_folders([f"{folder}/runs/*"])
     sections = comparison.compare(found)
     report.write(sections, folder / "out", COMMAND, ["runs/other: not finished <results.json>"])
     return sections, folder / "out"
 
 
-def test_the_page_holds_tables_figures_links_recipes_and_versions(made: tuple[list[comparison.Section], Path]) -> None:
+def test_the_page_holds_tables_figures_links_recipes_and_versions(
+    made: tuple[list[comparison.Section], Path],
+) -> None:
     sections, out = made
     page = (out / "report.html").read_text()
     assert page.count("<table>") == len(sections[0].blocks) + 2  # and the runs and the versions
     assert page.count("<svg ") == len(sections[0].drawings) == 3
     assert COMMAND in page and "&lt;results.json&gt;" in page
     assert 'href="../runs/made-tram_x-1"' in page and (out / "../runs/made-tram_x-1").is_dir()
-    assert re.search(r"torchrun --nproc_per_node 2 launch/train.py --recipe \S*made-tram_x-1/recipe.yaml", page)
+    assert re.search(
+        r"torchrun --nproc_per_node 2 launch/train.py --recipe \S*made-tram_x-1/recipe.yaml", page
+    )
     for name in ("tram_ds", "Python", "torch", "mlflow"):
         assert report.versions()[name] in page
     assert "algorithm:\n  name: asam" in page
@@ -54,17 +75,25 @@ def test_the_page_holds_tables_figures_links_recipes_and_versions(made: tuple[li
     assert len(list((out / "figures").glob("*.png"))) == 3
 
 
-def test_the_page_is_well_formed_and_loads_nothing(made: tuple[list[comparison.Section], Path]) -> None:
+def test_the_page_is_well_formed_and_loads_nothing(
+    made: tuple[list[comparison.Section], Path],
+) -> None:
     class Checker(HTMLParser):
         stack: list[str]
         loads: list[str]
 
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             self.loads += [
-                f"{tag} {name}" for name, value in attrs if name in ("src", "srcset", "action") or tag in ("script", "link")
+                f"{tag} {name}"
+                for name, value in attrs
+                if name in ("src", "srcset", "action") or tag in ("script", "link")
             ]
             if tag == "use":  # SVG's own: it may point into the page only
-                assert all(value.startswith("#") for name, value in attrs if name.endswith("href") and value)
+                assert all(
+                    value.startswith("#")
+                    for name, value in attrs
+                    if name.endswith("href") and value
+                )
             if tag not in ("meta", "br", "hr", "img"):
                 self.stack.append(tag)
 
@@ -84,7 +113,9 @@ def test_the_page_is_well_formed_and_loads_nothing(made: tuple[list[comparison.S
 @pytest.mark.integration
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_browser_shows_it_in_light_and_dark(
-    made: tuple[list[comparison.Section], Path], tmp_path_factory: pytest.TempPathFactory, theme: str
+    made: tuple[list[comparison.Section], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    theme: str,
 ) -> None:
     browser, folder = chromium(), tmp_path_factory.mktemp(f"screenshot-{theme}")
     shot = folder / f"report-{theme}.png"
@@ -112,7 +143,9 @@ def test_a_browser_shows_it_in_light_and_dark(
 
 
 @pytest.mark.integration
-def test_mlflow_gets_tables_figures_and_the_page(made: tuple[list[comparison.Section], Path], tmp_path: Path) -> None:
+def test_mlflow_gets_tables_figures_and_the_page(
+    made: tuple[list[comparison.Section], Path], tmp_path: Path
+) -> None:
     sections, out = made
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     run_id = report.log(sections, out, "made", uri, COMMAND)
@@ -124,13 +157,28 @@ def test_mlflow_gets_tables_figures_and_the_page(made: tuple[list[comparison.Sec
     assert run.data.tags["command"] == COMMAND
     slug = "made-perplexity-trained-on-home"
     logged = {file.path.removeprefix(f"{slug}/") for file in client.list_artifacts(run_id, slug)}
-    assert logged == {f"{b.name}.json" for b in sections[0].blocks} | {f"{d.name}.png" for d in sections[0].drawings}
-    assert {file.path for file in client.list_artifacts(run_id)} == {slug, "report.html", "tables.md"}
-    scores = json.loads(Path(client.download_artifacts(run_id, f"{slug}/scores.json", str(tmp_path))).read_text())
-    assert [row[scores["columns"].index("method")] for row in scores["data"]] == ["pretrained", "adam", "asam", "tram_x"]
+    assert logged == {f"{b.name}.json" for b in sections[0].blocks} | {
+        f"{d.name}.png" for d in sections[0].drawings
+    }
+    assert {file.path for file in client.list_artifacts(run_id)} == {
+        slug,
+        "report.html",
+        "tables.md",
+    }
+    scores = json.loads(
+        Path(client.download_artifacts(run_id, f"{slug}/scores.json", str(tmp_path))).read_text()
+    )
+    assert [row[scores["columns"].index("method")] for row in scores["data"]] == [
+        "pretrained",
+        "adam",
+        "asam",
+        "tram_x",
+    ]
 
 
-def test_launch_compare_in_this_process(made: tuple[list[comparison.Section], Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_launch_compare_in_this_process(
+    made: tuple[list[comparison.Section], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     sys.path.insert(0, str(ROOT / "launch"))
     try:
         import compare  # type: ignore[import-not-found]
@@ -144,4 +192,6 @@ def test_launch_compare_in_this_process(made: tuple[list[comparison.Section], Pa
     assert said.startswith("error: --table xnli: no run fits") and said.count("\n") == 1
     assert compare.main([folder, "--alpha", "5"]) == 2
     assert compare.main(["--paper", "--table", "m2d2_wiki", "--format", "csv"]) == 0
-    assert "averages,tram_prev,recomputed,22.55" in capsys.readouterr().out.replace("0000000000003", "")
+    assert "averages,tram_prev,recomputed,22.55" in capsys.readouterr().out.replace(
+        "0000000000003", ""
+    )

@@ -1,4 +1,5 @@
-"""Tables of run folders whose scores are known: means, spreads, marks, differences, summaries, labels, formats."""
+"""Tables of run folders whose scores are known: means, spreads, marks, differences, summaries,
+labels, formats."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def known(tmp_path: Path) -> Path:
     for algorithm, shifts in (("base", (0.0, 2.0)), ("tram_x", (-5.0, -1.0))):
         for seed, shift in enumerate(shifts):
             scores = {domain: value + shift for domain, value in HOME.items()}
-            made_runs.write(tmp_path, made_runs.recipe(algorithm, seed), scores, initial={**HOME, "home": 50.0})
+            made_runs.write(
+                tmp_path, made_runs.recipe(algorithm, seed), scores, initial={**HOME, "home": 50.0}
+            )
     return tmp_path
 
 
@@ -47,7 +50,10 @@ def test_means_marks_and_the_pretrained_row(known: Path) -> None:
     block = tables.scores(table(known))
     assert [label for label, _ in block.rows] == ["pretrained", "adam", "tram_x"]
     assert block.columns == ("home", "near", "far", "zs_avg")
-    assert text(block, "adam", "zs_avg") == "31.00 ± 1.41" and text(block, "tram_x", "zs_avg") == "27.00 ± 2.83"
+    assert (
+        text(block, "adam", "zs_avg") == "31.00 ± 1.41"
+        and text(block, "tram_x", "zs_avg") == "27.00 ± 2.83"
+    )
     assert text(block, "pretrained", "home") == "50.00"
     marks = {label: cells[-1].mark for label, cells in block.rows}
     assert marks == {"pretrained": "", "adam": "worst", "tram_x": "best"}
@@ -57,7 +63,8 @@ def test_equal_scores_are_not_marked_and_ties_are_both_best(tmp_path: Path) -> N
     for algorithm, far in (("base", 40.0), ("sam", 40.001), ("asam", 50.0)):
         made_runs.write(tmp_path, made_runs.recipe(algorithm, 0), {**HOME, "far": far})
     rows = dict(tables.scores(table(tmp_path)).rows)
-    assert [rows[m][2].mark for m in ("adam", "sam", "asam")] == ["best", "best", "worst"]  # equal as printed
+    # equal as printed
+    assert [rows[m][2].mark for m in ("adam", "sam", "asam")] == ["best", "best", "worst"]
     assert {rows[m][1].mark for m in rows} == {""}
 
 
@@ -92,14 +99,18 @@ def test_accuracies_are_percent_and_higher_is_better(tmp_path: Path) -> None:
     assert text(block, "adam", "en") == "80.0" and text(block, "adam", "zs_avg") == "55.0"
     assert [cells[0].mark for _, cells in block.rows] == ["worst", "best"]
     summary = tables.summary(found)
-    assert text(summary, "tram_x", "gap") == "32.5" and text(summary, "adam", "worst domain") == "ur"
+    assert (
+        text(summary, "tram_x", "gap") == "32.5" and text(summary, "adam", "worst domain") == "ur"
+    )
 
 
 def s2orc(folder: Path, methods: tuple[str, ...], shift: float = 0.0, domains: int = 11) -> None:
     numbers = paper.table("m2d2_s2orc")
     names = dict(zip(paper_layout("m2d2_s2orc").domains, _configs(), strict=True))
     for method in methods:
-        scores = {c: float(numbers.loc[method, d]) + shift for d, c in list(names.items())[:domains]}
+        scores = {
+            c: float(numbers.loc[method, d]) + shift for d, c in list(names.items())[:domains]
+        }
         made_runs.write(folder, made_runs.recipe("base" if method == "adam" else method, 0), scores)
 
 
@@ -131,14 +142,21 @@ def test_gpt2xl_runs_are_not_those_of_gpt2(tmp_path: Path) -> None:
     large = made_runs.recipe("sam", 0) | {"model": {"path": "openai-community/gpt2-xl"}}
     made_runs.write(tmp_path, large, dict.fromkeys(_configs(), 9.0))
     found, _ = runs.from_folders([f"{tmp_path}/*"])
-    assert {layout.name: len(members) for layout, members in collect.parts(found, "auto")} == {"m2d2_s2orc": 1, "gpt2xl": 1}
+    assert {layout.name: len(members) for layout, members in collect.parts(found, "auto")} == {
+        "m2d2_s2orc": 1,
+        "gpt2xl": 1,
+    }
 
 
 def test_significance_against_a_chosen_baseline(tmp_path: Path) -> None:
     for seed in range(9):
         base = {d: v + 0.1 * seed for d, v in HOME.items()}
         made_runs.write(tmp_path, made_runs.recipe("sam", seed), base)
-        made_runs.write(tmp_path, made_runs.recipe("tram_x", seed), {d: v - 1 - 0.01 * seed for d, v in base.items()})
+        made_runs.write(
+            tmp_path,
+            made_runs.recipe("tram_x", seed),
+            {d: v - 1 - 0.01 * seed for d, v in base.items()},
+        )
     found = table(tmp_path)
     block = tables.significance(found, tables.baseline_of(found, "sam"), 0.01)
     row = dict(block.rows)["tram_x"]
@@ -154,10 +172,15 @@ def test_xnli_is_tested_by_wilcoxon_over_languages() -> None:
     """The paper's own means: TRAM-x against ASAM, 14 pairs."""
     numbers = paper.table("xnli")
     layout = paper_layout("xnli")
-    values = pd.concat({m: numbers.loc[[m]].reset_index(drop=True) for m in ("asam", "tram_x")}, names=["method", "seed"])
+    values = pd.concat(
+        {m: numbers.loc[[m]].reset_index(drop=True) for m in ("asam", "tram_x")},
+        names=["method", "seed"],
+    )
     found = collect.Table(layout, values, {"asam": [], "tram_x": []}, None)
     row = dict(tables.significance(found, "asam", 0.01).rows)["tram_x"]
-    want = stats.wilcoxon(numbers.loc["tram_x", list(layout.zero_shot)], numbers.loc["asam", list(layout.zero_shot)])
+    want = stats.wilcoxon(
+        numbers.loc["tram_x", list(layout.zero_shot)], numbers.loc["asam", list(layout.zero_shot)]
+    )
     assert row[4].value == pytest.approx(want.pvalue) and row[4].text.endswith("n = 14 *")
     assert row[2].text == "not enough seeds: 1 of 8"
 
@@ -167,11 +190,17 @@ def test_compute_is_held_against_flop_and_hours(known: Path) -> None:
     assert text(block, "tram_x", "passes") == "3 / 2" and text(block, "tram_x", "FLOP") == "2.33"
     assert text(block, "adam", "rank hours") == "0.002"  # 8 steps of 0.5 s on 2 ranks
     assert text(block, "adam", "gain") == "-3.33"  # 30 -> 31 is 3.33 % worse
-    assert text(block, "tram_x", "gain") == "+10.00" and text(block, "tram_x", "gain / FLOP") == "+4.29"
+    assert (
+        text(block, "tram_x", "gain") == "+10.00"
+        and text(block, "tram_x", "gain / FLOP") == "+4.29"
+    )
     budget = 8 * 4  # adam's examples: tram_x has taken 8 / (7 / 3) = 3.43 steps by then
     assert views.examples(table(known).runs["adam"][0]) == budget
     assert text(block, "adam", "loss, equal FLOP") == "2.1250"
-    assert text(block, "tram_x", "loss, equal FLOP") == f"{2 + 1 / 3 + (1 / 4 - 1 / 3) * (24 / 7 - 3):.4f}"
+    assert (
+        text(block, "tram_x", "loss, equal FLOP")
+        == f"{2 + 1 / 3 + (1 / 4 - 1 / 3) * (24 / 7 - 3):.4f}"
+    )
 
 
 def test_variants_are_rows_of_their_own_and_seeds_are_not(tmp_path: Path) -> None:
@@ -189,7 +218,9 @@ def test_variants_are_rows_of_their_own_and_seeds_are_not(tmp_path: Path) -> Non
 
 def test_many_differences_are_told_in_a_note(tmp_path: Path) -> None:
     made_runs.write(tmp_path, made_runs.recipe("sam", 0), HOME)
-    other = made_runs.recipe({"name": "sam", "adaptive_filter": "matrices", "pass2_dropout": "replay"}, 0)
+    other = made_runs.recipe(
+        {"name": "sam", "adaptive_filter": "matrices", "pass2_dropout": "replay"}, 0
+    )
     made_runs.write(tmp_path, other | {"schedule": {"name": "cosine"}}, HOME)
     found = table(tmp_path)
     assert found.methods == ["sam (a)", "sam (b)"]
@@ -213,7 +244,10 @@ def test_runs_from_different_models_have_no_common_pretrained_row(tmp_path: Path
 def test_images_are_columns_of_one_table(tmp_path: Path) -> None:
     for seed in (0, 1):
         for data, accuracy in (("cifar100", 0.88), ("cars", 0.93)):
-            made = made_runs.recipe("base", seed, "image_classification") | {"optimizer": {"name": "sgd"}, "name": f"{data}_vit"}
+            made = made_runs.recipe("base", seed, "image_classification") | {
+                "optimizer": {"name": "sgd"},
+                "name": f"{data}_vit",
+            }
             made_runs.write(tmp_path, made, {data: accuracy + 0.01 * seed}, "accuracy")
     found = table(tmp_path)
     assert found.layout.name == "vision" and found.methods == ["sgd"]
@@ -226,11 +260,19 @@ def test_images_are_columns_of_one_table(tmp_path: Path) -> None:
 def test_distances_are_rows_of_table_14(tmp_path: Path) -> None:
     numbers = paper.table("distance")
     for distance, row in (("kl_forward", "tram_x_kl"), ("mmd", "tram_x_mmd")):
-        made = made_runs.recipe({"name": "tram_x", "distance": distance}, 0, "entailment", data="facebook/xnli")
-        made_runs.write(tmp_path, made, (numbers.loc[row].drop("zs_avg") / 100).to_dict(), "accuracy")
+        made = made_runs.recipe(
+            {"name": "tram_x", "distance": distance}, 0, "entailment", data="facebook/xnli"
+        )
+        made_runs.write(
+            tmp_path, made, (numbers.loc[row].drop("zs_avg") / 100).to_dict(), "accuracy"
+        )
     found = table(tmp_path, "distance")
     assert found.methods == ["tram_x_kl", "tram_x_mmd"]
-    assert {cell.text for _, cells in tables.against_paper(found).rows for cell in cells} <= {"+0.0", "-0.1", "+0.1"}
+    assert {cell.text for _, cells in tables.against_paper(found).rows for cell in cells} <= {
+        "+0.0",
+        "-0.1",
+        "+0.1",
+    }
 
 
 def test_sharpness_is_read_from_the_analyses(tmp_path: Path) -> None:
@@ -242,7 +284,14 @@ def test_sharpness_is_read_from_the_analyses(tmp_path: Path) -> None:
     (section,) = comparison.compare(runs.from_folders([f"{tmp_path}/*"])[0], "sharpness")
     block = section.blocks[0]
     shown = {c: text(block, "tram_x", c) for c in block.columns}
-    want = {"seeds": "3", "en": "2.00", "zs_avg": "3.50", "zs_std": "0.71", "pearson": "1.00", "pearson_std": "1.41"}
+    want = {
+        "seeds": "3",
+        "en": "2.00",
+        "zs_avg": "3.50",
+        "zs_std": "0.71",
+        "pearson": "1.00",
+        "pearson_std": "1.41",
+    }
     assert shown == want
     assert any(b.name == "difference" for b in section.blocks)
     with pytest.raises(CompareError, match=r"analysis/cka.json.*analyze"):
@@ -252,8 +301,15 @@ def test_sharpness_is_read_from_the_analyses(tmp_path: Path) -> None:
 def test_formats_hold_the_same_numbers(known: Path) -> None:
     block = tables.scores(table(known))
     markdown, latex = render([block], "markdown"), render([block], "latex")
-    assert "| tram_x | **5" not in markdown and "**7.00 ± 2.83**" in markdown and "_11.00 ± 1.41_" in markdown
-    assert r"tram\_x & \textbf{7.00 $\pm$ 2.83}" in latex and latex.count(r"\begin{tabular}{lrrrr}") == 1
+    assert (
+        "| tram_x | **5" not in markdown
+        and "**7.00 ± 2.83**" in markdown
+        and "_11.00 ± 1.41_" in markdown
+    )
+    assert (
+        r"tram\_x & \textbf{7.00 $\pm$ 2.83}" in latex
+        and latex.count(r"\begin{tabular}{lrrrr}") == 1
+    )
     rows = list(csv.DictReader(io.StringIO(render([block], "csv"))))
     assert {(r["row"], r["column"]): float(r["value"]) for r in rows}["tram_x", "zs_avg"] == 27.0
     plain = render([block], "terminal")
@@ -267,18 +323,40 @@ def test_what_cannot_be_read_is_left_out_and_said(known: Path) -> None:
     (known / "made-base-1" / "results.json").write_text("{")
     (known / "export").mkdir()
     found, notes = runs.from_folders([f"{known}/*"])
-    assert [run.where for run in found] == [str(known / "made-tram_x-0"), str(known / "made-tram_x-1")]
-    assert len(notes) == 2 and "no results.json" in notes[0] and "made-base-1: cannot be read" in notes[1]
+    assert [run.where for run in found] == [
+        str(known / "made-tram_x-0"),
+        str(known / "made-tram_x-1"),
+    ]
+    assert (
+        len(notes) == 2
+        and "no results.json" in notes[0]
+        and "made-base-1: cannot be read" in notes[1]
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda folder: runs.from_folders([f"{folder}/nothing*"]), "no finished run matches .*nothing.*train"),
-        (lambda folder: runs.from_folders([f"{folder}/*"], "validation"), "no finished run .*--split validation, only of test"),
-        (lambda folder: table(folder, "xnli"), "--table xnli: no run fits .*perplexity trained on home"),
-        (lambda folder: runs.from_mlflow("x", f"sqlite:///{folder}/no.db"), "no.db: there is no such database"),
-        (lambda _: comparison.blocks_of(comparison.paper_alone("xnli"), ["tabel"]), "--only tabel: .*paper, averages"),
+        (
+            lambda folder: runs.from_folders([f"{folder}/nothing*"]),
+            "no finished run matches .*nothing.*train",
+        ),
+        (
+            lambda folder: runs.from_folders([f"{folder}/*"], "validation"),
+            "no finished run .*--split validation, only of test",
+        ),
+        (
+            lambda folder: table(folder, "xnli"),
+            "--table xnli: no run fits .*perplexity trained on home",
+        ),
+        (
+            lambda folder: runs.from_mlflow("x", f"sqlite:///{folder}/no.db"),
+            "no.db: there is no such database",
+        ),
+        (
+            lambda _: comparison.blocks_of(comparison.paper_alone("xnli"), ["tabel"]),
+            "--only tabel: .*paper, averages",
+        ),
     ],
 )
 def test_a_mistake_is_told_with_its_way_out(known: Path, call: Any, words: str) -> None:
@@ -289,8 +367,15 @@ def test_a_mistake_is_told_with_its_way_out(known: Path, call: Any, words: str) 
 def test_course_of_a_run() -> None:
     records = [{"step": s, "loss": float(s), "seconds": 2.0} for s in range(1, 301)]
     found = runs.course([*records, {"step": 301, "loss": None, "seconds": 1.0}])
-    assert (found.steps, found.seconds, found.kind, len(found.curve)) == (301, 601.0, "training", 100)
+    assert (found.steps, found.seconds, found.kind, len(found.curve)) == (
+        301,
+        601.0,
+        "training",
+        100,
+    )
     assert found.curve[0] == (3, 2.0)
-    validated = runs.course([*records, {"step": 100, "validation_loss": 5.0}, {"step": 200, "validation_loss": 4.0}])
+    validated = runs.course(
+        [*records, {"step": 100, "validation_loss": 5.0}, {"step": 200, "validation_loss": 4.0}]
+    )
     assert (validated.kind, validated.curve) == ("validation", ((100, 5.0), (200, 4.0)))
     assert math.isnan(runs.course([]).seconds)

@@ -44,7 +44,11 @@ def test_no_paragraph_is_in_two_places_not_even_with_another_ending_or_beginning
 
 
 def test_a_fuzzy_copy_is_dropped():
-    words = [f"{a}{b}" for a in ("quick", "brown", "lazy", "jumping") for b in ("foxes", "wolves", "hounds", "dogs", "cats")]
+    words = [
+        f"{a}{b}"
+        for a in ("quick", "brown", "lazy", "jumping")
+        for b in ("foxes", "wolves", "hounds", "dogs", "cats")
+    ]
     first = " ".join(words * 3)
     changed = " ".join(["another", "beginning", *(words * 3), "another", "ending"])
     edges, shingles = set(), set()
@@ -69,7 +73,9 @@ def test_no_package_is_imported():
         "import sys; from tram_ds.data.installed_docs import extract; extract(['sympy'], 30_000);"
         "print([m for m in ('sympy', 'torch', 'transformers') if m in sys.modules])"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert printed.strip() == "[]"
 
 

@@ -1,4 +1,5 @@
-"""M2D2 in every layout it comes in: the hub's archives, folders of them, text folders, the test-only archive."""
+"""M2D2 in every layout it comes in: the hub's archives, folders of them, text folders, the
+test-only archive."""
 
 from __future__ import annotations
 
@@ -79,8 +80,14 @@ def offline_hub(tmp_path, monkeypatch):
 
 
 def test_the_table_has_the_papers_domains_and_the_recipes_use_them():
-    assert [len(table) for table in m2d2.PAPER.values()] == [11, 11] and len(m2d2.ABBREVIATIONS) == 22
-    for name, split in [("m2d2_s2orc_gpt2", "s2orc"), ("m2d2_wiki_gpt2", "wiki"), ("m2d2_gpt2xl", "s2orc")]:
+    assert [len(table) for table in m2d2.PAPER.values()] == [11, 11] and len(
+        m2d2.ABBREVIATIONS
+    ) == 22
+    for name, split in [
+        ("m2d2_s2orc_gpt2", "s2orc"),
+        ("m2d2_wiki_gpt2", "wiki"),
+        ("m2d2_gpt2xl", "s2orc"),
+    ]:
         task = recipe.load(name).task
         configs = list(m2d2.PAPER[split].values())
         assert task.train == configs[0] and set(task.eval or []) == set(configs[1:])
@@ -93,11 +100,18 @@ def test_the_hubs_archives_are_read_through_its_cache(offline_hub, folder, cache
     for split, text in TEXT.items():
         assert "".join(source.read("math_l1", split)) == text
     local = open_source(str(folder), cache)
-    assert source.digest("math_l1", "test") == local.digest("math_l1", "test") != source.digest("math_l1", "valid")
+    assert (
+        source.digest("math_l1", "test")
+        == local.digest("math_l1", "test")
+        != source.digest("math_l1", "valid")
+    )
 
 
 def test_a_hub_that_cannot_be_reached_says_which_file_to_put_where(offline_hub, cache):
-    message = r"data/Art\.tar\.gz of .*machelreid/m2d2.*put Art\.tar\.gz.*set task\.data.*HF_HUB_OFFLINE=1"
+    message = (
+        r"data/Art\.tar\.gz of .*machelreid/m2d2.*put Art\.tar\.gz.*set "
+        r"task\.data.*HF_HUB_OFFLINE=1"
+    )
     with pytest.raises(DataError, match=message):
         open_source(HUB_ID, cache).read("Art", "test")
     with pytest.raises(DataError, match=r"at revision abc.*HF_HUB_OFFLINE=1"):
@@ -129,21 +143,29 @@ def test_bytes_cut_inside_a_character_are_replaced(tmp_path, cache):
 
 
 def test_the_test_only_archive_adds_its_domains(folder, cache):
-    content = {f"m2d2_test_sets/{d}/test.txt": f"{d} only tested\n".encode() for d in ("cs_l1", "Art")}
+    content = {
+        f"m2d2_test_sets/{d}/test.txt": f"{d} only tested\n".encode() for d in ("cs_l1", "Art")
+    }
     archive = pack(folder / m2d2.TEST_SETS, content)
     source = open_source(str(folder), cache)
     assert source.domains() == ["Art", "cs_l1", "math_l1"] and source.splits("cs_l1") == ["test"]
     assert "".join(source.read("cs_l1", "test")) == "cs_l1 only tested\n"
     assert "".join(source.read("Art", "test")) == TEXT["test"], "a domain's own archive comes first"
     alone = open_source(str(archive), cache)
-    assert alone.domains() == ["Art", "cs_l1"] and "".join(alone.read("Art", "test")) == "Art only tested\n"
+    assert (
+        alone.domains() == ["Art", "cs_l1"]
+        and "".join(alone.read("Art", "test")) == "Art only tested\n"
+    )
 
 
 def test_a_text_folder_comes_before_an_archive(folder, cache):
     (folder / "Art").mkdir()
     (folder / "Art" / "test.txt").write_text("edited\n")
     source = open_source(str(folder), cache)
-    assert "".join(source.read("Art", "test")) == "edited\n" and "".join(source.read("Art", "valid")) == TEXT["valid"]
+    assert (
+        "".join(source.read("Art", "test")) == "edited\n"
+        and "".join(source.read("Art", "valid")) == TEXT["valid"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +194,11 @@ def test_a_damaged_archive_is_refused_before_any_of_it_is_used(folder, cache, da
     data = pack(archive, {"Art/train.txt": os.urandom(50_000), "Art/test.txt": b"x"}).read_bytes()
     middle = len(data) // 2
     flipped = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
-    archive.write_bytes({"truncated": data[:middle], "flipped": flipped, "text": b"no archive", "empty": b""}[damage])
+    archive.write_bytes(
+        {"truncated": data[:middle], "flipped": flipped, "text": b"no archive", "empty": b""}[
+            damage
+        ]
+    )
     with pytest.raises(DataError, match=r"Art\.tar\.gz is damaged.*get it again"):
         open_source(str(folder), cache).read("Art", "train")
     pack(archive, members("Art"))
@@ -200,7 +226,9 @@ def test_a_revision_is_for_the_hub_only(folder, cache):
         open_source(str(folder), cache, "abc")
 
 
-@pytest.mark.parametrize("domain, message", [("astro-ph", "did you mean 'astro-ph_l1'"), ("../x", "not a domain name")])
+@pytest.mark.parametrize(
+    "domain, message", [("astro-ph", "did you mean 'astro-ph_l1'"), ("../x", "not a domain name")]
+)
 def test_unknown_domains_are_named(cache, domain, message):
     with pytest.raises(DataError, match=message):
         open_source(HUB_ID, cache).read(domain, "test")

@@ -17,7 +17,8 @@ def test_every_epoch_is_a_permutation_and_epochs_differ():
     assert epoch_permutation(8, 0, 101).tolist() != epochs[0]
 
 
-@pytest.mark.parametrize("global_batch", [1, 4, 10, 23])  # divides, straddles, equals and exceeds the 10 rows
+# divides, straddles, equals and exceeds the 10 rows
+@pytest.mark.parametrize("global_batch", [1, 4, 10, 23])
 def test_batches_read_the_concatenated_epochs_in_order(global_batch):
     concatenated = [row for epoch in range(12) for row in epoch_permutation(3, epoch, 10).tolist()]
     steps = len(concatenated) // global_batch
@@ -39,7 +40,9 @@ def test_ranks_that_split_the_list_read_it_all():
 
 def test_another_process_reads_the_same():
     code = "from tram_ds.data.order import batch_indices; print(batch_indices(5, 17, 8, 30))"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert printed.strip() == str(batch_indices(5, 17, 8, 30))
 
 

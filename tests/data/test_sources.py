@@ -11,7 +11,12 @@ from tram_ds.runtime.errors import DataError
 
 @pytest.fixture
 def root(tmp_path):
-    for domain, split in [("math", "train"), ("math", "validation"), ("math", "test"), ("art", "test")]:
+    for domain, split in [
+        ("math", "train"),
+        ("math", "validation"),
+        ("math", "test"),
+        ("art", "test"),
+    ]:
         (tmp_path / domain).mkdir(exist_ok=True)
         (tmp_path / domain / f"{split}.txt").write_text(f"{domain} {split}\n")
     (tmp_path / "PROVENANCE.txt").write_text("not a domain")

@@ -1,4 +1,5 @@
-"""Tokens on disk: never torn, never stale, whoever builds them; and the same however the text was chunked."""
+"""Tokens on disk: never torn, never stale, whoever builds them; and the same however the text was
+chunked."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ import pytest
 from tram_ds.data.tokenize import blocks, lines, tokenize, write_tokens
 from tram_ds.runtime.errors import DataError
 
-TEXT = "".join(f"line {i} with some words, é and {'x' * (i % 7)}\n" for i in range(300)) + "no newline at the end"
+TEXT = (
+    "".join(f"line {i} with some words, é and {'x' * (i % 7)}\n" for i in range(300))
+    + "no newline at the end"
+)
 
 
 class ByteTokenizer:
@@ -41,7 +45,8 @@ class ByteTokenizer:
 
 
 class SlowSource:
-    """Hands out TEXT in two chunks; reports the first on standard output and waits `seconds` before the second."""
+    """Hands out TEXT in two chunks; reports the first on standard output and waits `seconds` before
+    the second."""
 
     def __init__(self, seconds=0.0, text=TEXT):
         self.seconds, self.text = seconds, text
@@ -69,8 +74,12 @@ def start_builder(cache, seconds):
 
 def test_cache_holds_the_ids_is_private_and_is_not_built_twice(tmp_path):
     tokens = tokenize(SlowSource(), "math", "train", ByteTokenizer(), tmp_path)
-    assert tokens.tolist() == ids_of(TEXT) and tokens.dtype == np.uint16 and not tokens.flags.writeable
-    assert tokenize(_unreadable(), "math", "train", ByteTokenizer(), tmp_path).tolist() == ids_of(TEXT)
+    assert (
+        tokens.tolist() == ids_of(TEXT) and tokens.dtype == np.uint16 and not tokens.flags.writeable
+    )
+    assert tokenize(_unreadable(), "math", "train", ByteTokenizer(), tmp_path).tolist() == ids_of(
+        TEXT
+    )
     (folder,) = (tmp_path / "tokens").glob("math-train-*")
     header = json.loads((folder / "header.json").read_text())
     assert header["sha256"] == hashlib.sha256((folder / "tokens.bin").read_bytes()).hexdigest()
@@ -80,14 +89,21 @@ def test_cache_holds_the_ids_is_private_and_is_not_built_twice(tmp_path):
 
 
 def test_another_tokenizer_or_text_gets_its_own_tokens(tmp_path):
-    assert tokenize(SlowSource(), "math", "train", ByteTokenizer(), tmp_path).tolist() == ids_of(TEXT)
+    assert tokenize(SlowSource(), "math", "train", ByteTokenizer(), tmp_path).tolist() == ids_of(
+        TEXT
+    )
     wide = tokenize(SlowSource(), "math", "train", ByteTokenizer(70_000), tmp_path)
     assert wide.tolist() == ids_of(TEXT, 70_000) and wide.dtype == np.uint32
-    assert tokenize(SlowSource(text="new"), "math", "train", ByteTokenizer(), tmp_path).tolist() == ids_of("new")
+    assert tokenize(
+        SlowSource(text="new"), "math", "train", ByteTokenizer(), tmp_path
+    ).tolist() == ids_of("new")
 
 
 def test_max_tokens_is_the_beginning_of_the_whole(tmp_path):
-    assert tokenize(SlowSource(), "math", "train", ByteTokenizer(), tmp_path, 1234).tolist() == ids_of(TEXT)[:1234]
+    assert (
+        tokenize(SlowSource(), "math", "train", ByteTokenizer(), tmp_path, 1234).tolist()
+        == ids_of(TEXT)[:1234]
+    )
 
 
 @pytest.mark.parametrize("damage", ["shorter", "header", "missing"])
@@ -100,7 +116,9 @@ def test_a_damaged_cache_is_built_again(tmp_path, damage):
         (folder / "header.json").write_text('{"count": 3')
     else:
         (folder / "tokens.bin").unlink()
-    assert tokenize(SlowSource(), "math", "train", ByteTokenizer(), tmp_path).tolist() == ids_of(TEXT)
+    assert tokenize(SlowSource(), "math", "train", ByteTokenizer(), tmp_path).tolist() == ids_of(
+        TEXT
+    )
 
 
 def test_a_builder_killed_half_way_leaves_nothing_that_is_used(tmp_path):
@@ -110,7 +128,9 @@ def test_a_builder_killed_half_way_leaves_nothing_that_is_used(tmp_path):
     builder.wait()
     folder = tmp_path / "tokens"
     assert [p.name for p in folder.glob(".*tmp-*")] and not list(folder.glob("math-train-*"))
-    assert tokenize(SlowSource(), "math", "train", ByteTokenizer(), tmp_path).tolist() == ids_of(TEXT)
+    assert tokenize(SlowSource(), "math", "train", ByteTokenizer(), tmp_path).tolist() == ids_of(
+        TEXT
+    )
     assert not list(folder.glob(".*tmp-*"))
 
 
@@ -136,7 +156,9 @@ def test_tokens_do_not_depend_on_chunks_or_batches(tmp_path):
 
     tokenizer = train_tokenizer(TEXT.splitlines(), 300)
     text = TEXT + "\n\n\n  indented and \t trailing  \n" + "z" * 500 + "\n"
-    line_by_line = [i for line in text.splitlines(keepends=True) for i in tokenizer(line)["input_ids"]]
+    line_by_line = [
+        i for line in text.splitlines(keepends=True) for i in tokenizer(line)["input_ids"]
+    ]
     for number, (chunk, batch) in enumerate([(1, 1), (7, 100), (1000, 50), (10**6, 10**6)]):
         path = tmp_path / str(number)
         chunks = (text[i : i + chunk] for i in range(0, len(text), chunk))
@@ -149,8 +171,20 @@ def test_tokens_do_not_depend_on_chunks_or_batches(tmp_path):
 @pytest.mark.parametrize("chunk", [1, 3, 10, 11, 64, 1000])
 def test_lines_are_cut_at_the_limit_whatever_the_chunks(chunk):
     text = "a" * 25 + "\n" + "b" * 10 + "\n" + "c" * 9 + "\n\n" + "d" * 20
-    expected = ["a" * 10, "a" * 10, "aaaaa\n", "b" * 10, "\n", "c" * 9 + "\n", "\n", "d" * 10, "d" * 10]
-    assert list(lines((text[i : i + chunk] for i in range(0, len(text), chunk)), limit=10)) == expected
+    expected = [
+        "a" * 10,
+        "a" * 10,
+        "aaaaa\n",
+        "b" * 10,
+        "\n",
+        "c" * 9 + "\n",
+        "\n",
+        "d" * 10,
+        "d" * 10,
+    ]
+    assert (
+        list(lines((text[i : i + chunk] for i in range(0, len(text), chunk)), limit=10)) == expected
+    )
 
 
 def test_empty_text_is_refused_and_leaves_no_cache(tmp_path):
@@ -164,7 +198,10 @@ def test_blocks_cut_consecutive_rows():
     train, evaluation = blocks(tokens, 5, keep_partial=False), blocks(tokens, 5, keep_partial=True)
     assert [row.tolist() for row in train] == [list(range(i, i + 5)) for i in (0, 5, 10, 15)]
     assert [len(row) for row in evaluation] == [5, 5, 5, 5, 3]
-    assert np.concatenate(list(evaluation)).tolist() == tokens.tolist() and evaluation[-1].dtype == np.int64
+    assert (
+        np.concatenate(list(evaluation)).tolist() == tokens.tolist()
+        and evaluation[-1].dtype == np.int64
+    )
     assert len(blocks(tokens[:21], 5, keep_partial=True)) == 4  # one token predicts nothing
     with pytest.raises(IndexError):
         train[4]
@@ -176,7 +213,8 @@ def test_bpe_is_the_same_in_every_process_and_round_trips():
     code = (
         "import hashlib; from tram_ds.data.bpe import train_tokenizer;"
         "texts = [f'word{i % 37} other{i % 11} thing{i}' for i in range(3000)];"
-        "t = train_tokenizer(texts, 400); print(hashlib.sha256(t.backend_tokenizer.to_str().encode()).hexdigest())"
+        "t = train_tokenizer(texts, 400); "
+        "print(hashlib.sha256(t.backend_tokenizer.to_str().encode()).hexdigest())"
     )
     texts = [f"word{i % 37} other{i % 11} thing{i}" for i in range(3000)]
     here = train_tokenizer(texts, 400)
@@ -185,7 +223,8 @@ def test_bpe_is_the_same_in_every_process_and_round_trips():
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"RAYON_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env=os.environ
+        | {"RAYON_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     ).stdout.strip()
     assert hashlib.sha256(here.backend_tokenizer.to_str().encode()).hexdigest() == there
     assert here.decode(here("naïve Ω\n\ttext")["input_ids"]) == "naïve Ω\n\ttext"
@@ -203,5 +242,7 @@ def _refuse(descriptor, operation):
 
 
 if __name__ == "__main__":  # a builder process of the tests above
-    built = tokenize(SlowSource(float(sys.argv[2])), "math", "train", ByteTokenizer(), Path(sys.argv[1]))
+    built = tokenize(
+        SlowSource(float(sys.argv[2])), "math", "train", ByteTokenizer(), Path(sys.argv[1])
+    )
     print(hashlib.sha256(built.tobytes()).hexdigest())

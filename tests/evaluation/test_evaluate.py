@@ -1,4 +1,5 @@
-"""launch/evaluate.py: exports and the pre-trained model on a recipe's domains, on one rank or two."""
+"""launch/evaluate.py: exports and the pre-trained model on a recipe's domains, on one rank or
+two."""
 
 from __future__ import annotations
 
@@ -63,10 +64,18 @@ def main(*words):
 def test_the_pretrained_model_and_an_export_are_rows_of_one_table(place, capsys):
     assert main("--recipe", "mine.yaml", "--model", "runs/one", "--out", "out.json") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("accuracy on test of generated") and lines[1].split() == ["model", "en*", "sw", "ur", "zero-shot"]
+    assert lines[0].startswith("accuracy on test of generated") and lines[1].split() == [
+        "model",
+        "en*",
+        "sw",
+        "ur",
+        "zero-shot",
+    ]
     assert lines[2].startswith("pre-trained (untrained head)") and lines[3].startswith("one ")
     report = json.loads(Path("out.json").read_text())
-    assert [m["untrained_head"] for m in report["models"]] == [True, False] and report["train_domains"] == ["en"]
+    assert [m["untrained_head"] for m in report["models"]] == [True, False] and report[
+        "train_domains"
+    ] == ["en"]
     scores = report["models"][1]["scores"]
     mean = (scores["sw"]["accuracy"] + scores["ur"]["accuracy"]) / 2
     assert report["models"][1]["zero_shot_average"] == pytest.approx(mean)
@@ -74,14 +83,36 @@ def test_the_pretrained_model_and_an_export_are_rows_of_one_table(place, capsys)
 
 
 def test_two_ranks_and_another_batch_size_give_the_same_scores(place):
-    common = ["--recipe", "mine.yaml", "--model", "runs/one", "--no-pretrained", "--domains", "ur,en", "--split", "validation"]
+    common = [
+        "--recipe",
+        "mine.yaml",
+        "--model",
+        "runs/one",
+        "--no-pretrained",
+        "--domains",
+        "ur,en",
+        "--split",
+        "validation",
+    ]
     assert main(*common, "--out", "one.json") == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     command = [*launcher, str(SCRIPT), *common, "--out", "two.json", "eval.batch=5"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("accuracy on validation") == 1 and "one" in done.stderr, "a table and a bar, on rank 0"
-    one, two = (json.loads(Path(name).read_text())["models"][0]["scores"] for name in ("one.json", "two.json"))
+    assert done.stdout.count("accuracy on validation") == 1 and "one" in done.stderr, (
+        "a table and a bar, on rank 0"
+    )
+    one, two = (
+        json.loads(Path(name).read_text())["models"][0]["scores"]
+        for name in ("one.json", "two.json")
+    )
     assert list(one) == list(two) == ["en", "ur"]
     for name in one:
         assert one[name]["accuracy"] == two[name]["accuracy"]
@@ -93,7 +124,9 @@ def test_a_checkpoint_is_scored_as_the_model_it_holds(place, capsys):
     model = task.model()
     stepper = wrap(model, torch.optim.AdamW(model.parameters(), lr=1e-2), "base")
     for start in range(0, 40, 8):
-        stepper.step([task.collate(task.train_rows()[start : start + 8])], task.forward, task.counts)
+        stepper.step(
+            [task.collate(task.train_rows()[start : start + 8])], task.forward, task.counts
+        )
     with checkpoint.Saver(place / "runs" / "two", stepper) as saver:
         folder = saver.save()
     expected = evaluate(model, task, task.eval_sets("test"), 4)
@@ -101,7 +134,13 @@ def test_a_checkpoint_is_scored_as_the_model_it_holds(place, capsys):
     before, after = json.loads(Path("checkpoint.json").read_text())["models"]
     assert (before["untrained_head"], after["untrained_head"]) == (True, False)
     assert before["scores"] != after["scores"] == expected
-    words = ["--recipe", "m2d2_s2orc_gpt2", "--smoke", f"task.cache_dir={place / 'cache'}", "task.data=generated"]
+    words = [
+        "--recipe",
+        "m2d2_s2orc_gpt2",
+        "--smoke",
+        f"task.cache_dir={place / 'cache'}",
+        "task.data=generated",
+    ]
     assert main(*words, "--model", str(folder)) == 4
     assert "is of another model than the recipe's" in capsys.readouterr().err
     next(folder.glob("*.safetensors")).write_bytes(b"broken")
@@ -113,20 +152,37 @@ def test_domains_without_train_text_can_be_scored(place, capsys):
     for domain in ("math_l1", "Art"):
         (text / domain).mkdir(parents=True)
         (text / domain / "test.txt").write_text(f"{domain} has only a test split\n" * 30)
-    task = tasks.build(load("m2d2_s2orc_gpt2", [f"task.cache_dir={place / 'cache'}", "task.data=generated"], smoke=True))
+    task = tasks.build(
+        load(
+            "m2d2_s2orc_gpt2",
+            [f"task.cache_dir={place / 'cache'}", "task.data=generated"],
+            smoke=True,
+        )
+    )
     task.model().save_pretrained(place / "gpt2")
     task.tokenizer.save_pretrained(place / "gpt2")
-    words = [f"task.data={text}", f"task.cache_dir={place / 'cache'}", "task.seq_len=16", f"model.path={place / 'gpt2'}"]
+    words = [
+        f"task.data={text}",
+        f"task.cache_dir={place / 'cache'}",
+        "task.seq_len=16",
+        f"model.path={place / 'gpt2'}",
+    ]
     assert main("--recipe", "m2d2_s2orc_gpt2", "--domains", "Art", "--out", "ppl.json", *words) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["model", "ART", "zero-shot"]
     (entry,) = json.loads(Path("ppl.json").read_text())["models"]
-    assert entry["zero_shot_average"] == entry["scores"]["Art"]["perplexity"] and not entry["untrained_head"]
+    assert (
+        entry["zero_shot_average"] == entry["scores"]["Art"]["perplexity"]
+        and not entry["untrained_head"]
+    )
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--recipe", "mine.yaml", "--model", "pre"], "'pre' lacks 4 weights of XLMRoberta.*not trained for this task"),
+        (
+            ["--recipe", "mine.yaml", "--model", "pre"],
+            "'pre' lacks 4 weights of XLMRoberta.*not trained for this task",
+        ),
         (["--recipe", "mine.yaml", "--model", "no/such"], "'no/such' has no usable"),
         (["--recipe", "mine.yaml", "--domains", "en,xx"], "unknown domain 'xx'"),
         (["--recipe", "mine.yaml", "--no-pretrained"], "no model to evaluate"),
@@ -141,11 +197,17 @@ def test_what_cannot_be_scored_is_named_with_exit_2(capsys, monkeypatch, words, 
 
 
 def test_real_domains_against_the_pretrained_row(place):
-    """A tiny GPT-2 is trained on one domain: in-domain perplexity falls, and all 13 are reported beside the row before."""
+    """A tiny GPT-2 is trained on one domain: in-domain perplexity falls, and all 13 are reported
+    beside the row before."""
     data = os.path.join(os.environ.get("TRAM_DS_DATA", ""), "edu_domains")
     if not os.path.isdir(data):
         pytest.skip("TRAM_DS_DATA does not point at a folder with edu_domains")
-    words = [f"task.cache_dir={place / 'cache'}", f"task.data={data}", "task.train=math", "task.seq_len=64"]
+    words = [
+        f"task.cache_dir={place / 'cache'}",
+        f"task.data={data}",
+        "task.train=math",
+        "task.seq_len=64",
+    ]
     words += ["task.max_train_tokens=60000", "task.max_eval_tokens=1500"]
     recipe = load("m2d2_s2orc_gpt2", words, smoke=True)
     task = tasks.build(recipe)
@@ -155,11 +217,24 @@ def test_real_domains_against_the_pretrained_row(place):
         stepper = wrap(model, optimizer, "tram_prev", noise_site=task.noise_site)
         rows = task.train_rows()
         for step in range(steps):
-            stepper.step([task.collate(rows[step * 8 % (len(rows) - 8) :][:8])], task.forward, task.counts)
+            stepper.step(
+                [task.collate(rows[step * 8 % (len(rows) - 8) :][:8])], task.forward, task.counts
+            )
         model.save_pretrained(place / folder)
         task.tokenizer.save_pretrained(place / folder)
     words = [*words, f"model.path={place / 'before'}", "task.eval=null", "eval.batch=8"]
-    assert main("--recipe", "m2d2_s2orc_gpt2", "--model", str(place / "after"), "--out", "real.json", *words) == 0
+    assert (
+        main(
+            "--recipe",
+            "m2d2_s2orc_gpt2",
+            "--model",
+            str(place / "after"),
+            "--out",
+            "real.json",
+            *words,
+        )
+        == 0
+    )
     report = json.loads(Path("real.json").read_text())
     before, after = (entry["scores"] for entry in report["models"])
     assert list(before) == list(after) and len(after) == 13 and next(iter(after)) == "math"

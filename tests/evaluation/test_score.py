@@ -1,4 +1,5 @@
-"""Evaluation over ranks: every row once, the same number of forward passes everywhere, modes given back."""
+"""Evaluation over ranks: every row once, the same number of forward passes everywhere, modes given
+back."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ EXPECTED = {
 
 
 def evaluate_on_ranks(world_size, batch_size):
-    """Each rank a thread; data_sum a barrier, so that a rank with another number of reductions would hang it."""
+    """Each rank a thread; data_sum a barrier, so that a rank with another number of reductions
+    would hang it."""
     barrier = threading.Barrier(world_size, timeout=30)
     slots, results = [torch.zeros(3, dtype=torch.float64)] * world_size, [{}] * world_size
     models = [CountingModel() for _ in range(world_size)]
@@ -73,7 +75,9 @@ def evaluate_on_ranks(world_size, batch_size):
             barrier.wait()
             return total
 
-        results[rank] = evaluate(models[rank], SquareTask(), ROWS, batch_size, rank, world_size, data_sum=data_sum)
+        results[rank] = evaluate(
+            models[rank], SquareTask(), ROWS, batch_size, rank, world_size, data_sum=data_sum
+        )
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
     for thread in threads:
@@ -105,16 +109,28 @@ def test_the_model_gets_its_modes_back_also_after_an_error(mode):
 
 def test_progress_is_told_after_every_batch():
     told = []
-    evaluate(CountingModel(), SquareTask(), {"a": ROWS["a"]}, 3, progress=lambda *args: told.append(args))
+    evaluate(
+        CountingModel(), SquareTask(), {"a": ROWS["a"]}, 3, progress=lambda *args: told.append(args)
+    )
     assert told == [("a", 1, 3), ("a", 2, 3), ("a", 3, 3)]
 
 
 def test_a_task_may_score_by_its_own_rule():
     class Doubled(SquareTask):
         def evaluation_sums(self, output, batch):
-            return torch.stack([2 * output.loss_sum.double(), torch.tensor(1.0).double(), torch.tensor(0.0).double()])
+            return torch.stack(
+                [
+                    2 * output.loss_sum.double(),
+                    torch.tensor(1.0).double(),
+                    torch.tensor(0.0).double(),
+                ]
+            )
 
-    assert evaluate(CountingModel(), Doubled(), {"b": [3]}, 4)["b"] == {"loss": 18.0, "accuracy": 0.0, "count": 1.0}
+    assert evaluate(CountingModel(), Doubled(), {"b": [3]}, 4)["b"] == {
+        "loss": 18.0,
+        "accuracy": 0.0,
+        "count": 1.0,
+    }
 
 
 def test_zero_shot_average_is_the_plain_mean_without_the_training_domains():

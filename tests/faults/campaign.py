@@ -2,10 +2,11 @@
 
     python -m tests.faults.campaign --kills 200 [--seed 0] [--algorithm tram_prev]
 
-Runs `tram_ds.training.run.run` (a checkpoint every step, every second run saving in the background) in a process forked from one
-that has imported everything, and sends it SIGKILL after a random time: while it starts, in any pass, inside a save. After
-each kill every commit in the folder must verify. When a run is done its exported weights and its metrics are compared with
-those of one that was left alone, and the next seed starts, until the kills are used up. Prints one JSON line.
+Runs `tram_ds.training.run.run` (a checkpoint every step, every second run saving in the background)
+in a process forked from one that has imported everything, and sends it SIGKILL after a random time:
+while it starts, in any pass, inside a save. After each kill every commit in the folder must verify.
+When a run is done its exported weights and its metrics are compared with those of one that was left
+alone, and the next seed starts, until the kills are used up. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -72,8 +73,11 @@ def torn(run_dir: Path) -> list[str]:
     return found
 
 
-def killed_until_done(recipe: Recipe, folder: Path, dice: random.Random, kills: int, longest: float) -> dict[str, Any]:
-    """One run: killed up to `kills` times, then left to finish. longest: seconds after which a kill comes at the latest."""
+def killed_until_done(
+    recipe: Recipe, folder: Path, dice: random.Random, kills: int, longest: float
+) -> dict[str, Any]:
+    """One run: killed up to `kills` times, then left to finish. longest: seconds after which a kill
+    comes at the latest."""
     used, bad, phases = 0, [], {"before the first commit": 0, "later": 0}
     while True:
         pid = child(recipe, folder / "log")
@@ -94,7 +98,10 @@ def killed_until_done(recipe: Recipe, folder: Path, dice: random.Random, kills: 
 
 
 def campaign(kills: int, seed: int, algorithm: str) -> dict[str, Any]:
-    dice, total = random.Random(seed), {"kills": 0, "runs": 0, "torn": 0, "different": 0, "before the first commit": 0}
+    dice, total = (
+        random.Random(seed),
+        {"kills": 0, "runs": 0, "torn": 0, "different": 0, "before the first commit": 0},
+    )
     with tempfile.TemporaryDirectory() as name:
         root, began = Path(name), time.monotonic()
         while total["kills"] < kills:
@@ -104,11 +111,15 @@ def campaign(kills: int, seed: int, algorithm: str) -> dict[str, Any]:
             os.waitpid(child(plain, root / "plain" / "log"), 0)
             longest = 1.2 * (time.monotonic() - started)
             recipe = recipe_at(root / "killed", algorithm, number, number % 2 == 1)
-            found = killed_until_done(recipe, root / "killed", dice, min(25, kills - total["kills"]), longest)
+            found = killed_until_done(
+                recipe, root / "killed", dice, min(25, kills - total["kills"]), longest
+            )
             total["kills"] += found["kills"]
             total["torn"] += len(found["torn"])
             total["before the first commit"] += found["phases"]["before the first commit"]
-            total["different"] += int(outcome(root / "plain" / "run") != outcome(root / "killed" / "run"))
+            total["different"] += int(
+                outcome(root / "plain" / "run") != outcome(root / "killed" / "run")
+            )
             total["runs"] += 1
             for folder in ("plain", "killed"):
                 shutil.rmtree(root / folder)
@@ -118,11 +129,15 @@ def campaign(kills: int, seed: int, algorithm: str) -> dict[str, Any]:
 def outcome(run_dir: Path) -> tuple[bytes, list[tuple[int, float]]]:
     """Exported weights, and (step, loss) of every step once."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return (run_dir / "export" / "model.safetensors").read_bytes(), [(r["step"], r["loss"]) for r in rows]
+    return (run_dir / "export" / "model.safetensors").read_bytes(), [
+        (r["step"], r["loss"]) for r in rows
+    ]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--algorithm", default="tram_prev")

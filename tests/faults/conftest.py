@@ -25,7 +25,11 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, dict[str, str]]]:
     """A run folder with commits of steps 1 and 2, and their digests."""
-    run_dir, built, digests = tmp_path_factory.mktemp("run"), stepper("single", "tram_prev", 1, micros=1), {}
+    run_dir, built, digests = (
+        tmp_path_factory.mktemp("run"),
+        stepper("single", "tram_prev", 1, micros=1),
+        {},
+    )
     with Saver(run_dir, built, recipe=RECIPE, data="rows-a") as saver:
         for step in (1, 2):
             train(built, 1, 1)

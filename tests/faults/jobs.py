@@ -29,11 +29,15 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def stepper(engine: str, name: str, world: int, dtype: str = "float32", micros: int = GLOBAL_MICROS) -> Stepper:
+def stepper(
+    engine: str, name: str, world: int, dtype: str = "float32", micros: int = GLOBAL_MICROS
+) -> Stepper:
     """A toy model with dropout under AdamW on `engine`."""
     model, options = problem.model(dropout=0.1), problem.OPTIONS.get(name, {})
     kind = getattr(torch, dtype)
-    return build.stepper(engine, model, name, micros // world, optimizer=ADAMW, dtype=kind, **options)
+    return build.stepper(
+        engine, model, name, micros // world, optimizer=ADAMW, dtype=kind, **options
+    )
 
 
 def train(built: Stepper, steps: int, micros: int = GLOBAL_MICROS) -> list[float]:
@@ -49,7 +53,8 @@ def train(built: Stepper, steps: int, micros: int = GLOBAL_MICROS) -> list[float
 
 
 def digest(built: Stepper) -> dict[str, str]:
-    """sha256 of every whole tensor of the state, put together from all ranks: equal means bit-equal, whatever the layout."""
+    """sha256 of every whole tensor of the state, put together from all ranks: equal means
+    bit-equal, whatever the layout."""
     state = built.state()
     kinds: dict[str, Shards] = {"theta": state.params}
     kinds |= {f"moment/{k}": v for k, v in state.moments.items()}
@@ -68,7 +73,9 @@ def digest(built: Stepper) -> dict[str, str]:
     for key, start, data in (item for rank in everything for item in rank):
         parts.setdefault(key, {})[start] = data
     whole = {key: b"".join(data for _, data in sorted(p.items())) for key, p in parts.items()}
-    return {key: hashlib.sha256(data).hexdigest() for key, data in whole.items()} | {"steps": f"{state.step}/{state.base_steps}"}
+    return {key: hashlib.sha256(data).hexdigest() for key, data in whole.items()} | {
+        "steps": f"{state.step}/{state.base_steps}"
+    }
 
 
 @functools.cache
@@ -93,14 +100,18 @@ def save_in(folder: str, built: Stepper, **options: Any) -> None:
 
 
 def renewed(built: Stepper, name: str, theta: Shards | None = None) -> Stepper:
-    """A stepper of another algorithm on the same engine, from `theta` where given: building an engine is what takes long."""
+    """A stepper of another algorithm on the same engine, from `theta` where given: building an
+    engine is what takes long."""
     if theta is not None:
         built.engine.load(theta.clone(), {}, 0)
     return Stepper(built.engine, algorithm(name, **problem.OPTIONS.get(name, {})), problem.SEED)
 
 
-def resume_is_bitwise(engine: str, dtype: str, micros: int, algorithms: list[str], n: int = N) -> dict[str, Any]:
-    """Per algorithm: what differs between 2 n steps and n + resume + n (nothing, if all is well)."""
+def resume_is_bitwise(
+    engine: str, dtype: str, micros: int, algorithms: list[str], n: int = N
+) -> dict[str, Any]:
+    """Per algorithm: what differs between 2 n steps and n + resume + n (nothing, if all is
+    well)."""
     rank, world = build.start(engine)
     root, names = shared_folder(rank, world), algorithms or list(ALGORITHMS)
     straight = stepper(engine, names[0], world, dtype, micros)
@@ -112,7 +123,8 @@ def resume_is_bitwise(engine: str, dtype: str, micros: int, algorithms: list[str
         runs[name] = [digest(built), train(built, n, micros), digest(built)]
     build.stop(straight)
 
-    second = stepper(engine, names[0], world, dtype, micros)  # its weights and moments are those of the algorithm before
+    # its weights and moments are those of the algorithm before
+    second = stepper(engine, names[0], world, dtype, micros)
     found = {}
     for name in names:
         built = renewed(second, name)
@@ -120,7 +132,11 @@ def resume_is_bitwise(engine: str, dtype: str, micros: int, algorithms: list[str
         resumed = checkpoint.resume(built, f"{root}/{name}")
         assert resumed is not None and resumed.manifest["step"] == n
         again = [digest(built), train(built, n, micros), digest(built)]
-        unequal = [what for what, then, now in zip(("load", "losses", "end"), runs[name], again, strict=True) if then != now]
+        unequal = [
+            what
+            for what, then, now in zip(("load", "losses", "end"), runs[name], again, strict=True)
+            if then != now
+        ]
         found[name] = {"unequal": unequal, "tensors": len(again[0])}
     if rank == 0:
         shutil.rmtree(root)
@@ -128,7 +144,8 @@ def resume_is_bitwise(engine: str, dtype: str, micros: int, algorithms: list[str
 
 
 def save_all(engine: str, root: str, algorithms: list[str]) -> dict[str, Any]:
-    """Saves every algorithm after N steps under root/<algorithm>; digests at the save and the losses that follow."""
+    """Saves every algorithm after N steps under root/<algorithm>; digests at the save and the
+    losses that follow."""
     _, world = build.start(engine)
     first = stepper(engine, algorithms[0], world)
     theta, found = first.engine.params().clone(), {}
@@ -141,7 +158,8 @@ def save_all(engine: str, root: str, algorithms: list[str]) -> dict[str, Any]:
 
 
 def load_all(engine: str, dtype: str, root: str, algorithms: list[str]) -> dict[str, Any]:
-    """Loads every algorithm from root/<algorithm>; digests after the load and the losses that follow."""
+    """Loads every algorithm from root/<algorithm>; digests after the load and the losses that
+    follow."""
     _, world = build.start(engine)
     first, found = stepper(engine, algorithms[0], world, dtype), {}
     for name in algorithms:

@@ -26,7 +26,8 @@ EVENTS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod")
 
 
 def die_at(point: int | None, inside: Path) -> list[str]:
-    """From now on: SIGKILL to this process just before its `point`-th change of a file under `inside`; None only counts."""
+    """From now on: SIGKILL to this process just before its `point`-th change of a file under
+    `inside`; None only counts."""
     seen: list[str] = []
 
     def reached(what: str) -> None:
@@ -35,10 +36,13 @@ def die_at(point: int | None, inside: Path) -> list[str]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple) -> None:
-        if event not in EVENTS or (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        if event not in EVENTS or (
+            event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ):
             return
         path = str(arguments[0])
-        if path.startswith(str(inside)) or (event == "os.remove" and not os.path.isabs(path)):  # as rmtree calls it
+        # as rmtree calls it
+        if path.startswith(str(inside)) or (event == "os.remove" and not os.path.isabs(path)):
             reached(f"{event} {Path(path).name}")
 
     fsync = os.fsync
@@ -142,11 +146,17 @@ def limited_file_size() -> dict[str, Any]:
         intact = digest(built) == before
         train(built, 1)
         saver.save()
-    return {"messages": names, "left": left, "intact": intact, "after": [p.name for p in candidates(root)]}
+    return {
+        "messages": names,
+        "left": left,
+        "intact": intact,
+        "after": [p.name for p in candidates(root)],
+    }
 
 
 def peer_killed() -> dict[str, Any]:
-    """Rank 1 dies of SIGKILL while it writes: rank 0 must end soon, and the commit before must be whole."""
+    """Rank 1 dies of SIGKILL while it writes: rank 0 must end soon, and the commit before must be
+    whole."""
     rank, world = build.start("fsdp2")
     root = shared_folder(rank, world)
     built = stepper("fsdp2", "tram_prev", world)
@@ -163,7 +173,12 @@ def peer_killed() -> dict[str, Any]:
         message = str(error)
     manifest = checkpoint.verify(candidates(root)[0])
     left = sorted(p.name for p in folder(root).iterdir())
-    return {"seconds": time.monotonic() - start, "message": message, "step": manifest["step"], "left": left}
+    return {
+        "seconds": time.monotonic() - start,
+        "message": message,
+        "step": manifest["step"],
+        "left": left,
+    }
 
 
 def asynchronous_is_a_snapshot() -> dict[str, Any]:
@@ -182,7 +197,8 @@ def asynchronous_is_a_snapshot() -> dict[str, Any]:
 
 
 def lock_is_agreed() -> dict[str, Any]:
-    """All ranks of a second job are turned away alike; a lock that was taken over stops the next save."""
+    """All ranks of a second job are turned away alike; a lock that was taken over stops the next
+    save."""
     rank, world = build.start("ddp")
     root = shared_folder(rank, world)
     messages = []

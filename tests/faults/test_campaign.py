@@ -1,4 +1,5 @@
-"""The short form of the kill campaign; the long one is `python -m tests.faults.campaign --kills 200`."""
+"""The short form of the kill campaign; the long one is `python -m tests.faults.campaign --kills
+200`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 def test_random_kills_tear_no_checkpoint_and_change_no_result() -> None:
     command = [sys.executable, "-m", "tests.faults.campaign", "--kills", "10"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] == 10

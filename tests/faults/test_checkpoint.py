@@ -18,7 +18,10 @@ from tram_ds.checkpoint import resume as checkpoint
 from tram_ds.checkpoint.resume import Saver
 from tram_ds.runtime.exits import CHECKPOINT, CheckpointError, code_of
 
-pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
+]
 
 
 def shard(path: Path) -> Path:
@@ -51,9 +54,18 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated": (lambda p: os.truncate(shard(p), 100), r"00002-of-.*safetensors: has 100 bytes instead of"),
-    "flipped bit": (lambda p: flip(shard(p)), r"00002-of-.*safetensors: its sha256 is not the manifest's"),
-    "zero bytes": (lambda p: shard(p).write_bytes(b""), r"00002-of-.*safetensors: has 0 bytes instead of"),
+    "truncated": (
+        lambda p: os.truncate(shard(p), 100),
+        r"00002-of-.*safetensors: has 100 bytes instead of",
+    ),
+    "flipped bit": (
+        lambda p: flip(shard(p)),
+        r"00002-of-.*safetensors: its sha256 is not the manifest's",
+    ),
+    "zero bytes": (
+        lambda p: shard(p).write_bytes(b""),
+        r"00002-of-.*safetensors: has 0 bytes instead of",
+    ),
     "missing": (lambda p: shard(p).unlink(), r"00002-of-.*safetensors: missing"),
     "unlisted": (
         lambda p: shutil.copy(shard(p), p / "shard-9.safetensors"),
@@ -65,10 +77,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: shutil.copy(p.parent / "step-00000001/manifest.json", p),
         r"of step 1, not of",
     ),
-    "manifest truncated": (lambda p: os.truncate(p / files.MANIFEST, 50), r"manifest.json: cannot be read"),
+    "manifest truncated": (
+        lambda p: os.truncate(p / files.MANIFEST, 50),
+        r"manifest.json: cannot be read",
+    ),
     "manifest edited": (lambda p: edit(p, base_steps=7), r"manifest.json: .* its own digest"),
     "manifest missing": (lambda p: (p / files.MANIFEST).unlink(), r"manifest.json: missing"),
-    "manifest climbs out": (lambda p: climb(p), r"names '\.\./\.\./x.safetensors', which is no file of a checkpoint"),
+    "manifest climbs out": (
+        lambda p: climb(p),
+        r"names '\.\./\.\./x.safetensors', which is no file of a checkpoint",
+    ),
 }
 
 
@@ -84,7 +102,9 @@ def reseal(path: Path, manifest: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_refused_by_name_and_fallback_is_a_choice(kind: str, run_dir: Path, template: Any) -> None:
+def test_damage_is_refused_by_name_and_fallback_is_a_choice(
+    kind: str, run_dir: Path, template: Any
+) -> None:
     damage, message = DAMAGE[kind]
     newest = checkpoint.latest(run_dir)
     assert newest is not None
@@ -98,14 +118,18 @@ def test_damage_is_refused_by_name_and_fallback_is_a_choice(kind: str, run_dir: 
     assert digest(built) == before, "a refused load leaves the stepper alone"
     other = stepper("single", "tram_prev", 1, micros=1)
     found = checkpoint.resume(other, run_dir, fallback=True)
-    assert found is not None and found.path.name == "step-00000001" and digest(other) == template[1][1]
+    assert (
+        found is not None and found.path.name == "step-00000001" and digest(other) == template[1][1]
+    )
     assert len(found.refused) == 1 and "step-00000002" in found.refused[0]
 
 
 def test_nothing_whole_left(run_dir: Path) -> None:
     for path in checkpoint.candidates(run_dir):
         shard(path).unlink()
-    with pytest.raises(CheckpointError, match=r"step-00000002.*step-00000001.*no earlier one is whole"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000002.*step-00000001.*no earlier one is whole"
+    ):
         checkpoint.resume(trained()[0], run_dir, fallback=True)
 
 
@@ -135,9 +159,21 @@ def test_private_plain_files_and_manifest(run_dir: Path) -> None:
     assert {p.suffix for p in committed} == {".safetensors", ".json"}
     assert (where / "latest").read_text() == "step-00000002\n"
     manifest = checkpoint.verify(where / "step-00000002")
-    want = {"step": 2, "base_steps": 2, "seed": 5, "algorithm": "tram_prev", "data": "rows-a", "engine": "Replicated"}
-    assert {key: manifest[key] for key in want} == want and manifest["recipe"]["optimizer"]["lr"] == 0.003
-    assert manifest["parameters"]["transformer.wte.weight"] == [19, 10] and "torch" in manifest["versions"]
+    want = {
+        "step": 2,
+        "base_steps": 2,
+        "seed": 5,
+        "algorithm": "tram_prev",
+        "data": "rows-a",
+        "engine": "Replicated",
+    }
+    assert {key: manifest[key] for key in want} == want and manifest["recipe"]["optimizer"][
+        "lr"
+    ] == 0.003
+    assert (
+        manifest["parameters"]["transformer.wte.weight"] == [19, 10]
+        and "torch" in manifest["versions"]
+    )
 
 
 class Bomb:
@@ -149,7 +185,8 @@ class Bomb:
 
 
 def test_pickles_are_never_loaded(run_dir: Path, tmp_path: Path) -> None:
-    """An attacker who can write the folder can also write a manifest: still nothing in it is executed."""
+    """An attacker who can write the folder can also write a manifest: still nothing in it is
+    executed."""
     newest = run_dir / "checkpoints/step-00000002"
     payload = pickle.dumps(Bomb(tmp_path / "exploded"))
     for name in (".metadata", "optimizer.pt", "__0_0.distcp"):

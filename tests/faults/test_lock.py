@@ -41,7 +41,15 @@ def start(code: str, *arguments: object) -> subprocess.Popen:
 def foreign(run_dir: Path, seconds_ago: float, **changes: object) -> Path:
     """A lock left by a job on another host."""
     run_dir.mkdir(exist_ok=True)
-    holder = {"host": "node7", "boot": "b", "namespace": "n", "pid": 1, "started": 1, "job": "41", "token": "t"}
+    holder = {
+        "host": "node7",
+        "boot": "b",
+        "namespace": "n",
+        "pid": 1,
+        "started": 1,
+        "job": "41",
+        "token": "t",
+    }
     (run_dir / "lock").write_text(json.dumps(holder | changes))
     then = time.time() - seconds_ago
     os.utime(run_dir / "lock", (then, then))
@@ -51,7 +59,10 @@ def foreign(run_dir: Path, seconds_ago: float, **changes: object) -> Path:
 def test_the_second_job_is_told_who_is_inside(tmp_path: Path) -> None:
     holder = start(HOLD, tmp_path)
     assert holder.stdout is not None and holder.stdout.readline() == "in\n"
-    with pytest.raises(RunLocked, match=f"in use by process {holder.pid} on ") as caught, RunLock(tmp_path):
+    with (
+        pytest.raises(RunLocked, match=f"in use by process {holder.pid} on ") as caught,
+        RunLock(tmp_path),
+    ):
         pass
     assert code_of(caught.value) == LOCKED and "\n" not in str(caught.value)
     os.kill(holder.pid, signal.SIGSTOP)  # stopped is not dead
@@ -73,12 +84,14 @@ def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"pid": os.getpid(), "boot": "before the reboot"}])
-def test_another_host_is_respected_until_its_heartbeat_lapses(tmp_path: Path, changes: dict) -> None:
+def test_another_host_is_respected_until_its_heartbeat_lapses(
+    tmp_path: Path, changes: dict
+) -> None:
     with (
         pytest.raises(RunLocked, match=r"process \d+ on node7, job 41.*heartbeat (29|30|31) s ago"),
         RunLock(foreign(tmp_path, 30, **changes)),
     ):
-        pass  # fmt: skip
+        pass
     with RunLock(foreign(tmp_path, 130, **changes)):
         pass
 

@@ -1,4 +1,5 @@
-"""Nothing that a run did not make is ever removed: folder trees before and after, for every kind of folder and every flag."""
+"""Nothing that a run did not make is ever removed: folder trees before and after, for every kind of
+folder and every flag."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def tree(folder: Path) -> dict[str, str]:
         if path.is_symlink():
             found[name] = f"-> {os.readlink(path)}"
         else:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+            found[name] = (
+                hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+            )
     return found
 
 
@@ -55,12 +58,28 @@ def write(folder: Path, *names: str) -> Path:
 def run_in(folder: Path) -> Path:
     """All that a run leaves, in the shapes of its names."""
     return write(
-        folder, "recipe.yaml", "metrics.jsonl", "checkpoints/latest", "checkpoints/step-00000002/manifest.json",
-        "checkpoints/step-00000002/shard-00001-model-00001-of-00001.safetensors", "checkpoints/step-00000001.old/manifest.json",
-        "checkpoints/step-00000003.tmp-77-ab/shard-00001-model-00001-of-00001.safetensors", "export/config.json",
-        "export/model.safetensors", "export/tokenizer.json", "best/model-00001-of-00002.safetensors", "run_id", "tracking.json",
-        "results.json", "DONE", ".tracking.lock", "analysis.json", "analysis/cka.json", "lock.mutex", ".recipe.yaml.7.8.tmp",
-    )  # fmt: skip
+        folder,
+        "recipe.yaml",
+        "metrics.jsonl",
+        "checkpoints/latest",
+        "checkpoints/step-00000002/manifest.json",
+        "checkpoints/step-00000002/shard-00001-model-00001-of-00001.safetensors",
+        "checkpoints/step-00000001.old/manifest.json",
+        "checkpoints/step-00000003.tmp-77-ab/shard-00001-model-00001-of-00001.safetensors",
+        "export/config.json",
+        "export/model.safetensors",
+        "export/tokenizer.json",
+        "best/model-00001-of-00002.safetensors",
+        "run_id",
+        "tracking.json",
+        "results.json",
+        "DONE",
+        ".tracking.lock",
+        "analysis.json",
+        "analysis/cka.json",
+        "lock.mutex",
+        ".recipe.yaml.7.8.tmp",
+    )
 
 
 def linked(folder: Path, name: str, target: Path) -> Path:
@@ -75,22 +94,36 @@ FOREIGN: dict[str, Callable[[Path], Path]] = {
     "a folder of runs": lambda p: run_in(p / "runs" / "a-sam-0").parent,
     "notes beside a run": lambda p: write(run_in(p / "run"), "notes.txt"),
     "notes in the export": lambda p: write(run_in(p / "run"), "export/notes.txt"),
-    "another model in the export": lambda p: write(run_in(p / "run"), "export/adapter_model.safetensors"),
-    "a folder in the checkpoints": lambda p: write(run_in(p / "run"), "checkpoints/mine/model.safetensors"),
-    "a file in a checkpoint": lambda p: write(run_in(p / "run"), "checkpoints/step-00000002/readme.md"),
+    "another model in the export": lambda p: write(
+        run_in(p / "run"), "export/adapter_model.safetensors"
+    ),
+    "a folder in the checkpoints": lambda p: write(
+        run_in(p / "run"), "checkpoints/mine/model.safetensors"
+    ),
+    "a file in a checkpoint": lambda p: write(
+        run_in(p / "run"), "checkpoints/step-00000002/readme.md"
+    ),
     "an empty folder": lambda p: (run_in(p / "run") / "plots").mkdir() or p / "run",
     "a hidden file": lambda p: write(p / "run", ".env"),
     "a name that is nearly ours": lambda p: write(p / "run", "metrics.jsonl.bak"),
-    "checkpoints through a link": lambda p: linked(p / "run", "checkpoints", write(p / "disk", "step-00000001/manifest.json")),
-    "a file that is a link": lambda p: linked(p / "run", "recipe.yaml", write(p, "my.yaml") / "my.yaml"),
-    "a folder called as a file of ours": lambda p: write(p / "run", "metrics.jsonl/data.csv").parent / "run",
+    "checkpoints through a link": lambda p: linked(
+        p / "run", "checkpoints", write(p / "disk", "step-00000001/manifest.json")
+    ),
+    "a file that is a link": lambda p: linked(
+        p / "run", "recipe.yaml", write(p, "my.yaml") / "my.yaml"
+    ),
+    "a folder called as a file of ours": lambda p: (
+        write(p / "run", "metrics.jsonl/data.csv").parent / "run"
+    ),
     "a file": lambda p: write(p, "run") / "run",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_folder_with_anything_else_in_it_is_refused_whatever_the_flags(tmp_path: Path, kind: str, flags: str) -> None:
+def test_a_folder_with_anything_else_in_it_is_refused_whatever_the_flags(
+    tmp_path: Path, kind: str, flags: str
+) -> None:
     folder = FOREIGN[kind](tmp_path)
     before = tree(tmp_path)
     with pytest.raises(ValueError, match="run_dir"):
@@ -100,12 +133,16 @@ def test_a_folder_with_anything_else_in_it_is_refused_whatever_the_flags(tmp_pat
 
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("place", (".", "..", "/", "~", "{here}", "sub/.."))
-def test_no_run_lives_where_one_stands_or_at_home(tmp_path: Path, monkeypatch, place: str, flags: str) -> None:
+def test_no_run_lives_where_one_stands_or_at_home(
+    tmp_path: Path, monkeypatch, place: str, flags: str
+) -> None:
     home = tmp_path / "home" / "me"
     (home / "work" / "sub").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home / "work")
-    with pytest.raises(ValueError, match=r"run_dir .*(the folder you are in|a home folder).*such as run_dir="):
+    with pytest.raises(
+        ValueError, match=r"run_dir .*(the folder you are in|a home folder).*such as run_dir="
+    ):
         run_folder.refuse(Path(place.format(here=Path.cwd())).expanduser(), **FLAGS[flags])
 
 
@@ -113,7 +150,9 @@ def test_a_link_to_a_run_is_not_followed_by_overwrite(tmp_path: Path) -> None:
     run_in(tmp_path / "disk")
     (tmp_path / "run").symlink_to(tmp_path / "disk")
     before = tree(tmp_path)
-    with pytest.raises(ValueError, match=r"symbolic link, which --overwrite does not follow: name .*disk itself"):
+    with pytest.raises(
+        ValueError, match=r"symbolic link, which --overwrite does not follow: name .*disk itself"
+    ):
         run_folder.refuse(tmp_path / "run", resume=False, overwrite=True)
     run_folder.refuse(tmp_path / "run", resume=True, overwrite=False)
     assert tree(tmp_path) == before
@@ -136,7 +175,9 @@ def test_only_what_a_run_made_is_removed_and_its_locks_stay(tmp_path: Path) -> N
         (("recipe.yaml", "DONE"), "finished"),
     ],
 )
-def test_a_run_is_continued_or_refused_with_both_ways_out(tmp_path: Path, files: tuple[str, ...], sign: str) -> None:
+def test_a_run_is_continued_or_refused_with_both_ways_out(
+    tmp_path: Path, files: tuple[str, ...], sign: str
+) -> None:
     folder = write(tmp_path / "run", *files)
     with pytest.raises(ValueError) as caught:
         run_folder.refuse(folder, resume=False, overwrite=False)
@@ -149,10 +190,14 @@ def test_locks_alone_are_no_run(tmp_path: Path) -> None:
     run_folder.refuse(write(tmp_path / "run", "lock.mutex"), resume=False, overwrite=False)
 
 
-def test_a_new_export_takes_the_place_of_the_old_one_but_not_of_what_somebody_put_there(tmp_path: Path, capsys) -> None:
+def test_a_new_export_takes_the_place_of_the_old_one_but_not_of_what_somebody_put_there(
+    tmp_path: Path, capsys
+) -> None:
     for _ in range(2):
         write(tmp_path, "export.partial/config.json")
-        run_folder.replace_export(tmp_path / "export.partial", write(tmp_path, "export/config.json") / "export")
+        run_folder.replace_export(
+            tmp_path / "export.partial", write(tmp_path, "export/config.json") / "export"
+        )
         assert sorted(tree(tmp_path)) == ["export", "export/config.json"]
     write(tmp_path, "export/notes.txt", "export.partial/config.json")
     run_folder.replace_export(tmp_path / "export.partial", tmp_path / "export")
@@ -163,18 +208,34 @@ def test_a_new_export_takes_the_place_of_the_old_one_but_not_of_what_somebody_pu
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "tiny.yaml").write_text(RECIPE)
-    command = [sys.executable, str(ROOT / "launch" / "train.py"), "--recipe", "tiny.yaml", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
+    command = [
+        sys.executable,
+        str(ROOT / "launch" / "train.py"),
+        "--recipe",
+        "tiny.yaml",
+        *arguments,
+    ]
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120
+    )
 
 
 def test_train_as_a_user_starts_it(tmp_path: Path) -> None:
-    """Refused with exit 2 and the tree as it was; a run is finished, left alone, resumed, refused for a change, overwritten."""
+    """Refused with exit 2 and the tree as it was; a run is finished, left alone, resumed, refused
+    for a change, overwritten."""
     write(tmp_path, "data/mine.csv")
     train(tmp_path, "--dry-run")
     before = tree(tmp_path)
-    for arguments in (("run_dir=.", "--overwrite"), ("run_dir=data",), ("run_dir=data", "--resume")):
+    for arguments in (
+        ("run_dir=.", "--overwrite"),
+        ("run_dir=data",),
+        ("run_dir=data", "--resume"),
+    ):
         done = train(tmp_path, *arguments)
-        assert done.returncode == 2 and done.stderr.count("error:") == 1, (arguments, done.stderr[-800:])
+        assert done.returncode == 2 and done.stderr.count("error:") == 1, (
+            arguments,
+            done.stderr[-800:],
+        )
     assert tree(tmp_path) == before
     assert train(tmp_path).returncode == 0
     assert not run_folder.strangers(tmp_path / "run"), "the written list is the whole list"
@@ -189,13 +250,18 @@ def test_train_as_a_user_starts_it(tmp_path: Path) -> None:
         assert done.returncode == code and word in done.stderr, (arguments, done.stderr[-800:])
         assert tree(tmp_path) == made
     done = train(tmp_path, "--overwrite", "train.steps=1")
-    assert done.returncode == 0 and len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    assert (
+        done.returncode == 0
+        and len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    )
     assert (tmp_path / "data" / "mine.csv").read_text() == "data/mine.csv"
 
 
 def test_a_run_that_died_before_its_first_checkpoint_keeps_its_record(tmp_path: Path) -> None:
     write(tmp_path / "run", "recipe.yaml")
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.0}\n')
+    (tmp_path / "run" / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.0}\n'
+    )
     assert train(tmp_path).returncode == 2
     done = train(tmp_path, "--resume")
     assert done.returncode == 0 and "no checkpoint: starting at step 0" in done.stdout
@@ -209,14 +275,22 @@ SCRIPTS = sorted(p.name for p in (ROOT / "launch").glob("*.py"))
 def test_help_answers_imports_no_torch_and_changes_nothing(tmp_path: Path, script: str) -> None:
     """Asked of the imports, not of a clock: torch, pandas and mlflow are what takes seconds."""
     command = [sys.executable, "-X", "importtime", str(ROOT / "launch" / script), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and "usage:" in done.stdout
-    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    imported = {
+        line.rsplit("|", 1)[-1].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert not imported & {"torch", "pandas", "mlflow", "transformers", "deepspeed", "matplotlib"}
     assert tree(tmp_path) == {}
 
 
 def test_quickstart_takes_nothing_for_a_recipe_key_that_is_none(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "launch" / "quickstart.py"), "sam"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and "section.key=value" in done.stderr and tree(tmp_path) == {}

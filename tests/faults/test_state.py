@@ -1,4 +1,5 @@
-"""What may be saved and what may be continued: displaced weights, missing references, other models, changed recipes."""
+"""What may be saved and what may be continued: displaced weights, missing references, other models,
+changed recipes."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from tram_ds.checkpoint import resume as checkpoint
 from tram_ds.checkpoint.resume import Saver
 from tram_ds.runtime.exits import CheckpointError
 
-pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
+]
 
 
 def test_no_checkpoint_of_displaced_weights_nor_after_a_failed_step(run_dir: Path) -> None:
@@ -45,35 +49,60 @@ def test_a_missing_reference_is_an_error_and_never_a_zero_distance(tmp_path: Pat
         at_zero = shutil.copytree(saver.save(), tmp_path / "zero")
         train(base, 1, 1)
         at_one = saver.save()
-    for name, reference in (("tram_prev", "previous"), ("tram_init", "initial"), ("mesa", "average")):
+    for name, reference in (
+        ("tram_prev", "previous"),
+        ("tram_init", "initial"),
+        ("mesa", "average"),
+    ):
         built = stepper("single", name, 1, micros=1)
-        with pytest.raises(CheckpointError, match=f"reference weights \\['{reference}'\\] that {name} measures"):
+        with pytest.raises(
+            CheckpointError, match=f"reference weights \\['{reference}'\\] that {name} measures"
+        ):
             checkpoint.load(built, at_one)
         assert built.steps == 0
     built = stepper("single", "tram_prev", 1, micros=1)
     train(built, 2, 1)
-    checkpoint.load(built, at_zero)  # before the first step there is no reference, and theta_{-1} is theta_0
-    assert built.steps == 0 and train(built, 1, 1) == train(stepper("single", "tram_prev", 1, micros=1), 1, 1)
+    # before the first step there is no reference, and theta_{-1} is theta_0
+    checkpoint.load(built, at_zero)
+    assert built.steps == 0 and train(built, 1, 1) == train(
+        stepper("single", "tram_prev", 1, micros=1), 1, 1
+    )
 
 
 def test_another_model_or_optimizer_is_refused(run_dir: Path) -> None:
     newest = run_dir / "checkpoints/step-00000002"
     model = nn.Sequential(nn.Linear(3, 2))
-    with pytest.raises(CheckpointError, match=r"another model: .*attn.c_proj.weight is not in the model.* and \d+ more"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"another model: .*attn.c_proj.weight is not in the model.* and \d+ more",
+    ):
         checkpoint.load(wrap(model, torch.optim.AdamW(model.parameters()), "base"), newest)
-    with pytest.raises(CheckpointError, match=r"continues from no moments, the checkpoint holds \['exp_avg', 'exp_avg_sq'\]"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"continues from no moments, the checkpoint holds \['exp_avg', 'exp_avg_sq'\]",
+    ):
         checkpoint.load(build.stepper("single", problem.model(), "tram_prev", 1), newest)
 
 
 def test_a_changed_recipe_is_listed_and_refused(run_dir: Path) -> None:
     built = stepper("single", "tram_prev", 1, micros=1)
-    free = {"tracking": {"uri": "x"}, "run_dir": "y", "engine": {"name": "zero"}, "checkpoint": {"keep": 9}, "eval": {}}
+    free = {
+        "tracking": {"uri": "x"},
+        "run_dir": "y",
+        "engine": {"name": "zero"},
+        "checkpoint": {"keep": 9},
+        "eval": {},
+    }
     now = RECIPE | free | {"optimizer": {"name": "adamw", "lr": 0.1, "betas": (0.9, 0.99)}}
     now["train"] = RECIPE["train"] | {"micro_batch": 2, "stop_after": 4}
     with pytest.raises(CheckpointError) as caught:
         checkpoint.resume(built, run_dir, recipe=now, data="rows-b")
-    for line in ("optimizer.lr: 0.003 -> 0.1", "optimizer.betas: (absent) -> [0.9, 0.99]", "train.micro_batch: 1 -> 2",
-                 "data: 'rows-a' -> 'rows-b'"):  # fmt: skip
+    for line in (
+        "optimizer.lr: 0.003 -> 0.1",
+        "optimizer.betas: (absent) -> [0.9, 0.99]",
+        "train.micro_batch: 1 -> 2",
+        "data: 'rows-a' -> 'rows-b'",
+    ):
         assert line in str(caught.value)
     assert "tracking" not in str(caught.value) and built.steps == 0
     found = checkpoint.resume(built, run_dir, recipe=now, data="rows-b", allow_change=True)
@@ -86,7 +115,10 @@ def test_a_changed_recipe_is_listed_and_refused(run_dir: Path) -> None:
 
 def test_secrets_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary-in-the-environment")
-    recipe = {"tracking": {"uri": "https://user:canary-in-url@host"}, "model": {"path": "x/canary-in-the-environment"}}
+    recipe = {
+        "tracking": {"uri": "https://user:canary-in-url@host"},
+        "model": {"path": "x/canary-in-the-environment"},
+    }
     with Saver(tmp_path, trained()[0], recipe=recipe) as saver:
         path = saver.save()
     assert not [p for p in path.iterdir() if b"canary" in p.read_bytes()]
@@ -116,12 +148,17 @@ def test_running_statistics_are_part_of_the_state(tmp_path: Path) -> None:
     with Saver(tmp_path, built) as saver:
         saver.save()
     checkpoint.resume(other := build(), tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(built.engine.module.buffers(), other.engine.module.buffers(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(built.engine.module.buffers(), other.engine.module.buffers(), strict=True)
+    )
     assert built.step([x], forward).loss == other.step([x], forward).loss
     assert built.engine.params().equal(other.engine.params())
 
 
-def test_background_errors_surface_at_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_background_errors_surface_at_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = stepper("single", "sam", 1, micros=1)
     with Saver(tmp_path, built) as saver:
         first = saver.save(asynchronous=True)
@@ -138,6 +175,9 @@ def test_background_errors_surface_at_the_next_call(tmp_path: Path, monkeypatch:
         with monkeypatch.context() as patch:
             patch.setattr(files, "commit", fail)
             saver.save(asynchronous=True)
-            with pytest.raises(CheckpointError, match=r"saving step 2 .*No space left.*newest checkpoint is .*step-00000001"):
+            with pytest.raises(
+                CheckpointError,
+                match=r"saving step 2 .*No space left.*newest checkpoint is .*step-00000001",
+            ):
                 saver.save(asynchronous=True)
         assert saver.save().name == "step-00000002"

@@ -1,4 +1,5 @@
-"""Signals, dead and hung ranks, and two jobs in one folder: real processes of launch/train.py, without a launcher's help."""
+"""Signals, dead and hung ranks, and two jobs in one folder: real processes of launch/train.py,
+without a launcher's help."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from tests.ranks import environment
 pytestmark = pytest.mark.faults
 
 RUN = Path("runs") / "tiny-tram_prev-0"
-BASE = ["algorithm={name: tram_prev, radius_scale: 5.0}", "tracking.enabled=false", "checkpoint.every_steps=2"]
+BASE = [
+    "algorithm={name: tram_prev, radius_scale: 5.0}",
+    "tracking.enabled=false",
+    "checkpoint.every_steps=2",
+]
 
 
 def free_port() -> int:
@@ -30,22 +35,44 @@ def free_port() -> int:
 
 
 def start(
-    folder: Path, world: int, *arguments: str, script: str = TRAIN, port: int | None = None, only: int | None = None
+    folder: Path,
+    world: int,
+    *arguments: str,
+    script: str = TRAIN,
+    port: int | None = None,
+    only: int | None = None,
 ) -> list[subprocess.Popen[str]]:
     """One process per rank (or `only` one of them); the engine is DDP for two ranks."""
     (folder / "tiny.yaml").write_text(RECIPE)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
     shared = {"WORLD_SIZE": str(world), **address} if world > 1 else {}
-    command = [sys.executable, script, "--recipe", "tiny.yaml", "engine=replicated", *BASE, *arguments]
+    command = [
+        sys.executable,
+        script,
+        "--recipe",
+        "tiny.yaml",
+        "engine=replicated",
+        *BASE,
+        *arguments,
+    ]
     ranks = []
     for rank in range(world) if only is None else [only]:
-        env = environment(**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}))
+        env = environment(
+            **shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})
+        )
         log = (folder / f"rank{rank}.log").open("a")
-        ranks.append(subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, text=True))
+        ranks.append(
+            subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, text=True)
+        )
     return ranks
 
 
-def wait_for(condition: Callable[[], bool], ranks: list[subprocess.Popen[str]], folder: Path, seconds: float = 120) -> None:
+def wait_for(
+    condition: Callable[[], bool],
+    ranks: list[subprocess.Popen[str]],
+    folder: Path,
+    seconds: float = 120,
+) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         logs = "".join(p.read_text()[-2000:] for p in folder.glob("rank*.log"))
@@ -84,7 +111,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_resume_is_exact(
     number: signal.Signals, tmp_path: Path, uninterrupted: Path
 ) -> None:
-    """Rank 1 alone is told; both save, exit 75 and, started again, end where the uninterrupted run ended, bit for bit."""
+    """Rank 1 alone is told; both save, exit 75 and, started again, end where the uninterrupted run
+    ended, bit for bit."""
     ranks = start(tmp_path, 2, "train.steps=40")
     wait_for(lambda: checkpointed(tmp_path), ranks, tmp_path)
     ranks[1].send_signal(number)
@@ -94,7 +122,10 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_resume_is_exact(
     assert ended(start(tmp_path, 2, "train.steps=40", "--resume")) == [0, 0]
     assert (tmp_path / RUN / "DONE").exists()
     assert weights(tmp_path) == weights(uninterrupted)
-    steps = [json.loads(line)["step"] for line in (tmp_path / RUN / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / RUN / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, 41))
 
 
@@ -105,7 +136,9 @@ def test_stop_after_is_a_preemption(tmp_path: Path, uninterrupted: Path) -> None
     assert weights(tmp_path) == weights(uninterrupted)
 
 
-def test_a_killed_rank_ends_the_job_and_the_run_resumes_exactly(tmp_path: Path, uninterrupted: Path) -> None:
+def test_a_killed_rank_ends_the_job_and_the_run_resumes_exactly(
+    tmp_path: Path, uninterrupted: Path
+) -> None:
     """The survivor leaves with 6 as soon as its collective fails, not after the timeout."""
     ranks = start(tmp_path, 2, "train.steps=40")
     wait_for(lambda: checkpointed(tmp_path), ranks, tmp_path)
@@ -120,7 +153,8 @@ def test_a_killed_rank_ends_the_job_and_the_run_resumes_exactly(tmp_path: Path, 
 
 
 def test_a_hung_rank_ends_the_job_within_the_timeout(tmp_path: Path) -> None:
-    """Rank 1 is stopped (SIGSTOP): rank 0 says where it was, within the timeout and 5 s, and exits 6."""
+    """Rank 1 is stopped (SIGSTOP): rank 0 says where it was, within the timeout and 5 s, and exits
+    6."""
     ranks = start(tmp_path, 2, "train.steps=100000", "train.timeout=30")
     try:
         wait_for(lambda: checkpointed(tmp_path), ranks, tmp_path)
@@ -135,7 +169,8 @@ def test_a_hung_rank_ends_the_job_within_the_timeout(tmp_path: Path) -> None:
 
 
 def test_an_exception_on_one_rank_ends_all_and_is_shown(tmp_path: Path) -> None:
-    """Rank 1 fails in step 3 with a bug of its own: its traceback is printed, and rank 0 does not wait for it."""
+    """Rank 1 fails in step 3 with a bug of its own: its traceback is printed, and rank 0 does not
+    wait for it."""
     script = tmp_path / "broken.py"
     script.write_text(
         "import os, runpy, sys\n"

@@ -1,4 +1,5 @@
-"""Full and read-only disks, and ranks killed in the middle of a save: the commit before it is always whole."""
+"""Full and read-only disks, and ranks killed in the middle of a save: the commit before it is
+always whole."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from tram_ds.checkpoint import resume as checkpoint
 from tram_ds.checkpoint.resume import Saver
 from tram_ds.runtime.exits import CheckpointError
 
-pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
+]
 
 
 def mounted(where: Path, *options: str) -> contextlib.AbstractContextManager[None]:
@@ -29,7 +33,9 @@ def mounted(where: Path, *options: str) -> contextlib.AbstractContextManager[Non
         where.mkdir(exist_ok=True)
         if os.geteuid() != 0:
             pytest.skip("mounting a tmpfs needs root")
-        done = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", where], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", *options, "tmpfs", where], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"mounting a tmpfs is not allowed here: {done.stderr.strip()}")
         try:
@@ -44,7 +50,10 @@ def mounted(where: Path, *options: str) -> contextlib.AbstractContextManager[Non
 def test_a_full_disk_leaves_the_old_commit(tmp_path: Path, asynchronous: bool) -> None:
     built = stepper("single", "tram_prev", 1, micros=1)
     train(built, 1, 1)
-    with mounted(tmp_path / "small", "-o", "size=300k"), Saver(tmp_path / "small", built, keep=9) as saver:
+    with (
+        mounted(tmp_path / "small", "-o", "size=300k"),
+        Saver(tmp_path / "small", built, keep=9) as saver,
+    ):
         saver.save()
         kept, before = checkpoint.latest(tmp_path / "small"), digest(built)
         with pytest.raises(CheckpointError, match="No space left on device"):
@@ -63,7 +72,10 @@ def test_a_folder_that_cannot_be_written_is_found_before_step_0(tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"preparing .*file"):
         Saver(tmp_path / "file", stepper("single", "sam", 1))
-    with mounted(tmp_path / "ro", "-o", "ro"), pytest.raises(CheckpointError, match="Read-only file system"):
+    with (
+        mounted(tmp_path / "ro", "-o", "ro"),
+        pytest.raises(CheckpointError, match="Read-only file system"),
+    ):
         Saver(tmp_path / "ro", stepper("single", "sam", 1))
 
 
@@ -95,7 +107,10 @@ def test_a_rank_that_cannot_write_fails_the_save_on_all_ranks() -> None:
     found = deaths()[2]
     assert found["left"] == ["latest", "step-00000001"] and found["intact"]
     assert found["messages"][0] == found["messages"][1] and len(found["messages"][0]) == 2
-    assert all("failed on rank 1: OSError: [Errno 27] File too large;" in message for message in found["messages"][0])
+    assert all(
+        "failed on rank 1: OSError: [Errno 27] File too large;" in message
+        for message in found["messages"][0]
+    )
     assert found["after"] == ["step-00000002", "step-00000001"]
 
 
@@ -116,4 +131,8 @@ def test_all_ranks_learn_of_the_lock_and_of_its_loss() -> None:
     found = deaths()[5]
     assert found["messages"][0] == found["messages"][1] and found["commits"] == ["step-00000000"]
     refused, lost, free = found["messages"][0]
-    assert "is in use by process" in refused and "taken over by process None on node7" in lost and free == "in"
+    assert (
+        "is in use by process" in refused
+        and "taken over by process None on node7" in lost
+        and free == "in"
+    )

@@ -1,8 +1,8 @@
 """Runs many small jobs on forked ranks: the imports, which cost more than the jobs, are paid once.
 
-`forked([("peer_killed", 2, []), ...])` starts one fresh process that imports everything and trains nothing; it forks the
-ranks of one job after another, each calling `<name>(*arguments)` of tests.faults.jobs or jobs_kill. The result is what
-rank 0 returns.
+`forked([("peer_killed", 2, []), ...])` starts one fresh process that imports everything and trains
+nothing; it forks the ranks of one job after another, each calling `<name>(*arguments)` of
+tests.faults.jobs or jobs_kill. The result is what rank 0 returns.
 """
 
 from __future__ import annotations
@@ -23,13 +23,23 @@ Job = tuple[str, int, list[Any]]  # (function of tests.faults.jobs, number of ra
 
 
 def forked(jobs: list[Job], timeout: float = 300) -> list[Any]:
-    """The results of `jobs`, in order; a job that failed is an AssertionError with all its ranks' tracebacks."""
+    """The results of `jobs`, in order; a job that failed is an AssertionError with all its ranks'
+    tracebacks."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
         command = [sys.executable, "-m", "tests.faults.zygote", str(out), json.dumps(jobs)]
-        done = subprocess.run(command, cwd=ranks.ROOT, env=ranks.environment(), capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command,
+            cwd=ranks.ROOT,
+            env=ranks.environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
         if done.returncode or not out.exists():
-            raise AssertionError(f"exited {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-9000:]}")
+            raise AssertionError(
+                f"exited {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-9000:]}"
+            )
         return json.loads(out.read_text())
 
 
@@ -42,7 +52,13 @@ def _free_port() -> int:
 def _rank(job: Job, rank: int, port: int, out: Path) -> None:
     """Never returns."""
     name, world, arguments = job
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     status = 1
     try:
         from tests.faults import jobs, jobs_kill

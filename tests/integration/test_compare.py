@@ -1,4 +1,5 @@
-"""launch/compare.py as its users start it: on a sweep's folders, and on real runs, from their folders and from MLflow."""
+"""launch/compare.py as its users start it: on a sweep's folders, and on real runs, from their
+folders and from MLflow."""
 
 from __future__ import annotations
 
@@ -29,12 +30,18 @@ tracking: {experiment: tiny}
 
 def start(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "launch" / script), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+    )
 
 
 def cells(text: str, block: str) -> dict[tuple[str, str], float]:
     rows = csv.DictReader(io.StringIO(text))
-    return {(r["row"], r["column"]): float(r["value"]) for r in rows if r["block"] == block and r["value"]}
+    return {
+        (r["row"], r["column"]): float(r["value"])
+        for r in rows
+        if r["block"] == block and r["value"]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,9 @@ def test_a_sweep_of_three_algorithms_and_two_seeds_in_one_command(tmp_path: Path
         for seed in (0, 1):
             scores = {domain: 20.0 + k - i + 0.1 * seed for k, domain in enumerate(made_runs.S2ORC)}
             made_runs.write(tmp_path / "runs", made_runs.recipe(algorithm, seed), scores)
-    done = start(tmp_path, "compare.py", "--report", "out", "--log", "--experiment", "made", "runs/*")
+    done = start(
+        tmp_path, "compare.py", "--report", "out", "--log", "--experiment", "made", "runs/*"
+    )
     assert done.returncode == 0, done.stderr
     for words in (
         "S2ORC perplexity",
@@ -75,11 +84,17 @@ def test_real_runs_from_their_folders(trained: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = cells(done.stdout, "scores")
     for algorithm, row in (("base", "adamw"), ("tram_x", "tram_x")):
-        results = json.loads((trained / "runs" / f"tiny-{algorithm}-0" / "results.json").read_text())
-        assert found[row, "zs_avg"] == pytest.approx(results["zero_shot_average"]["test"]["perplexity"])
+        results = json.loads(
+            (trained / "runs" / f"tiny-{algorithm}-0" / "results.json").read_text()
+        )
+        assert found[row, "zs_avg"] == pytest.approx(
+            results["zero_shot_average"]["test"]["perplexity"]
+        )
         for domain, scores in results["scores"]["test"].items():
             assert found[row, domain] == pytest.approx(scores["perplexity"])
-            assert found["pretrained", domain] == pytest.approx(results["initial"]["test"][domain]["perplexity"])
+            assert found["pretrained", domain] == pytest.approx(
+                results["initial"]["test"][domain]["perplexity"]
+            )
     assert cells(done.stdout, "compute")["tram_x", "FLOP"] == pytest.approx(7 / 3)
     assert cells(done.stdout, "compute")["adamw", "loss, equal FLOP"] > 0
     assert "validation loss" in (trained / "out" / "report.html").read_text()
@@ -90,11 +105,15 @@ def test_real_runs_from_mlflow_are_the_same(trained: Path) -> None:
     tracked = start(trained, "compare.py", "--format", "csv", "--experiment", "tiny")
     assert tracked.returncode == 0, tracked.stderr
     for block in ("scores", "summary", "significance", "compute"):
-        assert cells(tracked.stdout, block) == pytest.approx(cells(folders.stdout, block), rel=1e-9), block
+        assert cells(tracked.stdout, block) == pytest.approx(
+            cells(folders.stdout, block), rel=1e-9
+        ), block
 
 
 def test_an_unknown_experiment_is_one_line(trained: Path) -> None:
     done = start(trained, "compare.py", "--experiment", "tinny")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: --experiment tinny: MLflow has none of that name; it has ")
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: --experiment tinny: MLflow has none of that name; it has "
+    )
     assert "tiny" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,5 @@
-"""Tracking against a real `mlflow server` on loopback, and against servers that are away, hang, fail or die."""
+"""Tracking against a real `mlflow server` on loopback, and against servers that are away, hang,
+fail or die."""
 
 import contextlib
 import http.server
@@ -28,7 +29,8 @@ def free_port():
 
 
 class Server:
-    """A real MLflow server with a sqlite backend; it can be killed and started again on the same port and database."""
+    """A real MLflow server with a sqlite backend; it can be killed and started again on the same
+    port and database."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -75,7 +77,8 @@ class Server:
         raise AssertionError(f"no server after 120 s: {(self.folder / 'server.log').read_text()}")
 
     def stop(self, signal_number=signal.SIGKILL):
-        """Ends the server and its children: they are the process group of the session it was started in."""
+        """Ends the server and its children: they are the process group of the session it was
+        started in."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal_number)
@@ -196,7 +199,9 @@ def client(uri):
 def check_complete(uri, run_id, status, calls=CALLS):
     run = client(uri).get_run(run_id)
     for key in ("loss", "radius", "tokens"):
-        assert [metric.step for metric in client(uri).get_metric_history(run_id, key)] == list(range(calls))
+        assert [metric.step for metric in client(uri).get_metric_history(run_id, key)] == list(
+            range(calls)
+        )
     assert run.info.status == status and len(run.data.params) == 151
     assert [file.path for file in client(uri).list_artifacts(run_id)] == [
         "recipe.yaml",
@@ -258,10 +263,13 @@ def test_a_server_killed_in_mid_run_and_started_again(server, tmp_path):
 
 
 def test_a_server_that_dies_for_good_then_resume_on_its_successor(server, tmp_path):
-    """Requeued while the server is away: one run, no step missing or twice, though 40 steps are computed again."""
+    """Requeued while the server is away: one run, no step missing or twice, though 40 steps are
+    computed again."""
     first, log = begin(tmp_path, server.uri), MetricsLog(tmp_path, flush_seconds=0.1)
     train(log, range(100))
-    wait_for(lambda: client(server.uri).get_run(first.run_id).data.metrics if first.run_id else None)
+    wait_for(
+        lambda: client(server.uri).get_run(first.run_id).data.metrics if first.run_id else None
+    )
     server.stop()
     train(log, range(100, 140))
     log.close()

@@ -1,4 +1,5 @@
-"""MLflow's own pages, in a real browser, over runs of launch/train.py: what a team sees of a sweep."""
+"""MLflow's own pages, in a real browser, over runs of launch/train.py: what a team sees of a
+sweep."""
 
 from __future__ import annotations
 
@@ -40,19 +41,31 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("mlflow-ui")
     server = Server(folder)
     for seed in (0, 1):
-        done = train(folder, "python", f"train.seed={seed}", f"tracking.uri=sqlite:///{folder}/server.db")
+        done = train(
+            folder, "python", f"train.seed={seed}", f"tracking.uri=sqlite:///{folder}/server.db"
+        )
         assert done.returncode == 0, done.stderr[-4000:]
     server.start()
-    ids = [(folder / "runs" / f"tiny-tram_x-{seed}" / "run_id").read_text().strip() for seed in (0, 1)]
+    ids = [
+        (folder / "runs" / f"tiny-tram_x-{seed}" / "run_id").read_text().strip() for seed in (0, 1)
+    ]
     yield Site(server.uri, client(server.uri).get_run(ids[0]).info.experiment_id, ids, folder)
     server.stop()
 
 
 def test_the_pages_show_the_sweep(site: Site, tmp_path: Path) -> None:
-    """Parent and children in the list, both on the compare page with their final scores, the table and the curves."""
+    """Parent and children in the list, both on the compare page with their final scores, the table
+    and the curves."""
     asyncio.run(look(site, tmp_path))
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == ["compare.png", "curves.png", "overview.png", "runs.png", "system.png", "table.png"]
+    assert pictures == [
+        "compare.png",
+        "curves.png",
+        "overview.png",
+        "runs.png",
+        "system.png",
+        "table.png",
+    ]
     assert all((tmp_path / name).stat().st_size > 20_000 for name in pictures)
 
 
@@ -66,10 +79,19 @@ async def look(site: Site, folder: Path) -> None:
         await page.until(EXPAND)
         await page.shows("tiny-tram_x-0", "tiny-tram_x-1", "generated/animals")
         await page.screenshot(folder / "runs.png")
-        await page.open(f"{site.address}/#/compare-runs?runs={json.dumps(site.runs)}&experiments={json.dumps([site.experiment])}")
+        await page.open(
+            f"{site.address}/#/compare-runs?runs={json.dumps(site.runs)}&experiments={json.dumps([site.experiment])}"
+        )
         await page.shows("Comparing 2 Runs", "tiny-tram_x-0", "tiny-tram_x-1")
-        await page.shows("final/test/zero_shot/perplexity", "final/test/colours/perplexity", "train.seed", "git_commit")
-        await page.until("document.querySelector('.js-plotly-plot .parcoords, .js-plotly-plot svg')")
+        await page.shows(
+            "final/test/zero_shot/perplexity",
+            "final/test/colours/perplexity",
+            "train.seed",
+            "git_commit",
+        )
+        await page.until(
+            "document.querySelector('.js-plotly-plot .parcoords, .js-plotly-plot svg')"
+        )
         await page.screenshot(folder / "compare.png")
         await page.open(f"{run}/artifacts/results_table.json")
         await page.shows("View as table", "zero-shot", "colours", "average")

@@ -13,15 +13,20 @@ from tests.ranks import ROOT, environment
 
 pytestmark = pytest.mark.integration
 
-BLOCKS = re.findall(r"```python\n# run: (\w+)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+BLOCKS = re.findall(
+    r"```python\n# run: (\w+)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL
+)
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-LAUNCHERS = {"python": [], "torchrun": TORCHRUN, "deepspeed": TORCHRUN}  # deepspeed.initialize reads the same variables
+# deepspeed.initialize reads the same variables
+LAUNCHERS = {"python": [], "torchrun": TORCHRUN, "deepspeed": TORCHRUN}
 
 
 def test_there_is_one_example_per_engine() -> None:
     text = "".join(code for _, code in BLOCKS)
     assert [launcher for launcher, _ in BLOCKS] == ["python", "torchrun", "torchrun", "deepspeed"]
-    assert all(name in text for name in ("DistributedDataParallel", "fully_shard", "deepspeed.initialize"))
+    assert all(
+        name in text for name in ("DistributedDataParallel", "fully_shard", "deepspeed.initialize")
+    )
 
 
 @pytest.mark.parametrize("index", range(len(BLOCKS)))
@@ -30,10 +35,15 @@ def test_an_example_runs_and_is_short(index: int, tmp_path: Path) -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
     script = tmp_path / "example.py"
     script.write_text(code)
-    # As a user runs it, but for the end: threads of DeepSpeed's can abort the interpreter's own way out.
+    # As a user runs it, but for the end: threads of DeepSpeed's can abort the interpreter's own way
+    # out.
     runner = tmp_path / "runner.py"
-    runner.write_text("import os, runpy, sys\nrunpy.run_path('example.py')\nsys.stdout.flush()\nos._exit(0)\n")
+    runner.write_text(
+        "import os, runpy, sys\nrunpy.run_path('example.py')\nsys.stdout.flush()\nos._exit(0)\n"
+    )
     command = [sys.executable, *LAUNCHERS[launcher], str(runner)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert re.search(r"\d\.\d+", done.stdout)

@@ -1,4 +1,5 @@
-"""Every shipped recipe runs: --smoke, the same code path made tiny, on 2 ranks under both launchers."""
+"""Every shipped recipe runs: --smoke, the same code path made tiny, on 2 ranks under both
+launchers."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_smoke(recipe: str, launcher: str, tmp_path: Path) -> None:
     command = [*LAUNCHERS[launcher], TRAIN, "--recipe", recipe, "--smoke"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     run_dir = tmp_path / load(recipe, smoke=True).resolved_run_dir()
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,5 @@
-"""launch/submit.py on a real SLURM of two nodes: preemption, requeue, resume, arrays, a dead node. See tests/slurm_cluster.py."""
+"""launch/submit.py on a real SLURM of two nodes: preemption, requeue, resume, arrays, a dead node.
+See tests/slurm_cluster.py."""
 
 import json
 import re
@@ -48,7 +49,15 @@ def work(tmp_path):
 
 def submit(cluster, work, *arguments, slurm="cpu_test", recipe="./tiny.yaml"):
     """launch/submit.py as a user calls it, in the folder `work`; its output."""
-    command = [sys.executable, str(ROOT / "launch/submit.py"), "--recipe", recipe, "--slurm", slurm, *arguments]
+    command = [
+        sys.executable,
+        str(ROOT / "launch/submit.py"),
+        "--recipe",
+        recipe,
+        "--slurm",
+        slurm,
+        *arguments,
+    ]
     env = environment(**cluster.env)
     done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -61,21 +70,33 @@ def ids(output):
 
 def until_running(cluster, work, run, steps):
     """Waits until the run has logged `steps` steps."""
-    cluster.wait(lambda: len(steps_of(work / run)) >= steps, 60, f"step {steps} of {run}; its logs:\n{logs(work)}")
+    cluster.wait(
+        lambda: len(steps_of(work / run)) >= steps,
+        60,
+        f"step {steps} of {run}; its logs:\n{logs(work)}",
+    )
 
 
 def until_done(cluster, work, job, state="COMPLETED", timeout=90):
     ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-    cluster.wait(lambda: cluster.job(job)["JobState"] in ends, timeout, f"end of job {job}; its logs:\n{logs(work)}")
+    cluster.wait(
+        lambda: cluster.job(job)["JobState"] in ends,
+        timeout,
+        f"end of job {job}; its logs:\n{logs(work)}",
+    )
     assert cluster.job(job)["JobState"] == state, logs(work)
 
 
 def logs(work):
-    return "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(work.rglob("slurm-*/*.log")))
+    return "\n".join(
+        f"== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(work.rglob("slurm-*/*.log"))
+    )
 
 
 def steps_of(run):
-    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    lines = (
+        (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    )
     return [record["step"] for record in map(json.loads, lines) if "loss" in record]
 
 
@@ -86,7 +107,15 @@ def test_slurm_accepts_every_template(cluster, work, template, monkeypatch):
 
 
 def by_a_job_of_a_partition_that_goes_first(cluster, job):
-    cluster.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 1")
+    cluster.run(
+        "sbatch",
+        "--partition=high",
+        "--nodes=2",
+        "--exclusive",
+        "--time=1",
+        "--output=/dev/null",
+        "--wrap=sleep 1",
+    )
 
 
 def by_the_signal_of_the_time_limit(cluster, job):
@@ -95,14 +124,23 @@ def by_the_signal_of_the_time_limit(cluster, job):
 
 @pytest.mark.parametrize(
     ("launcher", "preempt"),
-    [("srun", by_a_job_of_a_partition_that_goes_first), ("deepspeed", by_the_signal_of_the_time_limit)],
+    [
+        ("srun", by_a_job_of_a_partition_that_goes_first),
+        ("deepspeed", by_the_signal_of_the_time_limit),
+    ],
 )
-def test_a_preempted_run_saves_requeues_and_finishes_as_one_mlflow_run(cluster, work, launcher, preempt):
+def test_a_preempted_run_saves_requeues_and_finishes_as_one_mlflow_run(
+    cluster, work, launcher, preempt
+):
     (job,) = ids(submit(cluster, work, f"slurm.launcher={launcher}", "slurm.exclusive=true"))
     run = work / "runs" / "tiny-tram_prev-0"
     until_running(cluster, work, run, 5)
     preempt(cluster, job)
-    cluster.wait(lambda: cluster.job(job)["Restarts"] == "1", 60, f"requeue of job {job}; its logs:\n{logs(work)}")
+    cluster.wait(
+        lambda: cluster.job(job)["Restarts"] == "1",
+        60,
+        f"requeue of job {job}; its logs:\n{logs(work)}",
+    )
     before = (run / "run_id").read_text()
     assert sorted((run / "checkpoints").glob("step-*"))
     until_done(cluster, work, job)
@@ -110,7 +148,9 @@ def test_a_preempted_run_saves_requeues_and_finishes_as_one_mlflow_run(cluster, 
     assert steps_of(run) == STEPS, "a step is missing or was logged twice"
     assert (run / "run_id").read_text() == before
     with sqlite3.connect(work / "mlflow.db") as database:
-        runs = database.execute("select run_uuid, status from runs where name = 'tiny-tram_prev-0'").fetchall()
+        runs = database.execute(
+            "select run_uuid, status from runs where name = 'tiny-tram_prev-0'"
+        ).fetchall()
     assert runs == [(before.strip(), "FINISHED")]
 
 
@@ -128,7 +168,10 @@ def test_seeds_are_an_array_and_the_job_after_them_waits_for_all(cluster, work):
     array, last = ids(submit(cluster, work, "--seeds", "1-2", *recipe, after))
     until_done(cluster, work, last)
     runs = (work / "after.txt").read_text().splitlines()
-    assert [Path(run).name for run in runs] == ["a; touch hacked-tram_prev-1", "a; touch hacked-tram_prev-2"]
+    assert [Path(run).name for run in runs] == [
+        "a; touch hacked-tram_prev-1",
+        "a; touch hacked-tram_prev-2",
+    ]
     assert all((Path(run) / "DONE").exists() for run in runs)
     assert not list(work.rglob("hacked"))
     assert "finished already" in submit(cluster, work, "--seeds", "1-2", *recipe)
@@ -137,7 +180,9 @@ def test_seeds_are_an_array_and_the_job_after_them_waits_for_all(cluster, work):
 
 def test_a_job_after_a_failed_run_is_cancelled(cluster, work):
     data = "task={name: language_modeling, data: ./nowhere, seq_len: 16}"
-    array, last = ids(submit(cluster, work, "--seeds", "1", data, "slurm.after.command=touch after.txt"))
+    array, last = ids(
+        submit(cluster, work, "--seeds", "1", data, "slurm.after.command=touch after.txt")
+    )
     until_done(cluster, work, last, "CANCELLED")
     assert cluster.job(array)["JobState"] == "FAILED" and cluster.job(array)["Restarts"] == "0"
     assert not (work / "after.txt").exists()
@@ -146,10 +191,16 @@ def test_a_job_after_a_failed_run_is_cancelled(cluster, work):
 def test_a_run_survives_the_death_of_a_node(cluster, work):
     (job,) = ids(submit(cluster, work, "slurm.nodes=2", "slurm.ranks_per_node=1"))
     run = work / "runs" / "tiny-tram_prev-0"
-    cluster.wait(lambda: sorted(run.glob("checkpoints/step-*0")), 60, f"checkpoint; logs:\n{logs(work)}")
+    cluster.wait(
+        lambda: sorted(run.glob("checkpoints/step-*0")), 60, f"checkpoint; logs:\n{logs(work)}"
+    )
     cluster.kill_node(2)
     try:
-        cluster.wait(lambda: cluster.job(job)["JobState"] != "RUNNING", 60, f"end of the attempt; logs:\n{logs(work)}")
+        cluster.wait(
+            lambda: cluster.job(job)["JobState"] != "RUNNING",
+            60,
+            f"end of the attempt; logs:\n{logs(work)}",
+        )
     finally:
         cluster.start_node(2)
     until_done(cluster, work, job)

@@ -1,4 +1,5 @@
-"""Status, steps and cost of tracking as launch/train.py's users get them: stopped, killed, failed, resumed, no server."""
+"""Status, steps and cost of tracking as launch/train.py's users get them: stopped, killed, failed,
+resumed, no server."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     uri = f"tracking.uri=sqlite:///{folder}/mlflow.db"
     command = [sys.executable, TRAIN, "--recipe", "tiny.yaml", uri, *arguments]
     with (folder / "log").open("a") as log:
-        return subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log, text=True)
+        return subprocess.Popen(
+            command, cwd=folder, env=environment(), stdout=log, stderr=log, text=True
+        )
 
 
 def finished(folder: Path, *arguments: str) -> int:
@@ -41,33 +44,47 @@ def the_run(folder: Path) -> Any:
     """The one child run of the database; two would fail here."""
     mlflow = client(f"sqlite:///{folder}/mlflow.db")
     experiment = mlflow.get_experiment_by_name("tiny")
-    children = [run for run in mlflow.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" in run.data.tags]
+    children = [
+        run
+        for run in mlflow.search_runs([experiment.experiment_id])
+        if "mlflow.parentRunId" in run.data.tags
+    ]
     [run] = children
     assert run.info.run_id == (run_dir(folder) / "run_id").read_text().strip()
     return run
 
 
 def steps(folder: Path) -> list[int]:
-    history = client(f"sqlite:///{folder}/mlflow.db").get_metric_history(the_run(folder).info.run_id, "loss")
+    history = client(f"sqlite:///{folder}/mlflow.db").get_metric_history(
+        the_run(folder).info.run_id, "loss"
+    )
     return [point.step for point in history]
 
 
 def tracked(folder: Path) -> bool:
-    """Whether MLflow has steps beyond the newest checkpoint: those that a killed run computes again."""
+    """Whether MLflow has steps beyond the newest checkpoint: those that a killed run computes
+    again."""
     latest, state = run_dir(folder) / "checkpoints" / "latest", run_dir(folder) / "tracking.json"
     if not latest.exists() or not state.exists():
         return False
-    sent = (run_dir(folder) / "metrics.jsonl").read_bytes()[: json.loads(state.read_text())["offset"]]
+    sent = (run_dir(folder) / "metrics.jsonl").read_bytes()[
+        : json.loads(state.read_text())["offset"]
+    ]
     saved = int(latest.read_text().strip().rpartition("step-")[2])
     return sent.count(b"\n") > saved
 
 
 def stopped(folder: Path, number: signal.Signals) -> int:
     """Starts a run that would go on for very long and sends it a signal once MLflow knows of it."""
-    process, deadline = start(folder, "checkpoint.every_steps=40", "train.steps=100000"), time.monotonic() + 120
+    process, deadline = (
+        start(folder, "checkpoint.every_steps=40", "train.steps=100000"),
+        time.monotonic() + 120,
+    )
     try:
         while not tracked(folder):
-            assert time.monotonic() < deadline and process.poll() is None, (folder / "log").read_text()[-3000:]
+            assert time.monotonic() < deadline and process.poll() is None, (
+                folder / "log"
+            ).read_text()[-3000:]
             time.sleep(0.05)
         process.send_signal(number)
         return process.wait(timeout=120)
@@ -77,7 +94,9 @@ def stopped(folder: Path, number: signal.Signals) -> int:
             process.wait()
 
 
-@pytest.mark.parametrize(("number", "code", "status"), [(signal.SIGTERM, 75, "KILLED"), (signal.SIGKILL, -9, "RUNNING")])
+@pytest.mark.parametrize(
+    ("number", "code", "status"), [(signal.SIGTERM, 75, "KILLED"), (signal.SIGKILL, -9, "RUNNING")]
+)
 def test_stopped_then_resumed_is_one_run_with_every_step_once(
     tmp_path: Path, number: signal.Signals, code: int, status: str
 ) -> None:
@@ -85,10 +104,23 @@ def test_stopped_then_resumed_is_one_run_with_every_step_once(
     first = the_run(tmp_path)
     assert first.info.status == status
     total = records(run_dir(tmp_path))[-1]["step"] + 10
-    assert finished(tmp_path, "checkpoint.every_steps=1000", f"train.steps={total}", "--resume", "--allow-change") == 0
+    assert (
+        finished(
+            tmp_path,
+            "checkpoint.every_steps=1000",
+            f"train.steps={total}",
+            "--resume",
+            "--allow-change",
+        )
+        == 0
+    )
     run = the_run(tmp_path)
     assert run.info.run_id == first.info.run_id and run.info.status == "FINISHED"
-    assert steps(tmp_path) == list(range(1, total + 1)) == [record["step"] for record in records(run_dir(tmp_path))]
+    assert (
+        steps(tmp_path)
+        == list(range(1, total + 1))
+        == [record["step"] for record in records(run_dir(tmp_path))]
+    )
     assert run.data.metrics["final/test/zero_shot/perplexity"] > 1
     assert run.inputs.dataset_inputs[0].dataset.digest == run.data.tags["data_digest"][:36]
     assert run.data.metrics["system/cpu_utilization_percentage"] >= 0
@@ -134,10 +166,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_a_server_that_never_answers_costs_less_than_one_per_cent_of_a_step(tmp_path: Path) -> None:
-    """The training thread's time in tracking, against the time of the steps it was for; and the run ends well."""
+    """The training thread's time in tracking, against the time of the steps it was for; and the run
+    ends well."""
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     (tmp_path / "timed.py").write_text(TIMED)
-    size = ["task.seq_len=64", "model.init.n_embd=128", "model.init.n_layer=4", "model.init.n_head=4", "train.micro_batch=4"]
+    size = [
+        "task.seq_len=64",
+        "model.init.n_embd=128",
+        "model.init.n_layer=4",
+        "model.init.n_head=4",
+        "train.micro_batch=4",
+    ]
     with black_hole() as (uri, held):
         command = [
             sys.executable,
@@ -150,7 +189,9 @@ def test_a_server_that_never_answers_costs_less_than_one_per_cent_of_a_step(tmp_
             *size,
         ]
         env = environment(MLFLOW_HTTP_REQUEST_TIMEOUT="2", PYTHONPATH=os.pathsep.join([str(ROOT)]))
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+        )
         assert held, "nothing ever asked the server"
     assert done.returncode == 0, done.stderr[-4000:]
     assert "launch/sync.py" in done.stderr

@@ -1,4 +1,5 @@
-"""launch/train.py as its users start it: files it leaves, numbers that do not depend on the engine, errors and exit codes."""
+"""launch/train.py as its users start it: files it leaves, numbers that do not depend on the engine,
+errors and exit codes."""
 
 from __future__ import annotations
 
@@ -30,10 +31,14 @@ train: {steps: 4, global_batch: 4, micro_batch: 1, clip_norm: 1.0, probe_every: 
 """
 
 
-def train(folder: Path, launcher: str, *arguments: str, recipe: str = RECIPE) -> subprocess.CompletedProcess[str]:
+def train(
+    folder: Path, launcher: str, *arguments: str, recipe: str = RECIPE
+) -> subprocess.CompletedProcess[str]:
     (folder / "tiny.yaml").write_text(recipe)
     command = [*LAUNCHERS[launcher], TRAIN, "--recipe", "tiny.yaml", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+    )
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -61,32 +66,51 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ("single", "ddp", "fsdp2", "zero3"))
 def test_a_run_leaves_its_files(runs: dict[str, Path], name: str) -> None:
     run_dir = runs[name]
-    assert {p.name for p in run_dir.iterdir()} >= {"recipe.yaml", "metrics.jsonl", "results.json", "export", "run_id", "DONE"}
+    assert {p.name for p in run_dir.iterdir()} >= {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "results.json",
+        "export",
+        "run_id",
+        "DONE",
+    }
     rows = records(run_dir)
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     assert all(
-        {"loss", "distance", "radius", "perturbation_norm", "grad_norm", "lr", "tokens", "seconds"} <= set(r) for r in rows
+        {"loss", "distance", "radius", "perturbation_norm", "grad_norm", "lr", "tokens", "seconds"}
+        <= set(r)
+        for r in rows
     )
-    assert all(r["tokens_per_second"] > 0 and "mfu" not in r for r in rows), "nobody knows a CPU's peak"
+    assert all(r["tokens_per_second"] > 0 and "mfu" not in r for r in rows), (
+        "nobody knows a CPU's peak"
+    )
     assert all(r["tokens"] == 4 * 15 for r in rows)  # 4 blocks of 16 predict 15 tokens each
-    assert all(r["radius"] == pytest.approx(5.0 * r["distance"]) and r["distance"] > 0 for r in rows)
-    assert [("perturbation_length" in r) for r in rows] == [True, False, True, False]
-    assert 0.99 < rows[0]["perturbation_cosine"] <= 1.0 + 1e-6 and rows[0]["perturbation_projection"] == pytest.approx(
-        1.0, abs=0.01
+    assert all(
+        r["radius"] == pytest.approx(5.0 * r["distance"]) and r["distance"] > 0 for r in rows
     )
+    assert [("perturbation_length" in r) for r in rows] == [True, False, True, False]
+    assert 0.99 < rows[0]["perturbation_cosine"] <= 1.0 + 1e-6 and rows[0][
+        "perturbation_projection"
+    ] == pytest.approx(1.0, abs=0.01)
     assert rows[0]["perturbation_length"] == pytest.approx(rows[0]["radius"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ("ddp", "fsdp2", "zero3"))
 def test_numbers_do_not_depend_on_the_engine(runs: dict[str, Path], name: str) -> None:
-    """Same micro-batches, same masks, same noise at 1 and 2 ranks: AdamW lets fp32 rounding grow, so 1e-4 after 4 steps."""
+    """Same micro-batches, same masks, same noise at 1 and 2 ranks: AdamW lets fp32 rounding grow,
+    so 1e-4 after 4 steps."""
     for want, got in zip(records(runs["single"]), records(runs[name]), strict=True):
         for key in ("loss", "distance", "perturbed_loss", "grad_norm"):
             assert got[key] == pytest.approx(want[key], rel=1e-4), (key, want["step"])
-    scores = [json.loads((runs[n] / "results.json").read_text())["scores"]["test"] for n in ("single", name)]
+    scores = [
+        json.loads((runs[n] / "results.json").read_text())["scores"]["test"]
+        for n in ("single", name)
+    ]
     assert list(scores[0]) == list(scores[1])
     for domain in scores[0]:
-        assert scores[1][domain]["perplexity"] == pytest.approx(scores[0][domain]["perplexity"], rel=1e-4)
+        assert scores[1][domain]["perplexity"] == pytest.approx(
+            scores[0][domain]["perplexity"], rel=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -101,15 +125,26 @@ def test_mfu_is_recorded_where_the_recipe_gives_the_peak(
     runs: dict[str, Path], tmp_path: Path, name: str, launcher: str, engine: str
 ) -> None:
     """The pass that counts changes no number of the run."""
-    done = train(tmp_path, launcher, f"engine={engine}", "train.peak_tflops=0.5", "train.log_every=2", "tracking.enabled=false")
+    done = train(
+        tmp_path,
+        launcher,
+        f"engine={engine}",
+        "train.peak_tflops=0.5",
+        "train.log_every=2",
+        "tracking.enabled=false",
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     rows = records(tmp_path / "runs" / "tiny-tram_x-0")
     assert all(0 < r["mfu"] <= 1 and r["tokens_per_second"] > 0 for r in rows)
-    assert {r["step"]: r["loss"] for r in rows} == {r["step"]: r["loss"] for r in records(runs[name]) if r["step"] in (2, 4)}
+    assert {r["step"]: r["loss"] for r in rows} == {
+        r["step"]: r["loss"] for r in records(runs[name]) if r["step"] in (2, 4)
+    }
 
 
 @pytest.mark.parametrize("name", ("single", "fsdp2", "zero3"))
-def test_the_export_reloads_with_its_ties_and_scores_the_same(runs: dict[str, Path], name: str) -> None:
+def test_the_export_reloads_with_its_ties_and_scores_the_same(
+    runs: dict[str, Path], name: str
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -124,9 +159,13 @@ def test_the_export_reloads_with_its_ties_and_scores_the_same(runs: dict[str, Pa
     again = evaluate(model, task, task.eval_sets("test"), 3)
     results = json.loads((runs[name] / "results.json").read_text())
     for domain, score in again.items():
-        assert score["perplexity"] == pytest.approx(results["scores"]["test"][domain]["perplexity"], rel=1e-5)
+        assert score["perplexity"] == pytest.approx(
+            results["scores"]["test"][domain]["perplexity"], rel=1e-5
+        )
     average = results["zero_shot_average"]["test"]["perplexity"]
-    assert average == pytest.approx(zero_shot_average(again, task.train_domains, "perplexity"), rel=1e-5)
+    assert average == pytest.approx(
+        zero_shot_average(again, task.train_domains, "perplexity"), rel=1e-5
+    )
 
 
 def test_the_run_is_in_mlflow_and_finished(runs: dict[str, Path]) -> None:
@@ -177,7 +216,9 @@ def test_dry_run_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
     ],
     ids=lambda value: "" if isinstance(value, list) and " " in "".join(value) else str(value)[:40],
 )
-def test_a_mistake_is_one_line_and_exit_2(tmp_path: Path, overrides: list[str], words: list[str]) -> None:
+def test_a_mistake_is_one_line_and_exit_2(
+    tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
     done = train(tmp_path, "python", *overrides)
     assert done.returncode == 2, done.stderr[-2000:]
     message = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -187,7 +228,14 @@ def test_a_mistake_is_one_line_and_exit_2(tmp_path: Path, overrides: list[str], 
 
 
 def test_numbers_that_stop_being_numbers_end_the_run_with_exit_3(tmp_path: Path) -> None:
-    done = train(tmp_path, "python", "optimizer.lr=1e30", "train.clip_norm=null", "train.steps=8", "train.max_skipped=2")
+    done = train(
+        tmp_path,
+        "python",
+        "optimizer.lr=1e30",
+        "train.clip_norm=null",
+        "train.steps=8",
+        "train.max_skipped=2",
+    )
     assert done.returncode == 3, done.stderr[-2000:]
     assert "2 steps in a row" in done.stderr
     rows = records(tmp_path / "runs" / "tiny-tram_x-0")
@@ -202,13 +250,25 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
 
 
 def test_the_switches_of_the_lean_step_change_no_number(tmp_path: Path) -> None:
-    """tram_prev with a checkpoint every second step: looking ahead is bitwise the swap, chunked logits are whole ones."""
+    """tram_prev with a checkpoint every second step: looking ahead is bitwise the swap, chunked
+    logits are whole ones."""
     found = {}
-    for name, key in (("lean", "train.log_every=1"), ("swap", "algorithm.lookahead=false"), ("whole", "model.logits=whole")):
-        arguments = ("algorithm={name: tram_prev, radius_scale: 50.0}", "checkpoint.every_steps=2", "model.dropout=0.1")
+    for name, key in (
+        ("lean", "train.log_every=1"),
+        ("swap", "algorithm.lookahead=false"),
+        ("whole", "model.logits=whole"),
+    ):
+        arguments = (
+            "algorithm={name: tram_prev, radius_scale: 50.0}",
+            "checkpoint.every_steps=2",
+            "model.dropout=0.1",
+        )
         done = train(tmp_path, "python", *arguments, key, f"run_dir={name}")
         assert done.returncode == 0, done.stderr[-4000:]
-        found[name] = [{k: r[k] for k in ("loss", "distance", "perturbed_loss", "grad_norm")} for r in records(tmp_path / name)]
+        found[name] = [
+            {k: r[k] for k in ("loss", "distance", "perturbed_loss", "grad_norm")}
+            for r in records(tmp_path / name)
+        ]
     assert found["lean"] == found["swap"]
     assert all(r["distance"] > 0 for r in found["lean"][1:])
     for lean, whole in zip(found["lean"], found["whole"], strict=True):

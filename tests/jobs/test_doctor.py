@@ -37,7 +37,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def context(*overrides, world=1):
-    return doctor.Context(load("./tiny.yaml", overrides), Job(0, 0, world, "python", torch.device("cpu")))
+    return doctor.Context(
+        load("./tiny.yaml", overrides), Job(0, 0, world, "python", torch.device("cpu"))
+    )
 
 
 def problem(check, *overrides):
@@ -93,7 +95,12 @@ def test_checkpoint_size_counts_masters_moments_and_references():
     recipe = load("./tiny.yaml")
     assert doctor_memory.checkpoint_bytes(recipe, 10) == 4 * 10 * 4
     assert doctor_memory.checkpoint_bytes(load("./tiny.yaml", ["algorithm=base"]), 10) == 4 * 10 * 3
-    assert doctor_memory.checkpoint_bytes(load("./tiny.yaml", ["algorithm=base", "optimizer={name: sgd, lr: 1}"]), 10) == 40
+    assert (
+        doctor_memory.checkpoint_bytes(
+            load("./tiny.yaml", ["algorithm=base", "optimizer={name: sgd, lr: 1}"]), 10
+        )
+        == 40
+    )
 
 
 def test_parameters_are_counted_without_weights():
@@ -117,7 +124,9 @@ def test_a_tracking_server_that_is_away_answers_or_hangs():
 
     with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert "answers" in doctor.tracking(context(f"tracking.uri=http://127.0.0.1:{server.server_port}"))
+        assert "answers" in doctor.tracking(
+            context(f"tracking.uri=http://127.0.0.1:{server.server_port}")
+        )
         server.shutdown()
     assert doctor.tracking(context("tracking.enabled=false")) == "off"
 
@@ -128,7 +137,9 @@ def test_states_are_split_as_the_engine_splits_them(monkeypatch):
     count = 1000
 
     def each(*overrides):
-        return doctor_memory.rank_bytes(load("./tiny.yaml", ["train.global_batch=8", *overrides]), count, job)
+        return doctor_memory.rank_bytes(
+            load("./tiny.yaml", ["train.global_batch=8", *overrides]), count, job
+        )
 
     whole = 4 * 5 + 4 + 4  # masters, two moments, theta_{t-1}, theta; gradients; working copy
     assert each() == count * whole
@@ -141,28 +152,56 @@ def test_the_memory_of_a_slurm_job_is_that_of_its_ranks(monkeypatch):
     here = context("train.global_batch=16", "train.micro_batch=1", "engine=auto")
     here.slurm = slurm_config.load("a100_multi_node")
     assert here.world == 16 and here.planned.device.type == "cuda"
-    assert doctor_memory.rank_bytes(here.recipe, 1600, here.planned) == 2800, "fsdp2 splits everything"
+    assert doctor_memory.rank_bytes(here.recipe, 1600, here.planned) == 2800, (
+        "fsdp2 splits everything"
+    )
 
 
 def test_planning_may_replace_the_plain_count(monkeypatch):
-    monkeypatch.setattr(doctor_memory.planning, "rank_bytes", lambda recipe, world: 123 * world, raising=False)
-    assert doctor_memory.rank_bytes(load("./tiny.yaml"), 1, Job(0, 0, 2, "srun", torch.device("cpu"))) == 246
+    monkeypatch.setattr(
+        doctor_memory.planning, "rank_bytes", lambda recipe, world: 123 * world, raising=False
+    )
+    assert (
+        doctor_memory.rank_bytes(load("./tiny.yaml"), 1, Job(0, 0, 2, "srun", torch.device("cpu")))
+        == 246
+    )
 
 
 def test_a_bad_recipe_is_the_first_line(folder):
-    command = [sys.executable, str(ROOT / "launch/doctor.py"), "--recipe", "./tiny.yaml", "optimizer.momentm=1"]
+    command = [
+        sys.executable,
+        str(ROOT / "launch/doctor.py"),
+        "--recipe",
+        "./tiny.yaml",
+        "optimizer.momentm=1",
+    ]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout.startswith("problem  recipe") and "did you mean" in done.stdout
+    assert (
+        done.returncode == 2
+        and done.stdout.startswith("problem  recipe")
+        and "did you mean" in done.stdout
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.integration
 def test_two_ranks_agree_on_everything_and_take_a_step(folder):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     command += [str(ROOT / "launch/doctor.py"), "--recipe", "./tiny.yaml"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "shared by 2 ranks" in done.stdout and "all-reduce over 2 ranks" in done.stdout and "one step in" in done.stdout
+    assert (
+        "shared by 2 ranks" in done.stdout
+        and "all-reduce over 2 ranks" in done.stdout
+        and "one step in" in done.stdout
+    )
     assert sorted(path.name for path in folder.iterdir()) == ["tiny.yaml"]
 
 

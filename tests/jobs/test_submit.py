@@ -1,4 +1,5 @@
-"""Submission without a SLURM: configs, cells, the job script's text, quoting, --dry-run. On a real one: integration/."""
+"""Submission without a SLURM: configs, cells, the job script's text, quoting, --dry-run. On a real
+one: integration/."""
 
 import itertools
 import json
@@ -37,7 +38,9 @@ def script(*overrides, **options):
 
 
 def directives(text):
-    return dict(line[10:].partition("=")[::2] for line in text.splitlines() if line.startswith("#SBATCH "))
+    return dict(
+        line[10:].partition("=")[::2] for line in text.splitlines() if line.startswith("#SBATCH ")
+    )
 
 
 @pytest.mark.parametrize("config", TEMPLATES)
@@ -50,8 +53,14 @@ def test_every_template_renders_to_bash(config, folder):
 
 
 def test_one_task_per_gpu_and_what_a_requeue_needs():
-    asked = directives(script(config="h100_multi_node", keys=["account=abc", "sbatch_options=[--reservation=r1]"]))
-    assert asked["nodes"] == "2" and asked["ntasks-per-node"] == "8" and asked["gpus-per-node"] == "h100:8"
+    asked = directives(
+        script(config="h100_multi_node", keys=["account=abc", "sbatch_options=[--reservation=r1]"])
+    )
+    assert (
+        asked["nodes"] == "2"
+        and asked["ntasks-per-node"] == "8"
+        and asked["gpus-per-node"] == "h100:8"
+    )
     assert asked["signal"] == "B:USR2@300" and asked["open-mode"] == "append"
     assert {"requeue", "exclusive"} <= set(asked)
     assert asked["account"] == "abc" and asked["reservation"] == "r1" and "partition" not in asked
@@ -60,7 +69,9 @@ def test_one_task_per_gpu_and_what_a_requeue_needs():
 @pytest.mark.parametrize("commit", ["0123abc-dirty", None])
 def test_the_job_knows_the_commit_of_its_snapshot(commit, monkeypatch):
     monkeypatch.setattr(slurm, "git_commit", lambda: commit)
-    exported = [line.partition("  #")[0] for line in script().splitlines() if "TRAM_DS_GIT_COMMIT" in line]
+    exported = [
+        line.partition("  #")[0] for line in script().splitlines() if "TRAM_DS_GIT_COMMIT" in line
+    ]
     assert exported == ([f"export TRAM_DS_GIT_COMMIT={commit}"] if commit else [])
 
 
@@ -70,7 +81,9 @@ def test_nccl_settings_are_exported_and_explained():
         lines = path.read_text().splitlines()
         for before, line in itertools.pairwise(lines):
             if re.match(r"  (# )?(TORCH_)?NCCL_\w+:", line):
-                assert before.startswith("  ") and ("#" in before or "TORCH_" in line), f"{path.name}: {line} is not explained"
+                assert before.startswith("  ") and ("#" in before or "TORCH_" in line), (
+                    f"{path.name}: {line} is not explained"
+                )
 
 
 def test_the_deepspeed_launcher_gets_one_task_with_all_cpus():
@@ -85,11 +98,19 @@ def test_the_port_comes_from_the_job_id_unless_it_is_given():
 
 
 def test_hostile_names_are_inert(folder):
-    """The script is run for real, with srun, scontrol and python replaced: nothing of the names may be executed."""
+    """The script is run for real, with srun, scontrol and python replaced: nothing of the names may
+    be executed."""
     name = "a; touch hacked $(touch hacked) `touch hacked` 'x"
-    hostile = ["python=$(touch hacked)/python", "env.X='; touch hacked #'", "srun_options=[--mem-bind=none]"]
+    hostile = [
+        "python=$(touch hacked)/python",
+        "env.X='; touch hacked #'",
+        "srun_options=[--mem-bind=none]",
+    ]
     plan = planned(f"name={json.dumps(name)}", keys=hostile)
-    assert directives(plan.files[slurm.JOB])["job-name"] == "a-touch-hacked-touch-hacked-touch-hacked-x"
+    assert (
+        directives(plan.files[slurm.JOB])["job-name"]
+        == "a-touch-hacked-touch-hacked-touch-hacked-x"
+    )
     slurm.write(plan)
     tools = folder / "tools"
     tools.mkdir()
@@ -99,8 +120,15 @@ def test_hostile_names_are_inert(folder):
     python = folder / "$(touch hacked)"
     python.mkdir()
     (python / "python").symlink_to(sys.executable)
-    env = {"PATH": f"{tools}:{os.environ['PATH']}", "LOG": str(folder / "log"), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n"}
-    done = subprocess.run(["bash", slurm.JOB], cwd=plan.folder, env=env, capture_output=True, text=True, timeout=60)
+    env = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "LOG": str(folder / "log"),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n",
+    }
+    done = subprocess.run(
+        ["bash", slurm.JOB], cwd=plan.folder, env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1 and "not done" in done.stdout, done.stdout + done.stderr
     called = (folder / "log").read_text()
     assert "X='; touch hacked #'\n" in called or "X=; touch hacked #\n" in called
@@ -112,15 +140,15 @@ def test_hostile_names_are_inert(folder):
     ("key", "part"),
     [
         ("partition='a b'", "partition = 'a b': expected a name"),
-        ("partition=\"a\\n#SBATCH --uid=0\"", "partition"),
+        ('partition="a\\n#SBATCH --uid=0"', "partition"),
         ("account=-x", "account"),
         ("time=1;2", "time"),
         ("mem=lots", "mem"),
         ("constraint='a100 --uid=0'", "constraint"),
         ("sbatch_options=['--wrap=a b']", "sbatch_options.0"),
-        ("env.A=\"x\\ny\"", "env.A"),
+        ('env.A="x\\ny"', "env.A"),
         ("env={'A B': x}", "A B"),
-        ("setup=[\"a\\nb\"]", "setup.0"),
+        ('setup=["a\\nb"]', "setup.0"),
         ("nodes=0", "nodes = 0"),
         ("partitoin=x", "did you mean 'partition'?"),
         ("after.comand=x", "did you mean 'command'?"),
@@ -128,7 +156,7 @@ def test_hostile_names_are_inert(folder):
         ("ranks_per_node=null", "say how many ranks"),
         ("launcher=deepspeed", "exclusive: true"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_config_names_key_value_and_way_out(key, part):
     with pytest.raises(RecipeError) as refused:
         slurm_config.load("cpu_test", [key])
@@ -150,7 +178,14 @@ def test_a_line_break_in_a_path_is_refused(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("time", "seconds"),
-    [("90", 5400), ("1:30", 90), ("2:00:00", 7200), ("1-12", 129600), ("1-12:30", 131400), ("1-0:0:5", 86405)],
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("2:00:00", 7200),
+        ("1-12", 129600),
+        ("1-12:30", 131400),
+        ("1-0:0:5", 86405),
+    ],
 )
 def test_time_limits(time, seconds):
     assert slurm_config.seconds(time) == seconds
@@ -167,10 +202,15 @@ def test_an_array_has_a_cell_per_seed_and_a_job_after_it():
     plan = planned(seeds="1-20", keys=["array_limit=4", 'after.command=tool "$@"'])
     assert directives(plan.files[slurm.JOB])["array"] == "0-19%4"
     cells = json.loads(plan.files[slurm.CELLS])
-    assert [Path(cell["run_dir"]).name for cell in cells] == [f"quickstart-tram_prev-{seed}" for seed in range(1, 21)]
+    assert [Path(cell["run_dir"]).name for cell in cells] == [
+        f"quickstart-tram_prev-{seed}" for seed in range(1, 21)
+    ]
     assert "\n  seed: 20\n" in plan.files[cells[19]["recipe"]]
     assert plan.commands("77")[1][2:4] == ["--dependency=afterok:77", "--kill-on-invalid-dep=yes"]
-    assert 'tool "$@"' in plan.files[slurm.AFTER] and "quickstart-tram_prev-20" in plan.files[slurm.AFTER]
+    assert (
+        'tool "$@"' in plan.files[slurm.AFTER]
+        and "quickstart-tram_prev-20" in plan.files[slurm.AFTER]
+    )
 
 
 def test_no_job_after_an_array_if_it_is_not_wanted_or_there_is_nothing_to_run(monkeypatch, folder):
@@ -183,10 +223,15 @@ def test_no_job_after_an_array_if_it_is_not_wanted_or_there_is_nothing_to_run(mo
 
 
 def test_a_sweep_file_is_an_array_under_its_own_name(folder):
-    (folder / "grid.yaml").write_text("base: quickstart\ngrid: {algorithm: [sam, tram_prev], optimizer.lr: [1e-4, 1e-5]}\n")
+    (folder / "grid.yaml").write_text(
+        "base: quickstart\ngrid: {algorithm: [sam, tram_prev], optimizer.lr: [1e-4, 1e-5]}\n"
+    )
     cells = slurm_cells.cells(None, SETS, "1-2", "./grid.yaml")
     assert len({cell.run_dir for cell in cells}) == len(cells) == 8
-    assert cells[0].run_dir.is_absolute() and {cell.recipe.optimizer.lr for cell in cells} == {1e-4, 1e-5}
+    assert cells[0].run_dir.is_absolute() and {cell.recipe.optimizer.lr for cell in cells} == {
+        1e-4,
+        1e-5,
+    }
     plan = slurm.plan(cells, slurm_config.load("cpu_test"), array=True, name="grid")
     assert directives(plan.files[slurm.JOB])["job-name"] == "grid"
     stored = json.loads(plan.files[slurm.CELLS])[5]
@@ -196,7 +241,9 @@ def test_a_sweep_file_is_an_array_under_its_own_name(folder):
 
 
 def test_recipe_and_seeds_take_the_place_of_the_sweeps(folder):
-    (folder / "grid.yaml").write_text("base: m2d2_gpt2xl\ngrid: {algorithm: [sam, asam], train.seed: [0, 1, 2]}\n")
+    (folder / "grid.yaml").write_text(
+        "base: m2d2_gpt2xl\ngrid: {algorithm: [sam, asam], train.seed: [0, 1, 2]}\n"
+    )
     cells = slurm_cells.cells("quickstart", SETS, "7", "./grid.yaml")
     assert [cell.run_dir.name for cell in cells] == ["quickstart-sam-7", "quickstart-asam-7"]
     with pytest.raises(RecipeError, match="nothing to submit"):
@@ -226,7 +273,9 @@ def test_the_folder_is_private_and_holds_code_and_recipe(folder):
     slurm.write(plan)
     assert stat.S_IMODE(plan.folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((plan.folder / slurm.JOB).stat().st_mode) == 0o600
-    assert (plan.folder / "code/launch/train.py").is_file() and (plan.folder / "code/tram_ds/recipe.py").is_file()
+    assert (plan.folder / "code/launch/train.py").is_file() and (
+        plan.folder / "code/tram_ds/recipe.py"
+    ).is_file()
     assert not list((plan.folder / "code").rglob("__pycache__"))
     code = [
         sys.executable,
@@ -236,21 +285,44 @@ def test_the_folder_is_private_and_holds_code_and_recipe(folder):
         "--dry-run",
     ]
     done = subprocess.run(code, capture_output=True, text=True, check=True)
-    assert done.stdout == (plan.folder / "cells/0000.yaml").read_text(), "the snapshot reads its recipe back unchanged"
+    assert done.stdout == (plan.folder / "cells/0000.yaml").read_text(), (
+        "the snapshot reads its recipe back unchanged"
+    )
 
 
 def test_dry_run_writes_nothing(folder):
-    command = [sys.executable, str(ROOT / "launch/submit.py"), "--recipe", "quickstart", "--slurm", "cpu_test", "--dry-run"]
+    command = [
+        sys.executable,
+        str(ROOT / "launch/submit.py"),
+        "--recipe",
+        "quickstart",
+        "--slurm",
+        "cpu_test",
+        "--dry-run",
+    ]
     done = subprocess.run([*command, *SETS], capture_output=True, text=True)
-    assert done.returncode == 0 and "#SBATCH --requeue" in done.stdout and "sbatch --parsable" in done.stdout
+    assert (
+        done.returncode == 0
+        and "#SBATCH --requeue" in done.stdout
+        and "sbatch --parsable" in done.stdout
+    )
     assert not list(folder.iterdir())
 
 
 def test_without_slurm_and_with_a_bad_recipe_it_ends_with_2(folder):
-    command = [sys.executable, str(ROOT / "launch/submit.py"), "--recipe", "quickstart", "--slurm", "cpu_test"]
+    command = [
+        sys.executable,
+        str(ROOT / "launch/submit.py"),
+        "--recipe",
+        "quickstart",
+        "--slurm",
+        "cpu_test",
+    ]
     env = {**os.environ, "PATH": "/nowhere"}
     done = subprocess.run([*command, *SETS], capture_output=True, text=True, env=env)
-    assert done.returncode == 2 and "sbatch: not found" in done.stderr and "--dry-run" in done.stderr
+    assert (
+        done.returncode == 2 and "sbatch: not found" in done.stderr and "--dry-run" in done.stderr
+    )
     assert not list(folder.iterdir())
     done = subprocess.run([*command, "optimizer.momentm=1"], capture_output=True, text=True)
     assert done.returncode == 2 and "did you mean" in done.stderr and "Traceback" not in done.stderr

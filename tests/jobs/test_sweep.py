@@ -1,4 +1,5 @@
-"""Sweeps: which cells a file means, how they are run, which are skipped, and what the exit code says."""
+"""Sweeps: which cells a file means, how they are run, which are skipped, and what the exit code
+says."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ from tram_ds.recipe.recipe import load
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
-ALL = "adam sam asam fsam trpo r3f mesa asam_trpo asam_r3f asam_mesa tram_prev tram_init tram_x tram_fisher"
+ALL = (
+    "adam sam asam fsam trpo r3f mesa asam_trpo asam_r3f asam_mesa tram_prev tram_init tram_x "
+    "tram_fisher"
+)
 PAPER = {  # file -> cells, and the rows of the paper's table
     "table3_images": (120, "sgd sam asam fsam tram_prev tram_init tram_x tram_fisher"),
     "table4_11_m2d2": (28, ALL),
@@ -33,7 +37,8 @@ PAPER = {  # file -> cells, and the rows of the paper's table
 FAKE = """
 import json, os, pathlib, signal, sys, time
 words = sys.argv[2:]
-folder, algorithm = json.load(open("cells.json"))[" ".join(w for w in words if not w.startswith("--re") or w == "--recipe")]
+key = " ".join(w for w in words if not w.startswith("--re") or w == "--recipe")
+folder, algorithm = json.load(open("cells.json"))[key]
 with open("calls.txt", "a") as file:
     file.write(json.dumps([folder, words]) + chr(10))
 if os.environ.get("HANG"):
@@ -77,12 +82,17 @@ def tell_the_fake(overrides=()):
     for cell in sweep.cells(sweep.read("four.yaml"), overrides):
         recipe = load(cell.base, cell.overrides)
         assert recipe.resolved_run_dir() == cell.run_dir
-        known[" ".join(["--recipe", cell.base, *cell.overrides])] = (str(cell.run_dir), recipe.algorithm.name)
+        known[" ".join(["--recipe", cell.base, *cell.overrides])] = (
+            str(cell.run_dir),
+            recipe.algorithm.name,
+        )
     Path("cells.json").write_text(json.dumps(known))
 
 
 def run(*words):
-    return script().main(["--sweep", "four.yaml", "--launcher", f"{sys.executable} fake.py", *words])
+    return script().main(
+        ["--sweep", "four.yaml", "--launcher", f"{sys.executable} fake.py", *words]
+    )
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -91,10 +101,14 @@ def test_shipped_sweeps_are_the_papers_tables(path):
     assert first.startswith(f"# python launch/sweep.py --sweep {path.name}")
     read = sweep.read(path.stem)
     count, rows = PAPER[path.stem]
-    assert read.grid["algorithm"] == ["base" if row in ("sgd", "adam") else row for row in rows.split()]
+    assert read.grid["algorithm"] == [
+        "base" if row in ("sgd", "adam") else row for row in rows.split()
+    ]
     sizes = [len(values) for values in read.grid.values()]
     assert len(read.base) * math.prod(sizes) == count
-    few = read.model_copy(update={"grid": read.grid | {key: read.grid[key][:2] for key in read.grid if "seed" in key}})
+    few = read.model_copy(
+        update={"grid": read.grid | {key: read.grid[key][:2] for key in read.grid if "seed" in key}}
+    )
     cells = sweep.cells(few)
     assert len({cell.run_dir for cell in cells}) == len(cells)
 
@@ -103,8 +117,14 @@ def test_the_rows_above_are_those_of_the_csv_files():
     folder = ROOT.parent / "shared" / "paper"
     if not folder.is_dir():
         pytest.skip("the paper's tables are not beside the checkout")
-    files = {"table3_images": "table3_vision_top1.csv", "table5_12_xnli": "table12_xnli_accuracy.csv"}
-    files |= {"table10_gpt2xl": "table10_m2d2_s2orc_gpt2xl_perplexity.csv", "table4_11_m2d2": "table11_m2d2_wiki_perplexity.csv"}
+    files = {
+        "table3_images": "table3_vision_top1.csv",
+        "table5_12_xnli": "table12_xnli_accuracy.csv",
+    }
+    files |= {
+        "table10_gpt2xl": "table10_m2d2_s2orc_gpt2xl_perplexity.csv",
+        "table4_11_m2d2": "table11_m2d2_wiki_perplexity.csv",
+    }
     for name, file in files.items():
         rows = [row["method"] for row in csv.DictReader((folder / file).open())]
         assert [row for row in rows if row != "pretrained"] == PAPER[name][1].split()
@@ -114,12 +134,15 @@ def test_cells_run_in_order_each_in_its_own_folder(place):
     tell_the_fake()
     assert run() == 0
     folders = [folder for folder, _ in calls(place)]
-    assert folders == [f"runs/xnli_xlmr-{name}-{seed}" for name in ("sam", "tram_x") for seed in (0, 1)]
+    assert folders == [
+        f"runs/xnli_xlmr-{name}-{seed}" for name in ("sam", "tram_x") for seed in (0, 1)
+    ]
 
 
 def test_further_keys_become_part_of_the_folder(place):
     text = (
-        "base: [xnli_xlmr, flowers_vit]\ngrid:\n  algorithm.distance: [l2, mmd]\n  algorithm: [tram_x]\n  optimizer.lr: [1e-5]\n"
+        "base: [xnli_xlmr, flowers_vit]\ngrid:\n  algorithm.distance: [l2, mmd]\n  algorithm: "
+        "[tram_x]\n  optimizer.lr: [1e-5]\n"
     )
     (place / "four.yaml").write_text(text)
     tell_the_fake(["train.seed=3"])
@@ -130,7 +153,9 @@ def test_further_keys_become_part_of_the_folder(place):
         for distance in ("l2", "mmd")
     }
     for _, words in calls(place):
-        assert f"distance={load(words[1], words[2:]).algorithm.distance}-" in words[-1], "a section before its keys"
+        assert f"distance={load(words[1], words[2:]).algorithm.distance}-" in words[-1], (
+            "a section before its keys"
+        )
 
 
 def test_finished_cells_are_skipped_and_begun_ones_resumed(place, capsys):
@@ -148,13 +173,19 @@ def test_finished_cells_are_skipped_and_begun_ones_resumed(place, capsys):
 def test_dry_run_lists_and_runs_nothing(place, capsys):
     assert run("--dry-run", "--smoke") == 0
     out = capsys.readouterr().out
-    assert "4 cells, 0 finished" in out and "runs/smoke-xnli_xlmr-tram_x-1" in out and "--smoke" in out
+    assert (
+        "4 cells, 0 finished" in out and "runs/smoke-xnli_xlmr-tram_x-1" in out and "--smoke" in out
+    )
     assert not calls(place) and not (place / "runs").exists()
 
 
 @pytest.mark.parametrize(
     "words, codes, expected, count",
-    [((), {"sam": 3}, 3, 1), (("--continue-on-error",), {"sam": 3}, 3, 4), (("--continue-on-error",), {"sam": 75}, 75, 1)],
+    [
+        ((), {"sam": 3}, 3, 1),
+        (("--continue-on-error",), {"sam": 3}, 3, 4),
+        (("--continue-on-error",), {"sam": 75}, 75, 1),
+    ],
 )
 def test_exit_codes(place, monkeypatch, words, codes, expected, count):
     monkeypatch.setenv("CODES", json.dumps(codes))
@@ -165,8 +196,17 @@ def test_exit_codes(place, monkeypatch, words, codes, expected, count):
 
 def test_a_signal_reaches_the_run_and_ends_the_sweep(place):
     tell_the_fake()
-    command = [sys.executable, str(ROOT / "launch/sweep.py"), "--sweep", "four.yaml", "--launcher", f"{sys.executable} fake.py"]
-    process = subprocess.Popen(command, env={**os.environ, "HANG": "1"}, stdout=subprocess.PIPE, text=True, cwd=place)
+    command = [
+        sys.executable,
+        str(ROOT / "launch/sweep.py"),
+        "--sweep",
+        "four.yaml",
+        "--launcher",
+        f"{sys.executable} fake.py",
+    ]
+    process = subprocess.Popen(
+        command, env={**os.environ, "HANG": "1"}, stdout=subprocess.PIPE, text=True, cwd=place
+    )
     assert process.stdout is not None
     assert any("hanging" in line for line in process.stdout)
     process.send_signal(signal.SIGTERM)
@@ -176,16 +216,28 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(place):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("base: xnli_xlmr\ngird: {algorithm: [sam]}\n", r"four\.yaml:2: gird.*unknown key 'gird'.*did you mean 'grid'"),
+        (
+            "base: xnli_xlmr\ngird: {algorithm: [sam]}\n",
+            r"four\.yaml:2: gird.*unknown key 'gird'.*did you mean 'grid'",
+        ),
         ("base: xnli_xlm\ngrid: {algorithm: [sam]}\n", "no such recipe.*did you mean 'xnli_xlmr"),
         ("base: xnli_xlmr\ngrid: {algorithm: sam}\n", "grid.algorithm = 'sam': expected a list"),
         ("base: xnli_xlmr\ngrid: {algorithm: []}\n", "grid.algorithm.*at least one value"),
         ("base: xnli_xlmr\ngrid: {algorithm: [sam, sam]}\n", "has a value twice"),
-        ("base: xnli_xlmr\ngrid: {algorithm: [sam, smam]}\n", "algorithm.name = 'smam': unknown name; did you mean 'sam'"),
+        (
+            "base: xnli_xlmr\ngrid: {algorithm: [sam, smam]}\n",
+            "algorithm.name = 'smam': unknown name; did you mean 'sam'",
+        ),
         ("base: xnli_xlmr\ngrid: {train.sed: [1]}\n", "unknown key 'sed'.*did you mean 'seed'"),
-        ("base: m2d2_wiki_gpt2\ngrid: {algorithm: [tram_x], algorithm.distance: [mmd]}\n", "mmd compares samples"),
+        (
+            "base: m2d2_wiki_gpt2\ngrid: {algorithm: [tram_x], algorithm.distance: [mmd]}\n",
+            "mmd compares samples",
+        ),
         ("base: xnli_xlmr\ngrid: {run_dir: [a, b]}\n", "grid.run_dir.*cannot be swept"),
-        ("base: [xnli_xlmr, xnli_xlmr.yaml]\ngrid: {algorithm: [sam]}\n", "two cells share the folder"),
+        (
+            "base: [xnli_xlmr, xnli_xlmr.yaml]\ngrid: {algorithm: [sam]}\n",
+            "two cells share the folder",
+        ),
         ("base: []\ngrid: {algorithm: [sam]}\n", "base"),
     ],
 )

@@ -1,4 +1,5 @@
-"""`python -m tests.models.compile_worker OUT ENGINE`: the same short runs with compiled blocks and without."""
+"""`python -m tests.models.compile_worker OUT ENGINE`: the same short runs with compiled blocks and
+without."""
 
 from __future__ import annotations
 
@@ -17,8 +18,16 @@ from tram_ds.engines.shards import Shards
 from tram_ds.models.pretrained import load_model
 from tram_ds.recipe.sections import ModelSection
 
-INIT = {"architecture": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 61, "n_positions": 16,
-        "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+INIT = {
+    "architecture": "gpt2",
+    "n_layer": 2,
+    "n_embd": 32,
+    "n_head": 2,
+    "vocab_size": 61,
+    "n_positions": 16,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 
 
 def fast(parameters: Any) -> torch.optim.Optimizer:
@@ -28,19 +37,28 @@ def fast(parameters: Any) -> torch.optim.Optimizer:
 
 def forward(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
     logits = model(input_ids=ids, use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
+    )
     return loss, ids[:, 1:].numel(), logits.flatten(0, 1)
 
 
 def ids(step: int, micro: int, rows: int = 2, length: int = 16) -> torch.Tensor:
-    return torch.randint(61, (rows, length), generator=torch.Generator().manual_seed(100 * step + micro))
+    return torch.randint(
+        61, (rows, length), generator=torch.Generator().manual_seed(100 * step + micro)
+    )
 
 
-def train(engine: str, rank: int, steps: int = 3, **options: Any) -> tuple[Shards, Shards, list[str], list[float]]:
-    """(weights before, after, parameter names, distances); an evaluation at other shapes follows each step."""
+def train(
+    engine: str, rank: int, steps: int = 3, **options: Any
+) -> tuple[Shards, Shards, list[str], list[float]]:
+    """(weights before, after, parameter names, distances); an evaluation at other shapes follows
+    each step."""
     model = load_model(AutoModelForCausalLM, ModelSection(init=INIT, **options))
     names = list(model.state_dict())
-    stepper = build.stepper(engine, model, "tram_prev", 2, optimizer=fast, radius_scale=20.0, reference_mode="paired")
+    stepper = build.stepper(
+        engine, model, "tram_prev", 2, optimizer=fast, radius_scale=20.0, reference_mode="paired"
+    )
     before, distances = stepper.engine.params().clone(), []
     for step in range(steps):
         report = stepper.step([ids(step, 2 * rank + j) for j in range(2)], forward)
@@ -69,9 +87,17 @@ def main(out: str, engine: str) -> None:
         counters.clear()
         torch._dynamo.reset()
         _, compiled, same, _ = train(engine, rank, compile=True, **options)
-        stats = {"graphs": counters["stats"]["unique_graphs"], "breaks": sum(counters["graph_break"].values())}
+        stats = {
+            "graphs": counters["stats"]["unique_graphs"],
+            "breaks": sum(counters["graph_break"].values()),
+        }
         error, moved = build.gather(max(apart(compiled, plain))), min(apart(start, plain))
-        rows[f"checkpointing={checkpointing}"] = {"error": error, "moved": moved, "names": names == same, **stats}
+        rows[f"checkpointing={checkpointing}"] = {
+            "error": error,
+            "moved": moved,
+            "names": names == same,
+            **stats,
+        }
     rows["dropout"] = train(engine, rank, compile=True, dropout=0.3, steps=2)[3]
     if rank == 0:
         Path(out).write_text(json.dumps(rows))

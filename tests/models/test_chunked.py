@@ -1,4 +1,5 @@
-"""Logits in chunks give what whole logits give, on the architectures people fine-tune, and no (N, C) tensor is made."""
+"""Logits in chunks give what whole logits give, on the architectures people fine-tune, and no (N,
+C) tensor is made."""
 
 from __future__ import annotations
 
@@ -17,8 +18,18 @@ from tram_ds.models.output import Output
 from tram_ds.tasks.language_modeling import next_tokens
 
 C, H, T = 61, 16, 12
-SMALL = {"vocab_size": C, "hidden_size": H, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
-         "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "use_cache": False}  # fmt: skip
+SMALL = {
+    "vocab_size": C,
+    "hidden_size": H,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "use_cache": False,
+}
 KINDS = ["gpt2", "llama", "mistral", "qwen2", "opt", "gpt_neox", "phi", "gpt_neo"]
 OWN = {
     "gpt_neo": {"attention_types": [[["global"], 1]], "num_layers": 1, "num_heads": 2},
@@ -50,8 +61,12 @@ def batch() -> dict[str, torch.Tensor]:
 def whole(m: Any, b: dict[str, torch.Tensor]) -> Output:
     found = m(**b).logits[b["attention_mask"].bool()]
     targets = next_tokens(b)
-    loss = torch.nn.functional.cross_entropy(found.float(), targets, ignore_index=chunked.IGNORED, reduction="sum")
-    return Output(loss, (targets != chunked.IGNORED).sum(), found, rows=3, counted=targets != chunked.IGNORED)
+    loss = torch.nn.functional.cross_entropy(
+        found.float(), targets, ignore_index=chunked.IGNORED, reduction="sum"
+    )
+    return Output(
+        loss, (targets != chunked.IGNORED).sum(), found, rows=3, counted=targets != chunked.IGNORED
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +74,9 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(chunked.CHUNK_ELEMENTS, "cpu", 7 * C)
 
 
-@pytest.mark.parametrize("options", [{}, {"labelled": True}, {"official": True}], ids=("all", "labelled", "official"))
+@pytest.mark.parametrize(
+    "options", [{}, {"labelled": True}, {"official": True}], ids=("all", "labelled", "official")
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_distance_and_gradient(kind: str, options: dict[str, bool]) -> None:
     """With a penalty of weight 0.7, whose gradient flows into the current prediction."""
@@ -67,22 +84,38 @@ def test_loss_distance_and_gradient(kind: str, options: dict[str, bool]) -> None
     assert chunkable(m)
     with torch.no_grad():
         reference = forward.predict(m, b, copy_head=True)
-        assert reference.weight is not None and reference.weight is not m.get_output_embeddings().weight
+        assert (
+            reference.weight is not None
+            and reference.weight is not m.get_output_embeddings().weight
+        )
         teacher = torch.nn.functional.linear(reference.states, reference.weight, reference.bias)
         for p in m.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     weight = lambda count, positions: 0.7 * count / positions  # noqa: E731
-    want = logits.measured(whole(m, b), [logits.Compare(kl_forward, teacher, weight=weight, **options)])
+    want = logits.measured(
+        whole(m, b), [logits.Compare(kl_forward, teacher, weight=weight, **options)]
+    )
     got = forward(m, b, [logits.Compare(kl_forward, reference, weight=weight, **options)])
     for key in ("objective", "loss_sum"):
-        assert float(getattr(got, key).detach()) == pytest.approx(float(getattr(want, key).detach()), rel=1e-5), key
-    assert float(got.distances[0][0]) == pytest.approx(float(want.distances[0][0].detach()), rel=1e-4)
+        assert float(getattr(got, key).detach()) == pytest.approx(
+            float(getattr(want, key).detach()), rel=1e-5
+        ), key
+    assert float(got.distances[0][0]) == pytest.approx(
+        float(want.distances[0][0].detach()), rel=1e-4
+    )
     assert int(got.distances[0][1]) == int(want.distances[0][1])
     assert want.objective is not None and got.objective is not None
-    gradients = [torch.autograd.grad(o, list(m.parameters()), allow_unused=True) for o in (want.objective, got.objective)]
+    gradients = [
+        torch.autograd.grad(o, list(m.parameters()), allow_unused=True)
+        for o in (want.objective, got.objective)
+    ]
     for a, c in zip(*gradients, strict=True):
         assert (a is None) is (c is None)
-        assert a is None or c is None or torch.allclose(a, c, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+        assert (
+            a is None
+            or c is None
+            or torch.allclose(a, c, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+        )
 
 
 def test_capped_logits_are_refused_with_the_key_that_helps() -> None:
@@ -99,7 +132,8 @@ def test_an_objective_can_be_differentiated_once() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Elements of the largest tensor made inside whose last dimension is the vocabulary, the head's own views apart."""
+    """Elements of the largest tensor made inside whose last dimension is the vocabulary, the head's
+    own views apart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +142,9 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         sizes = [
-            t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.dim() and t.shape[-1] == C != t.numel() / H
+            t.numel()
+            for t in tree_leaves(out)
+            if isinstance(t, torch.Tensor) and t.dim() and t.shape[-1] == C != t.numel() / H
         ]
         self.elements = max([self.elements, *sizes])
         return out
@@ -120,5 +156,7 @@ def test_no_tensor_is_larger_than_a_chunk() -> None:
         whole(m, b)
     assert seen.elements >= 30 * C
     with Largest() as seen:
-        forward(m, b, [logits.Compare(kl_forward, forward.predict(m, b, copy_head=True))]).loss_sum.backward()
+        forward(
+            m, b, [logits.Compare(kl_forward, forward.predict(m, b, copy_head=True))]
+        ).loss_sum.backward()
     assert seen.elements == 7 * C

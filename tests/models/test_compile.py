@@ -1,4 +1,5 @@
-"""model.compile: the same training from compiled blocks, on one process and sharded, in few graphs without a break."""
+"""model.compile: the same training from compiled blocks, on one process and sharded, in few graphs
+without a break."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def test_a_model_without_blocks_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine, world", [("single", 1), ("fsdp2", 2)])
 def test_compiled_blocks_train_the_same(engine: str, world: int) -> None:
-    """fp32, dropout 0: the order of additions is all that may differ. Two train graphs, the rest are evaluation's shapes."""
+    """fp32, dropout 0: the order of additions is all that may differ. Two train graphs, the rest
+    are evaluation's shapes."""
     rows = ranks.run("tests.models.compile_worker", engine, world=world)
     for case in ("checkpointing=False", "checkpointing=True"):
         row = rows[case]

@@ -1,4 +1,5 @@
-"""Any Hugging Face model of the three auto classes: forward, noise through a hook, TRAM steps, ties, recomputation."""
+"""Any Hugging Face model of the three auto classes: forward, noise through a hook, TRAM steps,
+ties, recomputation."""
 
 from __future__ import annotations
 
@@ -71,7 +72,9 @@ def test_forward_noise_and_steps(task_for, name, kind, sdpa):
     task = task_for(name, kind, dropout=0.1, **({} if sdpa else {"attention": "eager"}))
     model, batch = task.model(), batch_of(task)
     output = task.forward(model, batch)
-    assert (int(output.count), len(output.logits)) == task.counts(batch) and bool(output.loss_sum.isfinite())
+    assert (int(output.count), len(output.logits)) == task.counts(batch) and bool(
+        output.loss_sum.isfinite()
+    )
 
     model.eval()
     with torch.no_grad():
@@ -116,7 +119,9 @@ def test_ties_are_kept_by_a_step_and_by_saving(task_for, kind, tmp_path):
     task.model_section = section
     model = task.model()
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    stepper = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), "tram_prev", noise_site=task.noise_site)
+    stepper = wrap(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), "tram_prev", noise_site=task.noise_site
+    )
     stepper.step([batch_of(task)], task.forward, task.counts)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     model.save_pretrained(tmp_path)
@@ -128,14 +133,21 @@ def test_ties_are_kept_by_a_step_and_by_saving(task_for, kind, tmp_path):
 def test_code_in_a_model_folder_is_never_run_and_nobody_is_asked(tmp_path, monkeypatch):
     evil = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
     (tmp_path / "evil.py").write_text(evil + "class Config: pass\nclass Thing: pass\n")
-    config = {"model_type": "nobody-knows", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Thing"}}
+    config = {
+        "model_type": "nobody-knows",
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Thing"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     tokenizer = {"tokenizer_class": "Thing", "auto_map": {"AutoTokenizer": ["evil.Thing", None]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     processor = {"image_processor_type": "Thing", "auto_map": {"AutoImageProcessor": "evil.Thing"}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run it"))
-    for load in (load_tokenizer, load_image_processor, lambda path: load_config(ModelSection(path=path))):
+    for load in (
+        load_tokenizer,
+        load_image_processor,
+        lambda path: load_config(ModelSection(path=path)),
+    ):
         with pytest.raises(DataError, match="no usable"):
             load(str(tmp_path))
     assert not (tmp_path / "ran").exists()

@@ -1,4 +1,5 @@
-"""`python -m tests.parity.analysis_worker OUT ENGINE`: every analysis of the toy GPT-2 on one engine."""
+"""`python -m tests.parity.analysis_worker OUT ENGINE`: every analysis of the toy GPT-2 on one
+engine."""
 
 from __future__ import annotations
 
@@ -20,14 +21,20 @@ ROWS = 13  # in micro-batches of 2: 7, so the second rank has one too few
 def batch(numbers: Sequence[int]) -> dict[str, torch.Tensor]:
     """Rows of 5 to 9 tokens, padded to the longest of the micro-batch."""
     g = [torch.Generator().manual_seed(n) for n in numbers]
-    rows = [torch.randint(0, 19, (5 + n % 5,), generator=h) for n, h in zip(numbers, g, strict=True)]
+    rows = [
+        torch.randint(0, 19, (5 + n % 5,), generator=h) for n, h in zip(numbers, g, strict=True)
+    ]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+    return {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
+    }
 
 
 def analyses(subject: Subject) -> dict[str, Any]:
-    """Boxes and radii large enough that fp32 tells the losses apart; and the paper's box as it is."""
+    """Boxes and radii large enough that fp32 tells the losses apart; and the paper's box as it
+    is."""
     theta = subject.engine.params(keep=True)
     other = theta + random_direction(subject.engine, 3, "pretrained") * 0.05
     wide = {"epsilon": 1e-2, "lr": 0.05, "batch": 4, "accumulation": 1}
@@ -37,7 +44,9 @@ def analyses(subject: Subject) -> dict[str, Any]:
         "paper": sharpness.measure(subject, sharpness.Options(batch=2, accumulation=2)),
         "cka_first": cka.measure(subject, other, cka.Options(), classification=True),
         "cka_mean": cka.measure(subject, other, cka.Options(centred=False), classification=False),
-        "landscape": landscape.measure(subject, landscape.Options(points=5, plane_points=3, vectors="scaled", rows=6)),
+        "landscape": landscape.measure(
+            subject, landscape.Options(points=5, plane_points=3, vectors="scaled", rows=6)
+        ),
         "hessian": hessian.measure(subject, hessian.Options(rows=5, h=1e-2)),
     }
 

@@ -45,13 +45,29 @@ def stepper(
         wrapped = deepspeed_engine(engine, model, micros, optimizer, dtype)
         return wrap(wrapped, algorithm=algorithm, seed=problem.SEED, clip_norm=clip_norm, **options)
     if engine == "ddp":
-        model = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        model = DistributedDataParallel(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     elif engine.startswith("fsdp2"):
-        model = shard(model, dtype=dtype, offload="offload" in engine, shard_size=2 if "hybrid" in engine else None)
-    return wrap(model, optimizer(model.parameters()), algorithm, seed=problem.SEED, clip_norm=clip_norm, **options)
+        model = shard(
+            model,
+            dtype=dtype,
+            offload="offload" in engine,
+            shard_size=2 if "hybrid" in engine else None,
+        )
+    return wrap(
+        model,
+        optimizer(model.parameters()),
+        algorithm,
+        seed=problem.SEED,
+        clip_norm=clip_norm,
+        **options,
+    )
 
 
-def deepspeed_engine(engine: str, model: nn.Module, micros: int, optimizer: Any, dtype: torch.dtype) -> Any:
+def deepspeed_engine(
+    engine: str, model: nn.Module, micros: int, optimizer: Any, dtype: torch.dtype
+) -> Any:
     import deepspeed
 
     zero: dict[str, Any] = {"stage": int(engine[4])}
@@ -59,7 +75,8 @@ def deepspeed_engine(engine: str, model: nn.Module, micros: int, optimizer: Any,
         zero["offload_optimizer"] = {"device": "cpu"}
     if "param_offload" in engine:
         zero["offload_param"] = {"device": "cpu"}
-    if engine[4] == "3":  # every parameter partitioned, or every one also kept gathered ("persistent")
+    # every parameter partitioned, or every one also kept gathered ("persistent")
+    if engine[4] == "3":
         zero["stage3_param_persistence_threshold"] = 10**6 if "persistent" in engine else 50
     config = {
         "train_micro_batch_size_per_gpu": 2,
@@ -70,7 +87,9 @@ def deepspeed_engine(engine: str, model: nn.Module, micros: int, optimizer: Any,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": zero,
     }
-    return deepspeed.initialize(model=model, optimizer=optimizer(model.parameters()), config=config)[0]
+    return deepspeed.initialize(
+        model=model, optimizer=optimizer(model.parameters()), config=config
+    )[0]
 
 
 def start(engine: str) -> tuple[int, int]:
@@ -107,7 +126,8 @@ def gather(value: float) -> float:
 
 
 def leave() -> None:
-    """Ends a worker at once: threads of DeepSpeed's and gloo's can abort the interpreter's own way out, after all is done."""
+    """Ends a worker at once: threads of DeepSpeed's and gloo's can abort the interpreter's own way
+    out, after all is done."""
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.stdout.flush()

@@ -1,4 +1,5 @@
-"""Eight engines that are wrong the way real SAM implementations are. Each takes a correct Stepper and breaks one thing."""
+"""Eight engines that are wrong the way real SAM implementations are. Each takes a correct Stepper
+and breaks one thing."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def epsilon_not_published(built: Stepper) -> None:
 
     real = built.engine.moved
 
-    def moved(to: Any, until_descent: bool = False):  # the reference's move stays right: only the ascent's is lost
+    # the reference's move stays right: only the ascent's is lost
+    def moved(to: Any, until_descent: bool = False):
         return nowhere(to) if until_descent else real(to)
 
     built.engine.moved = moved
@@ -38,7 +40,8 @@ def epsilon_not_published(built: Stepper) -> None:
 
 def second_gradient_added_to_first(built: Stepper) -> None:
     clear, calls = built.engine.clear, iter(range(10**6))
-    built.engine.clear = lambda: None if next(calls) % 3 == 1 else clear()  # pass 1, pass 2, after the step
+    # pass 1, pass 2, after the step
+    built.engine.clear = lambda: None if next(calls) % 3 == 1 else clear()
 
 
 def radius_per_rank(built: Stepper) -> None:
@@ -81,7 +84,9 @@ def restored_by_bf16_subtraction(built: Stepper) -> None:
         try:
             yield
         finally:
-            engine._write(to.map(lambda _, t: t.bfloat16()) - epsilon.map(lambda _, t: t.bfloat16()))
+            engine._write(
+                to.map(lambda _, t: t.bfloat16()) - epsilon.map(lambda _, t: t.bfloat16())
+            )
 
     engine.moved = moved
 
@@ -89,12 +94,16 @@ def restored_by_bf16_subtraction(built: Stepper) -> None:
 def mean_of_means(built: Stepper) -> None:
     engine: Any = built.engine
 
-    def backward(batches: Any, objective: Any, weighted: Any = None, alone: bool = False) -> base.Means:
+    def backward(
+        batches: Any, objective: Any, weighted: Any = None, alone: bool = False
+    ) -> base.Means:
         engine.clear()
         sums = torch.zeros(4, dtype=torch.float64)
         for i, batch in enumerate(batches):
             terms = objective(i, batch)
-            engine.backward_one(terms.objective / float(terms.sums[1]) / len(batches), last=i == len(batches) - 1)
+            engine.backward_one(
+                terms.objective / float(terms.sums[1]) / len(batches), last=i == len(batches) - 1
+            )
             sums += terms.sums
         engine.targets = torch.ones((), dtype=torch.float64)
         squares = base.squared_norm(engine, weighted) / engine.replicas
@@ -107,13 +116,22 @@ def mean_of_means(built: Stepper) -> None:
 MUTANTS: dict[str, Callable[[Stepper], None]] = {
     f.__name__: f
     for f in (
-        norm_not_reduced, epsilon_not_published, second_gradient_added_to_first, radius_per_rank, reference_one_step_early,
-        reference_one_step_stale, restored_by_bf16_subtraction, mean_of_means,
+        norm_not_reduced,
+        epsilon_not_published,
+        second_gradient_added_to_first,
+        radius_per_rank,
+        reference_one_step_early,
+        reference_one_step_stale,
+        restored_by_bf16_subtraction,
+        mean_of_means,
     )
-}  # fmt: skip
-NO_GRADIENT = {"perturbation": "released_code_without_gradient"}  # the ninth: an option of the product
+}
+# the ninth: an option of the product
+NO_GRADIENT = {"perturbation": "released_code_without_gradient"}
 EVERYWHERE = ("norm_not_reduced", "epsilon_not_published", "radius_per_rank", "mean_of_means")
-ENGINES = {  # ZeRO keeps masters apart from the working copy, so a bad restore cannot reach them; stage 2 overwrites its
+# ZeRO keeps masters apart from the working copy, so a bad restore cannot reach them; stage 2
+# overwrites its
+ENGINES = {
     "fsdp2": tuple(MUTANTS),  # partitions at the boundary, so a missing clear does not show in fp32
     "zero2": EVERYWHERE,
     "zero3": (*EVERYWHERE, "second_gradient_added_to_first"),

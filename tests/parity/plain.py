@@ -1,6 +1,8 @@
-"""The step without one of its optimisations, each time the same mathematics. Each takes a Stepper, and puts it back at the end.
+"""The step without one of its optimisations, each time the same mathematics. Each takes a Stepper,
+and puts it back at the end.
 
-They are not switches of the product: nobody would want the slower form, but it must give the same weights.
+They are not switches of the product: nobody would want the slower form, but it must give the same
+weights.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ def norm_apart(built: Stepper) -> AbstractContextManager[Any]:
     def then_norm(batches: Any, objective: Any, weighted: Any = None, alone: bool = False) -> Any:
         means = backward(batches, objective, weighted, alone)
         g = engine.grads()
-        x = g if weighted is None else Lazy(lambda theta, g: weighted(theta, g, g), engine.params(), g)
+        x = (
+            g
+            if weighted is None
+            else Lazy(lambda theta, g: weighted(theta, g, g), engine.params(), g)
+        )
         return replace(means, norm=engine.norm(x.realise()))
 
     return mock.patch.object(engine, "backward", then_norm)
@@ -47,9 +53,11 @@ def _parts(elements: int) -> Iterator[None]:
 FORMS: dict[str, Callable[[Stepper], AbstractContextManager[Any]]] = {
     "restored_at_once": restored_at_once,
     "norm_apart": norm_apart,
-    "in_small_parts": lambda _: _parts(100),  # otherwise all the weights of the problem are one part
+    # otherwise all the weights of the problem are one part
+    "in_small_parts": lambda _: _parts(100),
 }
-PRECISION = {  # where a rounding of the norm would move a rounding to bf16, fp32 shows that it is one
+# where a rounding of the norm would move a rounding to bf16, fp32 shows that it is one
+PRECISION = {
     "restored_at_once": torch.bfloat16,
     "norm_apart": torch.float32,
     "in_small_parts": torch.float32,

@@ -1,4 +1,5 @@
-"""The parity problem: a tiny GPT-2 with tied embeddings and odd sizes, and batches whose token counts are uneven."""
+"""The parity problem: a tiny GPT-2 with tied embeddings and odd sizes, and batches whose token
+counts are uneven."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tram_ds.models.output import Output
 from tram_ds.tasks.language_modeling import next_tokens
 
 SEED, STEPS, LR = 5, 3, 0.05
-# d of a 3-step toy run is ~1e-3: at its natural size a broken norm would hide below 1e-6, so the radius is scaled.
+# d of a 3-step toy run is ~1e-3: at its natural size a broken norm would hide below 1e-6, so the
+# radius is scaled.
 SCALED = {"tram_prev": 20.0, "tram_init": 10.0, "tram_x": 25.0}
 OPTIONS = {name: {"radius_scale": scale} for name, scale in SCALED.items()} | {
     "trpo": {"weight": 2.0},
@@ -32,17 +34,29 @@ def model(dropout: float = 0.0) -> GPT2LMHeadModel:
     """fp32; vocabulary 19 and width 10 divide by nothing, so every sharded engine pads."""
     torch.manual_seed(0)
     drop = {name: dropout for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
-    size = {"vocab_size": 19, "n_positions": 12, "n_embd": 10, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
-    config = GPT2Config(**size, **drop, initializer_range=0.3, use_cache=False, attn_implementation="eager")
+    size = {
+        "vocab_size": 19,
+        "n_positions": 12,
+        "n_embd": 10,
+        "n_layer": 2,
+        "n_head": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    config = GPT2Config(
+        **size, **drop, initializer_range=0.3, use_cache=False, attn_implementation="eager"
+    )
     gpt2 = GPT2LMHeadModel(config).train()
-    for name, p in gpt2.named_parameters():  # a nonzero start everywhere: T = |theta| must not freeze a bias at 0
+    # a nonzero start everywhere: T = |theta| must not freeze a bias at 0
+    for name, p in gpt2.named_parameters():
         if p.dim() == 1:
             p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
     return gpt2
 
 
 def batch(step: int, micro: int) -> dict[str, torch.Tensor]:
-    """Global micro-batch `micro` of `step`: 3 rows, the second padded; lengths and so counts differ between micro-batches."""
+    """Global micro-batch `micro` of `step`: 3 rows, the second padded; lengths and so counts differ
+    between micro-batches."""
     g = torch.Generator().manual_seed(1000 * step + micro)
     length, padding = 6 + (3 * step + micro) % 4, (micro + step) % 3
     ids = torch.randint(0, 19, (3, length), generator=g)

@@ -1,6 +1,7 @@
 """Algorithm 1 and every other row, from the paper's equations: float64, one process, no engine.
 
-Written against the paper alone. It shares with the product only the drawn noise z, which is an input.
+Written against the paper alone. It shares with the product only the drawn noise z, which is an
+input.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ DEFAULT_RHO = {
     "fsam": 0.1,
     "tram_fisher": 0.1,
 }
-BEFORE, NOISED = ("trpo", "mesa", "asam_trpo", "asam_mesa", "tram_prev", "tram_init"), ("r3f", "asam_r3f", "tram_x")
+BEFORE, NOISED = (
+    ("trpo", "mesa", "asam_trpo", "asam_mesa", "tram_prev", "tram_init"),
+    ("r3f", "asam_r3f", "tram_x"),
+)
 
 
 def kl(reference, current):
@@ -29,10 +33,27 @@ def kl(reference, current):
 
 
 class Oracle:
-    """theta: name -> float64 tensor. All sums run over the whole global batch before anything is divided."""
+    """theta: name -> float64 tensor. All sums run over the whole global batch before anything is
+    divided."""
 
-    def __init__(self, model, forward, name, *, lr, seed, embedding=None, rho=None, eta=0.1, sigma=0.1, weight=0.1,
-                 decay=0.999, radius_scale=1.0, fisher="shared", distance=kl):  # fmt: skip
+    def __init__(
+        self,
+        model,
+        forward,
+        name,
+        *,
+        lr,
+        seed,
+        embedding=None,
+        rho=None,
+        eta=0.1,
+        sigma=0.1,
+        weight=0.1,
+        decay=0.999,
+        radius_scale=1.0,
+        fisher="shared",
+        distance=kl,
+    ):
         self.model, self.forward, self.name, self.lr, self.seed, self.embedding = (
             model,
             forward,
@@ -41,8 +62,18 @@ class Oracle:
             seed,
             embedding,
         )
-        self.eta, self.sigma, self.weight, self.decay, self.scale = eta, sigma, weight, decay, radius_scale
-        self.rho, self.fisher, self.distance = DEFAULT_RHO.get(name) if rho is None else rho, fisher, distance
+        self.eta, self.sigma, self.weight, self.decay, self.scale = (
+            eta,
+            sigma,
+            weight,
+            decay,
+            radius_scale,
+        )
+        self.rho, self.fisher, self.distance = (
+            DEFAULT_RHO.get(name) if rho is None else rho,
+            fisher,
+            distance,
+        )
         self.theta = {n: p.detach().double() for n, p in model.named_parameters()}
         self.previous, self.initial, self.ema, self.t = self.theta, self.theta, self.theta, 0
 
@@ -52,7 +83,11 @@ class Oracle:
         if noised:
 
             def add(_, __, out):
-                z = Draws(self.seed, self.t).noise(torch.empty(out.shape), j, self.sigma, "normal").double()
+                z = (
+                    Draws(self.seed, self.t)
+                    .noise(torch.empty(out.shape), j, self.sigma, "normal")
+                    .double()
+                )
                 return (out.detach() if detach else out) + z
 
             handle = self.embedding.register_forward_hook(add)
@@ -70,12 +105,24 @@ class Oracle:
         loss = sum(o.loss_sum for o in outs) / targets
         d = torch.zeros((), dtype=torch.float64)
         if self.name in BEFORE:
-            at = self.initial if "init" in self.name else self.ema if "mesa" in self.name else self.previous
+            at = (
+                self.initial
+                if "init" in self.name
+                else self.ema
+                if "mesa" in self.name
+                else self.previous
+            )
             refs = [self.run(at, j, b).logits.detach() for j, b in enumerate(batches)]
             d = sum(self.distance(r, o.logits) for r, o in zip(refs, outs, strict=True)) / positions
         elif self.name in NOISED:
             refs = [self.run(theta, j, b, True, detach=True).logits for j, b in enumerate(batches)]
-            d = sum(self.distance(r if penalty else r.detach(), o.logits) for r, o in zip(refs, outs, strict=True)) / positions
+            d = (
+                sum(
+                    self.distance(r if penalty else r.detach(), o.logits)
+                    for r, o in zip(refs, outs, strict=True)
+                )
+                / positions
+            )
         total = loss + self.weight * d if penalty else loss
         return (
             dict(zip(theta, torch.autograd.grad(total, list(theta.values())), strict=True)),
@@ -105,9 +152,13 @@ class Oracle:
         radius = self.scale * d if self.name in ("tram_prev", "tram_init", "tram_x") else self.rho
         if radius is not None:
             eps = self.epsilon(g, batches, radius)
-            g, perturbed, _ = self.gradient({n: p + eps[n] for n, p in self.theta.items()}, batches, penalty=penalty)
+            g, perturbed, _ = self.gradient(
+                {n: p + eps[n] for n, p in self.theta.items()}, batches, penalty=penalty
+            )
         self.previous = self.theta
         self.theta = {n: p - self.lr * g[n] for n, p in self.theta.items()}
-        self.ema = {n: self.decay * self.ema[n] + (1 - self.decay) * p for n, p in self.theta.items()}
+        self.ema = {
+            n: self.decay * self.ema[n] + (1 - self.decay) * p for n, p in self.theta.items()
+        }
         self.t += 1
         return loss, d, perturbed

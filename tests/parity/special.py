@@ -1,4 +1,5 @@
-"""`python -m tests.parity.special OUT ENGINE`: what an engine must do beyond the equations, in one process group."""
+"""`python -m tests.parity.special OUT ENGINE`: what an engine must do beyond the equations, in one
+process group."""
 
 from __future__ import annotations
 
@@ -26,9 +27,12 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
 
 def mutant_errors(engine: str, rank: int, world: int) -> dict[str, float]:
     errors = {
-        name: compare(engine, "tram_prev", 2, rank, world, mutants.MUTANTS[name])["theta"] for name in mutants.ENGINES[engine]
+        name: compare(engine, "tram_prev", 2, rank, world, mutants.MUTANTS[name])["theta"]
+        for name in mutants.ENGINES[engine]
     }
-    errors["no_gradient_in_epsilon"] = compare(engine, "tram_prev", 2, rank, world, **mutants.NO_GRADIENT)["theta"]
+    errors["no_gradient_in_epsilon"] = compare(
+        engine, "tram_prev", 2, rank, world, **mutants.NO_GRADIENT
+    )["theta"]
     errors["none"] = compare(engine, "tram_prev", 2, rank, world)["theta"]
     return errors
 
@@ -50,7 +54,8 @@ class Explode(torch.autograd.Function):
 
 
 def poisoned(kind: str, rank: int) -> Any:
-    """problem.forward that goes wrong on rank 1 (or the only rank) in pass 1 or pass 2 of a step, and how many calls it saw."""
+    """problem.forward that goes wrong on rank 1 (or the only rank) in pass 1 or pass 2 of a step,
+    and how many calls it saw."""
     calls = {"n": 0}
 
     def forward(model: Any, batch: Any) -> Output:
@@ -73,14 +78,22 @@ def poisoned(kind: str, rank: int) -> Any:
 
 
 def nonfinite(engine: str, rank: int) -> dict[str, Any]:
-    """A bad step is skipped on every rank, leaves weights and moments bit for bit, and the next one is taken."""
+    """A bad step is skipped on every rank, leaves weights and moments bit for bit, and the next one
+    is taken."""
     rows = {}
     for kind in ("nan_loss_pass_1", "nan_loss_pass_2", "inf_gradient", "nan_distance"):
-        built = build.stepper(engine, problem.model(), "tram_prev", 2, optimizer=adamw, radius_scale=20.0)
+        built = build.stepper(
+            engine, problem.model(), "tram_prev", 2, optimizer=adamw, radius_scale=20.0
+        )
         built.step(batches_of(0, rank), problem.forward)
-        before, moments = built.engine.params().clone(), {k: v.clone() for k, v in built.engine.moments().items()}
+        before, moments = (
+            built.engine.params().clone(),
+            {k: v.clone() for k, v in built.engine.moments().items()},
+        )
         report = built.step(batches_of(1, rank), poisoned(kind, rank))
-        same = built.engine.params().equal(before) and all(v.equal(moments[k]) for k, v in built.engine.moments().items())
+        same = built.engine.params().equal(before) and all(
+            v.equal(moments[k]) for k, v in built.engine.moments().items()
+        )
         after = built.step(batches_of(2, rank), problem.forward)
         rows[kind] = {
             "skipped_everywhere": build.gather(float(not report.skipped)) == 0.0,
@@ -96,9 +109,20 @@ def wide_model() -> GPT2LMHeadModel:
     """0.84 M parameters: the stated size of the bf16 checks."""
     torch.manual_seed(0)
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=256, bos_token_id=0, eos_token_id=0, n_positions=32, n_embd=128, n_layer=4, n_head=4,
-                   resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
-    )  # fmt: skip
+        GPT2Config(
+            vocab_size=256,
+            bos_token_id=0,
+            eos_token_id=0,
+            n_positions=32,
+            n_embd=128,
+            n_layer=4,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+        )
+    )
 
 
 def wide_forward(model: Any, ids: torch.Tensor) -> Output:
@@ -108,9 +132,13 @@ def wide_forward(model: Any, ids: torch.Tensor) -> Output:
 
 
 def bf16(engine: str, rank: int) -> dict[str, Any]:
-    """A bf16 working copy over fp32 masters: what epsilon becomes in it, and whether theta comes back."""
+    """A bf16 working copy over fp32 masters: what epsilon becomes in it, and whether theta comes
+    back."""
     rows = {}
-    ids = [torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(10 * rank + k)) for k in range(2)]
+    ids = [
+        torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(10 * rank + k))
+        for k in range(2)
+    ]
     for algorithm in ("sam", "asam"):
         built = build.stepper(engine, wide_model(), algorithm, 2, dtype=torch.bfloat16)
         probe, state = Robustness(), {}
@@ -123,20 +151,27 @@ def bf16(engine: str, rank: int) -> dict[str, Any]:
         descend, result = built.engine.descend, {}
 
         def refused(finite: Any, grad_norm: Any, descend: Any = descend) -> Any:
-            return descend(torch.zeros_like(finite), grad_norm)  # a step not taken: theta must be what forward reads again
+            # a step not taken: theta must be what forward reads again
+            return descend(torch.zeros_like(finite), grad_norm)
 
         built.engine.descend = refused
         report = built.step(ids, wide_forward, probe=watch)
         back = state["working"].equal(built.engine.working()) and built.engine.params().equal(theta)
         result["restored"] = report.skipped and build.gather(float(not back)) == 0.0
         values = {key: float(value) for key, value in probe.values.items()}
-        rows[algorithm] = {**result, **values, "moved": state["moved"], "gap": float(report.perturbed_loss - report.loss)}
+        rows[algorithm] = {
+            **result,
+            **values,
+            "moved": state["moved"],
+            "gap": float(report.perturbed_loss - report.loss),
+        }
         build.stop(built)
     return rows
 
 
 def moves_what_is_read(engine: str, rank: int) -> float:
-    """Largest logit error of a forward pass at 1.1 theta that follows no-grad forwards at theta (gathered copies are stale)."""
+    """Largest logit error of a forward pass at 1.1 theta that follows no-grad forwards at theta
+    (gathered copies are stale)."""
     plain = problem.model()
     built = build.stepper(engine, problem.model(), "sam", 1)
     with torch.no_grad():
@@ -177,7 +212,8 @@ def tied_weights_once(engine: str, rank: int) -> float:
 
 
 def micro_equals_global(engine: str, rank: int) -> float:
-    """With one micro-batch per rank, an epsilon per micro-batch is the epsilon of the global batch: largest difference."""
+    """With one micro-batch per rank, an epsilon per micro-batch is the epsilon of the global batch:
+    largest difference."""
     found = []
     for accumulation in ("global", "micro"):
         built = build.stepper(engine, problem.model(), "asam", 1, accumulation=accumulation)
@@ -185,11 +221,17 @@ def micro_equals_global(engine: str, rank: int) -> float:
             built.step(batches_of(step, rank, 1), problem.forward)
         found.append(built.engine.params().clone())
         build.stop(built)
-    return build.gather(max((float((a - b).abs().max()) for a, b in zip(*found, strict=True) if a.numel()), default=0.0))
+    return build.gather(
+        max(
+            (float((a - b).abs().max()) for a, b in zip(*found, strict=True) if a.numel()),
+            default=0.0,
+        )
+    )
 
 
 def an_epsilon_per_rank(rank: int) -> float:
-    """DDP with `perturbation_scope: rank` against one process with an epsilon per micro-batch: largest difference of theta."""
+    """DDP with `perturbation_scope: rank` against one process with an epsilon per micro-batch:
+    largest difference of theta."""
     options = {"algorithm": "tram_x", "radius_scale": 25.0}
     ranks = build.stepper("ddp", problem.model(), micros=1, perturbation_scope="rank", **options)
     alone = build.stepper("single", problem.model(), micros=2, accumulation="micro", **options)
@@ -201,10 +243,13 @@ def an_epsilon_per_rank(rank: int) -> float:
 
 
 def plainly(engine: str, rank: int) -> dict[str, float]:
-    """Largest |theta - theta'| / max|theta| after 3 steps, theta' by the same step without one optimisation."""
+    """Largest |theta - theta'| / max|theta| after 3 steps, theta' by the same step without one
+    optimisation."""
 
     def after(form: str | None, dtype: torch.dtype) -> Any:
-        built = build.stepper(engine, problem.model(), "tram_prev", 2, dtype=dtype, radius_scale=20.0)
+        built = build.stepper(
+            engine, problem.model(), "tram_prev", 2, dtype=dtype, radius_scale=20.0
+        )
         with plain.FORMS[form](built) if form else nullcontext():
             for step in range(3):
                 built.step(batches_of(step, rank), problem.forward)
@@ -213,11 +258,17 @@ def plainly(engine: str, rank: int) -> dict[str, float]:
         return theta
 
     def apart(a: Any, b: Any) -> float:
-        found = [float((x - y).abs().max() / x.abs().max()) for x, y in zip(a, b, strict=True) if x.numel()]
+        found = [
+            float((x - y).abs().max() / x.abs().max())
+            for x, y in zip(a, b, strict=True)
+            if x.numel()
+        ]
         return build.gather(max(found, default=0.0))
 
     default = {dtype: after(None, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return {form: apart(default[dtype], after(form, dtype)) for form, dtype in plain.PRECISION.items()}
+    return {
+        form: apart(default[dtype], after(form, dtype)) for form, dtype in plain.PRECISION.items()
+    }
 
 
 def main(out: str, engine: str) -> None:

@@ -1,4 +1,5 @@
-"""The loss-surface analyses say the same on every engine, and launch/analyze.py says it to its users."""
+"""The loss-surface analyses say the same on every engine, and launch/analyze.py says it to its
+users."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def numbers(value: Any) -> list[float]:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("what", ("sharpness", "juneja", "paper", "cka_first", "cka_mean", "landscape", "hessian"))
+@pytest.mark.parametrize(
+    "what", ("sharpness", "juneja", "paper", "cka_first", "cka_mean", "landscape", "hessian")
+)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_finds_what_one_process_finds(engine: str, what: str) -> None:
     got, want = dict(found(engine)[what]), dict(found("single")[what])
@@ -56,13 +59,21 @@ def test_the_weights_are_as_before_bit_for_bit(engine: str) -> None:
 @pytest.mark.parity
 def test_the_problem_is_one_where_an_error_would_show() -> None:
     single = found("single")
-    assert single["sharpness"]["value"] > 1.0 and single["juneja"]["value"] > 1.0 and single["paper"]["value"] > 1e-4
+    assert (
+        single["sharpness"]["value"] > 1.0
+        and single["juneja"]["value"] > 1.0
+        and single["paper"]["value"] > 1e-4
+    )
     assert 0.1 < single["cka_first"]["value"] < 0.999 and 0.1 < single["cka_mean"]["value"] < 0.999
-    assert max(single["landscape"]["line"]) - min(single["landscape"]["line"]) > 0.1 and single["hessian"]["value"] > 1.0
+    assert (
+        max(single["landscape"]["line"]) - min(single["landscape"]["line"]) > 0.1
+        and single["hessian"]["value"] > 1.0
+    )
 
 
 RECIPE = """
-task: {name: language_modeling, data: generated, seq_len: 16, max_eval_tokens: 200, cache_dir: cache}
+task:
+  {name: language_modeling, data: generated, seq_len: 16, max_eval_tokens: 200, cache_dir: cache}
 model: {init: {architecture: gpt2, n_layer: 1, n_embd: 16, n_head: 2}, dtype: bfloat16}
 algorithm: asam
 optimizer: {lr: 1e-3}
@@ -101,44 +112,91 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.integration
-def test_the_script_measures_each_domain_and_adds_to_what_is_there(place: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_the_script_measures_each_domain_and_adds_to_what_is_there(
+    place: Path, monkeypatch: Any, capsys: Any
+) -> None:
     monkeypatch.chdir(place)
     run_dir = place / "runs" / "tiny-asam-3"
-    assert main("--recipe", "tiny.yaml", "--what", "sharpness,cka", "--domains", "animals,weather", "--sharpness", "juneja") == 0
+    assert (
+        main(
+            "--recipe",
+            "tiny.yaml",
+            "--what",
+            "sharpness,cka",
+            "--domains",
+            "animals,weather",
+            "--sharpness",
+            "juneja",
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "animals*" in out and "zero-shot average (1)" in out and "CKA" in out
     first = report(run_dir)
-    assert list(first["domains"]) == ["animals", "weather"] and first["train_domains"] == ["animals"]
-    assert first["domains"]["weather"]["sharpness"]["variant"] == "juneja" and first["algorithm"] == "asam"
-    assert first["domains"]["weather"]["cka"]["pooling"] == "mean" and 0 < first["domains"]["weather"]["cka"]["value"] < 1
-    assert main("--recipe", "tiny.yaml", "--export", str(run_dir), "--what", "landscape,hessian", *FEW) == 0
+    assert list(first["domains"]) == ["animals", "weather"] and first["train_domains"] == [
+        "animals"
+    ]
+    assert (
+        first["domains"]["weather"]["sharpness"]["variant"] == "juneja"
+        and first["algorithm"] == "asam"
+    )
+    assert (
+        first["domains"]["weather"]["cka"]["pooling"] == "mean"
+        and 0 < first["domains"]["weather"]["cka"]["value"] < 1
+    )
+    assert (
+        main("--recipe", "tiny.yaml", "--export", str(run_dir), "--what", "landscape,hessian", *FEW)
+        == 0
+    )
     second = report(run_dir)
     assert set(second["domains"]) == {"animals", "colours", "numbers", "weather"}
     assert {"sharpness", "cka", "landscape", "hessian"} == set(second["domains"]["weather"])
     assert second["domains"]["weather"]["sharpness"] == first["domains"]["weather"]["sharpness"]
     files = {f.name for f in (run_dir / "analysis").iterdir()}
-    assert files >= {"sharpness.json", "cka.json", "landscape.png", "landscape.svg", "landscape-weather.svg"}
+    assert files >= {
+        "sharpness.json",
+        "cka.json",
+        "landscape.png",
+        "landscape.svg",
+        "landscape-weather.svg",
+    }
     values = json.loads((run_dir / "analysis" / "cka.json").read_text())
     assert values == {d: first["domains"][d]["cka"]["value"] for d in ("animals", "weather")}
 
 
 @pytest.mark.integration
-def test_the_script_on_two_ranks_says_the_same_and_discards_results_of_other_weights(place: Path, monkeypatch: Any) -> None:
+def test_the_script_on_two_ranks_says_the_same_and_discards_results_of_other_weights(
+    place: Path, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(place)
     words = ["--recipe", "tiny.yaml", "--domains", "weather", "--split", "test", "--rows", "9"]
     assert main(*words, *FEW) == 0
     one = report(place / "runs" / "tiny-asam-3")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     (place / "runs" / "tiny-asam-3" / "analysis.json").unlink()
     command = [*launcher, str(SCRIPT), *words, *FEW, "engine=fsdp2"]
-    done = subprocess.run(command, cwd=place, env=ranks.environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=place, env=ranks.environment(), capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     two = report(place / "runs" / "tiny-asam-3")
-    assert one["split"] == "test" and list(one["domains"]) == ["weather"]  # results on another split are not kept beside it
+    # results on another split are not kept beside it
+    assert one["split"] == "test" and list(one["domains"]) == ["weather"]
     for name in ("sharpness", "cka", "landscape"):
-        assert numbers(two["domains"]["weather"][name]) == pytest.approx(numbers(one["domains"]["weather"][name]), rel=1e-4)
+        assert numbers(two["domains"]["weather"][name]) == pytest.approx(
+            numbers(one["domains"]["weather"][name]), rel=1e-4
+        )
     eigenvalues = [r["domains"]["weather"]["hessian"]["value"] for r in (one, two)]
-    assert eigenvalues[0] == pytest.approx(eigenvalues[1], rel=1e-3) and math.isfinite(eigenvalues[0])
+    assert eigenvalues[0] == pytest.approx(eigenvalues[1], rel=1e-3) and math.isfinite(
+        eigenvalues[0]
+    )
     assert done.stdout.count("zero-shot average") == 1
 
 
@@ -155,7 +213,9 @@ def test_the_script_on_two_ranks_says_the_same_and_discards_results_of_other_wei
         (["model.init.n_embd=32"], "give the recipe it was trained with"),
     ],
 )
-def test_a_mistake_is_named_with_exit_2(place: Path, monkeypatch: Any, capsys: Any, words: list[str], message: str) -> None:
+def test_a_mistake_is_named_with_exit_2(
+    place: Path, monkeypatch: Any, capsys: Any, words: list[str], message: str
+) -> None:
     monkeypatch.chdir(place)
     assert main("--recipe", "tiny.yaml", *words) == 2
     assert message in capsys.readouterr().err

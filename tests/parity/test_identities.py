@@ -1,4 +1,5 @@
-"""Equalities between methods, and properties of one step that hold whatever the numbers are. One process, fp32 or fp64."""
+"""Equalities between methods, and properties of one step that hold whatever the numbers are. One
+process, fp32 or fp64."""
 
 from __future__ import annotations
 
@@ -18,12 +19,22 @@ from tram_ds.models.output import Output
 pytestmark = pytest.mark.parity
 
 
-def train(algorithm: str, steps: int = 3, micros: int = 2, dropout: float = 0.0, seed: int = problem.SEED, **options: Any) -> Any:
+def train(
+    algorithm: str,
+    steps: int = 3,
+    micros: int = 2,
+    dropout: float = 0.0,
+    seed: int = problem.SEED,
+    **options: Any,
+) -> Any:
     """(final parameters, reports) of a short run."""
     model = problem.model(dropout)
     optimizer = torch.optim.SGD(model.parameters(), lr=problem.LR)
     built = wrap(model, optimizer, algorithm, seed=seed, **options)
-    reports = [built.step(batches, problem.forward, problem.counts) for batches in problem.global_batches(steps, micros)]
+    reports = [
+        built.step(batches, problem.forward, problem.counts)
+        for batches in problem.global_batches(steps, micros)
+    ]
     return [p.detach().clone() for p in model.parameters()], reports
 
 
@@ -32,7 +43,10 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 def close(a: list[torch.Tensor], b: list[torch.Tensor], tolerance: float = 1e-6) -> bool:
-    return all(float((x - y).abs().max()) <= tolerance * float(y.abs().max()) for x, y in zip(a, b, strict=True))
+    return all(
+        float((x - y).abs().max()) <= tolerance * float(y.abs().max())
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def test_fisher_without_curvature_is_sam() -> None:
@@ -58,14 +72,16 @@ def test_asam_with_a_penalty_of_weight_zero_is_asam(method: str) -> None:
 
 @pytest.mark.parametrize("tram", ("tram_prev", "tram_init"))
 def test_a_distance_of_zero_is_base_bit_for_bit(tram: str) -> None:
-    """Without dropout theta_{-1} = theta_0 gives d = 0 at step 0, so epsilon = 0 and pass 2 is the plain gradient."""
+    """Without dropout theta_{-1} = theta_0 gives d = 0 at step 0, so epsilon = 0 and pass 2 is the
+    plain gradient."""
     after, reports = train(tram, steps=1)
     assert float(reports[0].distance) == 0.0
     assert same(after, train("base", steps=1)[0])
 
 
 def test_d_at_step_one_is_the_kl_between_two_saved_checkpoints() -> None:
-    """sum over valid positions of KL(p_{theta_0} || p_{theta_1}) on the second batch / their number, from saved weights."""
+    """sum over valid positions of KL(p_{theta_0} || p_{theta_1}) on the second batch / their
+    number, from saved weights."""
     model = problem.model()
     built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "tram_prev", seed=0)
     first, second = problem.global_batches(2, 2)
@@ -87,7 +103,9 @@ def test_the_batch_is_never_changed(name: str) -> None:
     batch = problem.batch(0, 0)
     copies, keys = {k: v.clone() for k, v in batch.items()}, list(batch)
     model = problem.model()
-    wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), name).step([batch], problem.forward, problem.counts)
+    wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), name).step(
+        [batch], problem.forward, problem.counts
+    )
     assert list(batch) == keys
     assert all(torch.equal(batch[k], copies[k]) for k in keys)
 
@@ -102,8 +120,16 @@ def test_loss_and_gradient_do_not_depend_on_micro_batch_size(name: str) -> None:
     found = []
     for micros in (1, 2, 4):
         model = problem.model()
-        built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), name, **problem.OPTIONS.get(name, {}))
-        cuts = [{k: v[i] for k, v in joined.items()} for i in torch.arange(len(joined["input_ids"])).chunk(micros)]
+        built = wrap(
+            model,
+            torch.optim.SGD(model.parameters(), lr=problem.LR),
+            name,
+            **problem.OPTIONS.get(name, {}),
+        )
+        cuts = [
+            {k: v[i] for k, v in joined.items()}
+            for i in torch.arange(len(joined["input_ids"])).chunk(micros)
+        ]
         for _ in range(2):
             report = built.step(cuts, problem.forward, problem.counts)
         found.append(([p.detach() for p in model.parameters()], float(report.loss)))
@@ -128,7 +154,8 @@ def test_sam_and_tram_do_not_depend_on_the_scale_of_the_gradient_but_fisher_does
 
 
 def test_dropout_masks_of_pass_2_are_fresh_or_replayed() -> None:
-    """With radius 0 pass 2 stands at theta_t: replayed masks give pass 1's loss again, fresh ones another."""
+    """With radius 0 pass 2 stands at theta_t: replayed masks give pass 1's loss again, fresh ones
+    another."""
     replayed = train("asam", steps=1, dropout=0.2, rho=0.0, pass2_dropout="replay")[1][0]
     fresh = train("asam", steps=1, dropout=0.2, rho=0.0)[1][0]
     assert float(replayed.loss) == float(replayed.perturbed_loss)
@@ -136,7 +163,8 @@ def test_dropout_masks_of_pass_2_are_fresh_or_replayed() -> None:
 
 
 def test_reference_modes() -> None:
-    """At step 0 theta_{-1} = theta_0: with dropout d is 0 only where the reference uses the student's own masks."""
+    """At step 0 theta_{-1} = theta_0: with dropout d is 0 only where the reference uses the
+    student's own masks."""
     d = {
         mode: float(train("tram_prev", 1, dropout=0.2, reference_mode=mode)[1][0].distance)
         for mode in ("eval", "train", "paired")
@@ -161,8 +189,12 @@ def test_alg2_equals_the_oracle() -> None:
 
 def test_alg2_equals_shared_fisher_where_the_noise_vanishes() -> None:
     tiny = {"sigma": 1e-12, "rho": 0.5, "eta": 50.0}
-    assert close(train("tram_fisher", fisher="alg2", **tiny)[0], train("fsam", rho=0.5, eta=50.0)[0])
-    assert close(train("tram_fisher", fisher="shared", **tiny)[0], train("fsam", rho=0.5, eta=50.0)[0])
+    assert close(
+        train("tram_fisher", fisher="alg2", **tiny)[0], train("fsam", rho=0.5, eta=50.0)[0]
+    )
+    assert close(
+        train("tram_fisher", fisher="shared", **tiny)[0], train("fsam", rho=0.5, eta=50.0)[0]
+    )
 
 
 def test_adaptive_filters() -> None:
@@ -170,10 +202,18 @@ def test_adaptive_filters() -> None:
     from tram_ds.algorithms.ascent import adaptive_scale
     from tram_ds.engines.shards import Shards, Span
 
-    layout = (Span("fc.weight", 0, 2, (1, 2)), Span("fc.bias", 0, 2, (2,)), Span("ln.weight", 0, 2, (2,)))
+    layout = (
+        Span("fc.weight", 0, 2, (1, 2)),
+        Span("fc.bias", 0, 2, (2,)),
+        Span("ln.weight", 0, 2, (2,)),
+    )
     theta = Shards([torch.tensor([-2.0, 0.5])] * 3, layout)
     assert [t.tolist() for t in adaptive_scale("all")(theta)] == [[2.0, 0.5]] * 3
-    assert [t.tolist() for t in adaptive_scale("matrices")(theta)] == [[2.0, 0.5], [0.0, 0.0], [0.0, 0.0]]
+    assert [t.tolist() for t in adaptive_scale("matrices")(theta)] == [
+        [2.0, 0.5],
+        [0.0, 0.0],
+        [0.0, 0.0],
+    ]
     samsung = [pytest.approx(x) for x in ([2.01, 0.51], [1.0, 1.0], [2.01, 0.51])]
     assert [t.tolist() for t in adaptive_scale("samsung")(theta)] == samsung
 
@@ -183,7 +223,13 @@ def test_clipping_scales_the_second_gradient_only() -> None:
     free, clipped = train("sam", 1), None
     model = problem.model()
     start = [p.detach().clone() for p in model.parameters()]
-    built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "sam", seed=problem.SEED, clip_norm=0.1)
+    built = wrap(
+        model,
+        torch.optim.SGD(model.parameters(), lr=problem.LR),
+        "sam",
+        seed=problem.SEED,
+        clip_norm=0.1,
+    )
     clipped = built.step(problem.global_batches(1, 2)[0], problem.forward)
     norm = float(free[1][0].grad_norm)
     assert norm > 0.1
@@ -210,7 +256,8 @@ def test_a_seed_is_a_run() -> None:
 
 
 def test_no_pass_is_hidden() -> None:
-    """Forward 1, backward 2 units: base 3, SAM 6, TRAM 7, TRAM-Fisher 6 (Table 2). Embedding gradients cost nothing."""
+    """Forward 1, backward 2 units: base 3, SAM 6, TRAM 7, TRAM-Fisher 6 (Table 2). Embedding
+    gradients cost nothing."""
     base = flops("base")
     for name in ("sam", "asam", "fsam", "tram_fisher"):
         assert flops(name) / base == pytest.approx(2.0, rel=0.01), name
@@ -218,7 +265,8 @@ def test_no_pass_is_hidden() -> None:
         assert flops(name) / base == pytest.approx(7 / 3, rel=0.01), name
     for name in ("trpo", "mesa"):
         assert flops(name) / base == pytest.approx(4 / 3, rel=0.01), name
-    assert flops("asam_trpo") / base == pytest.approx(7 / 3, rel=0.01)  # the teacher's logits serve both passes
+    # the teacher's logits serve both passes
+    assert flops("asam_trpo") / base == pytest.approx(7 / 3, rel=0.01)
     assert flops("tram_fisher", fisher="alg2") / base == pytest.approx(3.0, rel=0.01)
 
 
@@ -236,7 +284,9 @@ def test_a_users_tuple_is_an_output() -> None:
     model, other = problem.model(), problem.model()
     as_tuple = lambda m, b: (lambda o: (o.loss_sum, o.count, o.logits))(problem.forward(m, b))  # noqa: E731
     for m, forward in ((model, problem.forward), (other, as_tuple)):
-        wrap(m, torch.optim.SGD(m.parameters(), lr=0.1), "tram_x", seed=1).step([problem.batch(0, 0)], forward)
+        wrap(m, torch.optim.SGD(m.parameters(), lr=0.1), "tram_x", seed=1).step(
+            [problem.batch(0, 0)], forward
+        )
     assert same(list(model.parameters()), list(other.parameters()))
 
 
@@ -250,7 +300,9 @@ def test_mmd_gathers_the_global_batch() -> None:
         return Output(out.loss_sum, out.count, last)
 
     model = problem.model()
-    built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "tram_init", distance="mmd")
+    built = wrap(
+        model, torch.optim.SGD(model.parameters(), lr=problem.LR), "tram_init", distance="mmd"
+    )
     batches = problem.global_batches(2, 4)
     built.step(batches[0], classify)
     report = built.step(batches[1], classify)
@@ -263,31 +315,48 @@ def test_mmd_gathers_the_global_batch() -> None:
 
 
 def test_an_epsilon_per_micro_batch_accumulates_their_second_gradients() -> None:
-    """`accumulation: micro` under SGD: the update is the target-weighted mean of the updates of single-micro-batch steps."""
+    """`accumulation: micro` under SGD: the update is the target-weighted mean of the updates of
+    single-micro-batch steps."""
     batches = problem.global_batches(1, 3)[0]
 
     def update(cut: list[Any], **options: Any) -> torch.Tensor:
         model = problem.model()
         before = [p.detach().clone() for p in model.parameters()]
-        wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "asam", **options).step(cut, problem.forward)
-        return torch.cat([(p.detach() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])
+        wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "asam", **options).step(
+            cut, problem.forward
+        )
+        return torch.cat(
+            [(p.detach() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]
+        )
 
     together = update(batches, accumulation="micro")
     alone, targets = [update([b]) for b in batches], [problem.counts(b)[0] for b in batches]
     want = torch.stack([n * u for n, u in zip(targets, alone, strict=True)]).sum(0) / sum(targets)
-    assert close([together], [want], 1e-4)  # an update is a difference of weights 100 times its size
+    # an update is a difference of weights 100 times its size
+    assert close([together], [want], 1e-4)
     assert not close([together], [update(batches)], 1e-2)
 
 
 def test_looking_ahead_is_bitwise_the_swap() -> None:
-    """theta_{t-1}'s predictions made at the end of its own step are those made at its remembered weights one step later."""
+    """theta_{t-1}'s predictions made at the end of its own step are those made at its remembered
+    weights one step later."""
     found = {}
     for ahead in (False, True):
         model = problem.model(dropout=0.2)
-        built = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "tram_prev", radius_scale=20.0)
+        built = wrap(
+            model,
+            torch.optim.SGD(model.parameters(), lr=problem.LR),
+            "tram_prev",
+            radius_scale=20.0,
+        )
         steps = problem.global_batches(steps=5, micros=2)
         for batches, upcoming in zip(steps, [*steps[1:], None], strict=True):
-            report = built.step(batches, problem.chunked_forward(), problem.counts, upcoming=upcoming if ahead else None)
+            report = built.step(
+                batches,
+                problem.chunked_forward(),
+                problem.counts,
+                upcoming=upcoming if ahead else None,
+            )
             assert built.restorable is (not ahead or upcoming is None)
         found[ahead] = [p.detach() for p in model.parameters()], float(report.distance)
     assert found[True][1] == found[False][1] > 0
@@ -310,12 +379,20 @@ def test_chunked_logits_are_whole_logits() -> None:
     model = problem.model()
     batch, forward = problem.batch(0, 1), problem.chunked_forward()
     whole, chunks = problem.forward(model, batch), forward(model, batch)
-    assert chunks.logits is None and chunks.losses is not None and chunks.losses.shape == (len(whole.logits),)
-    assert float(chunks.loss_sum.detach()) == pytest.approx(float(whole.loss_sum.detach()), rel=1e-6)
+    assert (
+        chunks.logits is None
+        and chunks.losses is not None
+        and chunks.losses.shape == (len(whole.logits),)
+    )
+    assert float(chunks.loss_sum.detach()) == pytest.approx(
+        float(whole.loss_sum.detach()), rel=1e-6
+    )
     want, got = (torch.autograd.grad(o.loss_sum, list(model.parameters())) for o in (whole, chunks))
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(want, got, strict=True))
     with torch.no_grad():
-        assert float(forward(model, batch).loss_sum) == pytest.approx(float(whole.loss_sum), rel=1e-6)
+        assert float(forward(model, batch).loss_sum) == pytest.approx(
+            float(whole.loss_sum), rel=1e-6
+        )
 
 
 def test_a_model_that_changes_its_logits_is_not_chunked() -> None:
@@ -335,9 +412,19 @@ def test_a_model_that_changes_its_logits_is_not_chunked() -> None:
 def test_perturbing_every_second_step_alternates_with_the_base_optimizer() -> None:
     steps = problem.global_batches(steps=4, micros=1)
     model = problem.model()
-    every = wrap(model, torch.optim.SGD(model.parameters(), lr=problem.LR), "tram_prev", radius_scale=20.0, perturb_every=2)
-    reports = [every.step(b, problem.forward, upcoming=u) for b, u in zip(steps, [*steps[1:], None], strict=True)]
-    assert [float(r.radius) > 0 for r in reports] == [False, False, True, False]  # at step 0 theta_{t-1} = theta_0
+    every = wrap(
+        model,
+        torch.optim.SGD(model.parameters(), lr=problem.LR),
+        "tram_prev",
+        radius_scale=20.0,
+        perturb_every=2,
+    )
+    reports = [
+        every.step(b, problem.forward, upcoming=u)
+        for b, u in zip(steps, [*steps[1:], None], strict=True)
+    ]
+    # at step 0 theta_{t-1} = theta_0
+    assert [float(r.radius) > 0 for r in reports] == [False, False, True, False]
 
     other = problem.model()
     optimizer = torch.optim.SGD(other.parameters(), lr=problem.LR)

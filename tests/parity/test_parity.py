@@ -1,4 +1,5 @@
-"""Every algorithm on every engine equals the float64 oracle: 3 SGD steps, uneven token counts, radius scaled."""
+"""Every algorithm on every engine equals the float64 oracle: 3 SGD steps, uneven token counts,
+radius scaled."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from tram_ds.algorithms.table import ALGORITHMS
 pytestmark = pytest.mark.parity
 
 TOLERANCE = 1e-6  # relative, fp32 against float64
-SOME = ("asam", "tram_prev", "tram_x", "asam_mesa")  # for layouts that differ from a matrix engine in memory only
+# for layouts that differ from a matrix engine in memory only
+SOME = ("asam", "tram_prev", "tram_x", "asam_mesa")
 
 
 @functools.cache
@@ -34,14 +36,18 @@ def check(row: dict[str, float]) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("engine", build.MATRIX)
 def test_equals_the_oracle(engine: str, algorithm: str, form: int | str) -> None:
-    """With 1 or 2 micro-batches; `lean`: 2, logits in chunks, and theta_{t-1} looked at ahead of time."""
+    """With 1 or 2 micro-batches; `lean`: 2, logits in chunks, and theta_{t-1} looked at ahead of
+    time."""
     check(rows(engine)[f"{algorithm}/{form}"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", SOME)
 @pytest.mark.parametrize("engine", (*build.VARIANTS, "fsdp2_hybrid"))
-def test_offload_hybrid_and_persistent_parameters_equal_the_oracle(engine: str, algorithm: str) -> None:
-    """zero3_persistent keeps every parameter gathered: copying shards without regathering would train plain Adam."""
+def test_offload_hybrid_and_persistent_parameters_equal_the_oracle(
+    engine: str, algorithm: str
+) -> None:
+    """zero3_persistent keeps every parameter gathered: copying shards without regathering would
+    train plain Adam."""
     check(rows(engine)[f"{algorithm}/2"])
     check(rows(engine)[f"{algorithm}/lean"])

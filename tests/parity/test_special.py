@@ -1,4 +1,5 @@
-"""Beyond the equations: bad numbers, bf16 working copies, stale gathered weights, ties; and mutants that must fail."""
+"""Beyond the equations: bad numbers, bf16 working copies, stale gathered weights, ties; and mutants
+that must fail."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def found(engine: str) -> dict[str, Any]:
     return ranks.run("tests.parity.special", engine, world=1 if engine == "single" else 2)
 
 
-@pytest.mark.parametrize("kind", ("nan_loss_pass_1", "nan_loss_pass_2", "inf_gradient", "nan_distance"))
+@pytest.mark.parametrize(
+    "kind", ("nan_loss_pass_1", "nan_loss_pass_2", "inf_gradient", "nan_distance")
+)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_bad_step_is_skipped_by_every_rank_and_leaves_no_trace(engine: str, kind: str) -> None:
     row = found(engine)["nonfinite"][kind]
@@ -31,7 +34,8 @@ def test_a_bad_step_is_skipped_by_every_rank_and_leaves_no_trace(engine: str, ki
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_forward_at_moved_weights_reads_them(engine: str) -> None:
-    """FSDP2's root and ZeRO-3's persistent parameters stay gathered after a forward: read again, they would be stale."""
+    """FSDP2's root and ZeRO-3's persistent parameters stay gathered after a forward: read again,
+    they would be stale."""
     assert found(engine)["stale"] < 1e-4  # a stale read is off by > 1e-1
 
 
@@ -53,14 +57,16 @@ def test_an_epsilon_per_micro_batch_is_the_global_one_where_there_is_one(engine:
 @pytest.mark.parametrize("form", plain.FORMS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_plain_form_of_an_optimisation_gives_the_same_weights(engine: str, form: str) -> None:
-    """Bit for bit where only the order of writes differs; else the norm, and so epsilon, may round another way."""
+    """Bit for bit where only the order of writes differs; else the norm, and so epsilon, may round
+    another way."""
     assert found(engine)["plain"][form] <= (0.0 if form == "restored_at_once" else TOLERANCE)
 
 
 @pytest.mark.parametrize("algorithm", ("sam", "asam"))
 @pytest.mark.parametrize("engine", BF16)
 def test_bf16_working_copy(engine: str, algorithm: str) -> None:
-    """At 0.84 M parameters: unbiased in projection (1.0 +- 0.05), restored bit for bit; the loss rises."""
+    """At 0.84 M parameters: unbiased in projection (1.0 +- 0.05), restored bit for bit; the loss
+    rises."""
     row = found(engine)["bf16"][algorithm]
     assert row["restored"] and row["moved"], row
     assert abs(row["perturbation_projection"] - 1.0) <= 0.05, row
@@ -69,7 +75,8 @@ def test_bf16_working_copy(engine: str, algorithm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "mutant"), [(e, m) for e, names in mutants.ENGINES.items() for m in (*names, "no_gradient_in_epsilon")]
+    ("engine", "mutant"),
+    [(e, m) for e, names in mutants.ENGINES.items() for m in (*names, "no_gradient_in_epsilon")],
 )
 def test_mutants_fail_parity(engine: str, mutant: str) -> None:
     """By an order of magnitude at least: a mutant at 1.01e-6 would be luck."""

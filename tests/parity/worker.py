@@ -1,4 +1,5 @@
-"""`python -m tests.parity.worker OUT ENGINE`: the whole algorithm table inside one process group."""
+"""`python -m tests.parity.worker OUT ENGINE`: the whole algorithm table inside one process
+group."""
 
 from __future__ import annotations
 
@@ -21,22 +22,41 @@ def relative_error(built: Any, theta: dict[str, torch.Tensor]) -> float:
     for span, piece in zip(shards.layout, shards, strict=True):
         want = theta[span.name].flatten()[span.start : span.start + span.length]
         if span.length:
-            worst = max(worst, float((piece.flatten().double() - want).abs().max() / theta[span.name].abs().max()))
+            worst = max(
+                worst,
+                float((piece.flatten().double() - want).abs().max() / theta[span.name].abs().max()),
+            )
     return build.gather(worst)
 
 
 def compare(
-    engine: str, algorithm: str, micros: int, rank: int, world: int, mutate: Any = None, lean: bool = False, **extra: Any
+    engine: str,
+    algorithm: str,
+    micros: int,
+    rank: int,
+    world: int,
+    mutate: Any = None,
+    lean: bool = False,
+    **extra: Any,
 ) -> dict:
-    """Runs engine and oracle side by side; {"theta": relative error, "loss", "distance", "perturbed_loss": absolute}.
+    """Runs engine and oracle side by side; {"theta": relative error, "loss", "distance",
+    "perturbed_loss": absolute}.
 
-    lean: the engine takes its logits in chunks and looks ahead at the next batch, the oracle does neither.
+    lean: the engine takes its logits in chunks and looks ahead at the next batch, the oracle does
+    neither.
     """
     model, options = problem.model(), {**problem.OPTIONS.get(algorithm, {}), **extra}
     oracle_options = {k: v for k, v in options.items() if k not in ("perturbation",)}
     double = problem.double(model)
-    oracle = Oracle(double, problem.forward, algorithm, lr=problem.LR, seed=problem.SEED,
-                    embedding=double.get_input_embeddings(), **oracle_options)  # fmt: skip
+    oracle = Oracle(
+        double,
+        problem.forward,
+        algorithm,
+        lr=problem.LR,
+        seed=problem.SEED,
+        embedding=double.get_input_embeddings(),
+        **oracle_options,
+    )
     built = build.stepper(engine, model, algorithm, micros, **options)
     if mutate:
         mutate(built)
@@ -46,7 +66,9 @@ def compare(
     for step, batches in enumerate(steps):
         loss, distance, perturbed = oracle.step(batches)
         mine = [b[rank * micros : (rank + 1) * micros] for b in steps[step : step + 2]]
-        report = built.step(mine[0], forward, problem.counts, upcoming=mine[1] if lean and len(mine) == 2 else None)
+        report = built.step(
+            mine[0], forward, problem.counts, upcoming=mine[1] if lean and len(mine) == 2 else None
+        )
         pairs = {"loss": loss, "distance": distance, "perturbed_loss": perturbed}
         for key, want in pairs.items():
             row[key] = max(row[key], abs(float(getattr(report, key)) - float(want)))

@@ -1,4 +1,5 @@
-"""Bytes of the real tensors of every sharded engine on this rank: python -m tests.planning.planning_ranks OUT, on 2 ranks."""
+"""Bytes of the real tensors of every sharded engine on this rank: python -m
+tests.planning.planning_ranks OUT, on 2 ranks."""
 
 from __future__ import annotations
 
@@ -25,12 +26,17 @@ ENGINES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 def size(tensors: Iterable[Any]) -> int:
     """Bytes of the distinct storages."""
     there = (t for t in tree_leaves(list(tensors)) if t is not None)
-    storages = {s._cdata: s.nbytes() for t in there if (s := getattr(t, "_local_tensor", t).untyped_storage())}
+    storages = {
+        s._cdata: s.nbytes()
+        for t in there
+        if (s := getattr(t, "_local_tensor", t).untyped_storage())
+    }
     return sum(storages.values())
 
 
 def measure(name: str, job: Any) -> dict[str, int]:
-    """In pass 2 of a step of tram_prev that looks ahead; and theta_{t-1}, after a step that could not."""
+    """In pass 2 of a step of tram_prev that looks ahead; and theta_{t-1}, after a step that could
+    not."""
     engine: Any = build_engine(name, WORK, job)
     batch, found = WORK.batch(job), {}
     stepper, step = ours("tram_prev", engine, batch, WORK)
@@ -38,18 +44,25 @@ def measure(name: str, job: Any) -> dict[str, int]:
     original, reference = engine.backward, stepper.algorithm.regions[0].reference
 
     def backward(*args: Any) -> Any:
-        found["theta_snapshot"], found["weights"] = size(engine._theta or []), size(reference.weights or [])
+        found["theta_snapshot"], found["weights"] = (
+            size(engine._theta or []),
+            size(reference.weights or []),
+        )
         found["predictions"] = size([*reference._now, *reference._next])
         means = original(*args)
         found["gradients"] = size(
-            engine.storage.gradient() if hasattr(engine, "storage") else [p.grad for p in engine.parameters]
+            engine.storage.gradient()
+            if hasattr(engine, "storage")
+            else [p.grad for p in engine.parameters]
         )
         return means
 
     engine.backward = backward
     step()
     engine.backward = original
-    found["masters"] = size(engine.storage.masters() if hasattr(engine, "storage") else engine.parameters)
+    found["masters"] = size(
+        engine.storage.masters() if hasattr(engine, "storage") else engine.parameters
+    )
     found["moments"] = size(t for shards in engine.moments().values() for t in shards)
     stepper.step([batch], Chunked(lambda batch: batch, next_tokens))
     found["previous"] = size(stepper.state().references["previous"])

@@ -1,8 +1,10 @@
-"""Peak bytes per rank of one step under torch's FSDP2 memory tracker: fake process group, fake tensors, our own engine and step.
+"""Peak bytes per rank of one step under torch's FSDP2 memory tracker: fake process group, fake
+tensors, our own engine and step.
 
 python -m tests.planning.planning_tracker OUT WORLD ROW CHECKPOINTING ROWS VOCABULARY LOGITS
 
-It is the step after a checkpoint, which holds the most: theta_{t-1} is moved to, and the next batch is looked at ahead.
+It is the step after a checkpoint, which holds the most: theta_{t-1} is moved to, and the next batch
+is looked at ahead.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def build(mesh: Any, checkpointing: bool, vocabulary: int) -> tuple[Any, torch.o
     """A sharded bf16 GPT-2, and an AdamW that has taken a step."""
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     tokens = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0}
-    model: Any = GPT2LMHeadModel(GPT2Config(**MODEL, **dropout, **tokens, use_cache=False, attn_implementation="sdpa"))
+    model: Any = GPT2LMHeadModel(
+        GPT2Config(**MODEL, **dropout, **tokens, use_cache=False, attn_implementation="sdpa")
+    )
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
@@ -83,7 +87,9 @@ def whole(tracker: FSDPMemTracker) -> Any:
     return forward
 
 
-def main(out: str, world: str, row: str, checkpointing: str, rows: str, vocabulary: str, logits: str) -> None:
+def main(
+    out: str, world: str, row: str, checkpointing: str, rows: str, vocabulary: str, logits: str
+) -> None:
     for sizes in (PART, CHUNK_ELEMENTS):  # a GPU's, which is what is planned
         sizes["cpu"] = sizes["cuda"]
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=int(world))
@@ -91,14 +97,18 @@ def main(out: str, world: str, row: str, checkpointing: str, rows: str, vocabula
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, optimizer = build(mesh, checkpointing == "1", int(vocabulary))
         engine: Any = FSDP2(model, optimizer)
-        now, after = ({"input_ids": torch.zeros(int(rows), TOKENS, dtype=torch.long)} for _ in range(2))
+        now, after = (
+            {"input_ids": torch.zeros(int(rows), TOKENS, dtype=torch.long)} for _ in range(2)
+        )
         tracker = FSDPMemTracker(model, optimizer)
         forward = Tracked(tracker) if logits == "chunks" else whole(tracker)
         run, rule = Pass(engine, forward, Draws(0, 0, 0)), algorithm(row)
         tracker.track_inputs((now["input_ids"], after["input_ids"]))
         with tracker:
             for region in rule.regions:
-                region.reference.load({name: engine.params().clone() for name in region.reference.names()})
+                region.reference.load(
+                    {name: engine.params().clone() for name in region.reference.names()}
+                )
                 region.reference.prepare(run, [now], [after])
             climb(run, rule, [now], None, None)
             for region in rule.regions:
@@ -106,7 +116,12 @@ def main(out: str, world: str, row: str, checkpointing: str, rows: str, vocabula
             optimizer.step()
             engine.clear()
         peak = tracker.get_tracker_snapshot("peak")
-    found = {str(k): v for device, parts in peak.items() if str(device) == "cpu" for k, v in parts.items()}
+    found = {
+        str(k): v
+        for device, parts in peak.items()
+        if str(device) == "cpu"
+        for k, v in parts.items()
+    }
     Path(out).write_text(json.dumps(found))
 
 

@@ -1,4 +1,5 @@
-"""The plan against real tensors on 2 ranks, against torch's FSDP2 memory tracker, and against known models and runs."""
+"""The plan against real tensors on 2 ranks, against torch's FSDP2 memory tracker, and against known
+models and runs."""
 
 from __future__ import annotations
 
@@ -23,16 +24,35 @@ BASE = {
 
 
 def recipe(
-    model: dict, row: str | dict, world: int, rows: int, checkpointing: bool = False, logits: str = "chunks", micros: int = 1
+    model: dict,
+    row: str | dict,
+    world: int,
+    rows: int,
+    checkpointing: bool = False,
+    logits: str = "chunks",
+    micros: int = 1,
 ) -> Recipe:
-    section = {"init": {"architecture": "gpt2", **model}, "dropout": 0.0, "dtype": "bfloat16", "logits": logits}
+    section = {
+        "init": {"architecture": "gpt2", **model},
+        "dropout": 0.0,
+        "dtype": "bfloat16",
+        "logits": logits,
+    }
     train = {"steps": 1, "global_batch": rows * world * micros, "micro_batch": rows}
     section["activation_checkpointing"] = checkpointing
     return Recipe.model_validate({**BASE, "model": section, "algorithm": row, "train": train})
 
 
-@pytest.mark.parametrize(("name", "count"), [("gpt2", 124_439_808), ("gpt2-xl", 1_557_611_200), ("7b", 6_738_415_616),
-                                             ("13b", 13_015_864_320), ("70b", 68_976_648_192)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-xl", 1_557_611_200),
+        ("7b", 6_738_415_616),
+        ("13b", 13_015_864_320),
+        ("70b", 68_976_648_192),
+    ],
+)
 def test_published_sizes(name, count):
     assert plan.published(name, 1, "base").size.parameters == count
 
@@ -51,7 +71,9 @@ def sent(engine: str, row: str, micros: int = 1, **options) -> float:
     """Bytes per parameter and step, in bf16 on 2 GPUs."""
     name = "zero" if engine.startswith("zero") else engine
     config = {"zero_optimization": {"stage": int(engine[-1])}} if name == "zero" else {}
-    setup = memory.setup_of(name, config, world=2, half=True, kept=2, micros=micros, checkpointing=False)
+    setup = memory.setup_of(
+        name, config, world=2, half=True, kept=2, micros=micros, checkpointing=False
+    )
     size = sizes.size(recipe({"n_layer": 2, "n_embd": 64, "n_head": 2}, "base", 2, 1))
     found = cost.cost(setup, size, algorithm(row, **options)).sent
     return round(sum(found.values()) / size.parameters, 2)
@@ -59,31 +81,53 @@ def sent(engine: str, row: str, micros: int = 1, **options) -> float:
 
 def test_fsdp2_sends_18_bytes_per_parameter_for_tram_and_8_for_adam():
     planned = {row: plan.published("7b", 64, row) for row in ("base", "sam", "tram_x")}
-    per_parameter = {row: sum(p.cost.sent.values()) / p.size.parameters for row, p in planned.items()}
+    per_parameter = {
+        row: sum(p.cost.sent.values()) / p.size.parameters for row, p in planned.items()
+    }
     assert per_parameter == {"base": 8, "sam": 16, "tram_x": 18}
 
 
 @pytest.mark.parametrize("engine", ["zero1", "zero2"])
 def test_partitioned_weights_move_only_where_nothing_else_would_bring_them(engine):
-    assert {row: sent(engine, row) for row in ("base", "sam", "tram_x", "tram_prev", "tram_init")} == {
-        "base": 4, "sam": 8, "tram_x": 8, "tram_prev": 8, "tram_init": 12,
-    }  # fmt: skip
+    assert {
+        row: sent(engine, row) for row in ("base", "sam", "tram_x", "tram_prev", "tram_init")
+    } == {
+        "base": 4,
+        "sam": 8,
+        "tram_x": 8,
+        "tram_prev": 8,
+        "tram_init": 12,
+    }
     assert sent(engine, "tram_prev", lookahead=False) == 12
     assert sent(engine, "tram_x", micros=2, accumulation="micro") == 18
 
 
 def test_looking_ahead_gathers_as_any_forward_pass_does():
-    assert sent("fsdp2", "tram_prev") == sent("fsdp2", "tram_prev", lookahead=False) == sent("fsdp2", "tram_x") == 18
-    assert sent("zero3", "tram_prev") == 8  # where a GPU can keep the parameters from one pass to the next
+    assert (
+        sent("fsdp2", "tram_prev")
+        == sent("fsdp2", "tram_prev", lookahead=False)
+        == sent("fsdp2", "tram_x")
+        == 18
+    )
+    # where a GPU can keep the parameters from one pass to the next
+    assert sent("zero3", "tram_prev") == 8
     assert sent("zero3", "tram_prev", lookahead=False) == 10
 
 
 def test_cheaper_variants_are_counted_as_their_mean_step():
     assert sent("zero1", "tram_prev", perturb_every=4) == 5
     assert sent("fsdp2", "tram_init", perturb_every=3) == 11.33
-    assert (sent("replicated", "sam"), sent("replicated", "sam", perturbation_scope="rank")) == (8, 4)
-    units = [plan.plan(recipe({"n_layer": 2, "n_embd": 64, "n_head": 2}, row, 1, 1), 1).cost.units for row in (
-        {"name": "tram_x", "perturb_every": 4}, {"name": "asam_trpo", "perturb_every": 4})]  # fmt: skip
+    assert (sent("replicated", "sam"), sent("replicated", "sam", perturbation_scope="rank")) == (
+        8,
+        4,
+    )
+    units = [
+        plan.plan(recipe({"n_layer": 2, "n_embd": 64, "n_head": 2}, row, 1, 1), 1).cost.units
+        for row in (
+            {"name": "tram_x", "perturb_every": 4},
+            {"name": "asam_trpo", "perturb_every": 4},
+        )
+    ]
     assert units == [4, 4.75]  # 7 and 3 x 3; 7 and 3 x 4
 
 
@@ -97,7 +141,9 @@ TRACKED = [  # world, row, checkpointing, rows, vocabulary, logits
 
 
 @pytest.mark.parametrize(("world", "row", "checkpointing", "rows", "vocabulary", "logits"), TRACKED)
-def test_fsdp2_peaks_as_torchs_tracker_has_them(world, row, checkpointing, rows, vocabulary, logits):
+def test_fsdp2_peaks_as_torchs_tracker_has_them(
+    world, row, checkpointing, rows, vocabulary, logits
+):
     from tests.planning.planning_tracker import MODEL
 
     arguments = [str(x) for x in (world, row, checkpointing, rows, vocabulary, logits)]
@@ -118,7 +164,8 @@ def test_whole_logits_and_no_look_ahead_are_planned_as_the_recipe_has_them():
     assert planned("whole").total > 2 * planned().total
     head, rows = 2 * 50257 * 64, 2 * 16 * 256 * 64
     assert planned().references - planned(lookahead=False).references == head
-    assert planned(perturb_every=2).references == head  # the step after one that climbs asks for no prediction
+    # the step after one that climbs asks for no prediction
+    assert planned(perturb_every=2).references == head
     assert planned(micros=3).logits - planned(micros=2).logits == 2 * rows
 
 
@@ -127,13 +174,21 @@ def test_states_are_what_two_ranks_hold():
     found = ranks.run("tests.planning.planning_ranks")
     model = {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 512, "n_positions": 32}
     tiny, row = recipe(model, "tram_prev", 2, 1), algorithm("tram_prev")
-    size = sizes.size(tiny.model_copy(update={"task": tiny.task.model_copy(update={"seq_len": 32})}))
+    size = sizes.size(
+        tiny.model_copy(update={"task": tiny.task.model_copy(update={"seq_len": 32})})
+    )
     for engine, real in found.items():
         name = "zero" if engine.startswith("zero") else {"ddp": "replicated"}.get(engine, engine)
         config = {"zero_optimization": {"stage": int(engine[-1])}} if name == "zero" else {}
-        setup = memory.setup_of(name, config, world=2, half=True, kept=2, micros=1, checkpointing=False)
+        setup = memory.setup_of(
+            name, config, world=2, half=True, kept=2, micros=1, checkpointing=False
+        )
         seen = memory._references(setup, size, row)
-        planned = {**memory._states(setup, size, row), "predictions": seen.heads + seen.rows, "previous": seen.previous}
+        planned = {
+            **memory._states(setup, size, row),
+            "predictions": seen.heads + seen.rows,
+            "previous": seen.previous,
+        }
         assert real.pop("weights") == 0, engine  # theta_{t-1}, during the passes
         for part, bytes_ in real.items():
             assert planned[part] == pytest.approx(bytes_, rel=0.1), (engine, part)
@@ -141,7 +196,9 @@ def test_states_are_what_two_ranks_hold():
 
 @pytest.mark.parametrize("world", [1, 4096])
 def test_every_algorithm_at_the_ends_of_the_range(world):
-    plans = plan.every_algorithm(recipe({"n_layer": 2, "n_embd": 64, "n_head": 2}, "tram_x", world, 1), world)
+    plans = plan.every_algorithm(
+        recipe({"n_layer": 2, "n_embd": 64, "n_head": 2}, "tram_x", world, 1), world
+    )
     assert [p.algorithm for p in plans] == list(ALGORITHMS)
     assert all(p.memory.total > 0 and p.cost.units >= 3 for p in plans)
 
@@ -149,7 +206,10 @@ def test_every_algorithm_at_the_ends_of_the_range(world):
 def test_more_gpus_need_less_each_and_replicas_do_not_share():
     xl = [plan.published("gpt2-xl", world, "tram_prev").memory.states for world in (1, 4, 64)]
     assert xl == sorted(xl, reverse=True)
-    ddp = [load("m2d2_gpt2xl.yaml", ["engine=replicated", f"train.global_batch={4 * world}"]) for world in (1, 4)]
+    ddp = [
+        load("m2d2_gpt2xl.yaml", ["engine=replicated", f"train.global_batch={4 * world}"])
+        for world in (1, 4)
+    ]
     one, four = (rank_bytes(r, world) for r, world in zip(ddp, (1, 4), strict=True))
     assert four >= one
 
@@ -164,7 +224,9 @@ def test_shipped_recipes_can_be_planned_without_a_network(monkeypatch):
 def test_advice_fits_and_names_the_cheapest_key():
     big = load("m2d2_s2orc_gpt2.yaml")
     planned = plan.plan(big, 4).memory.total
-    assert plan.advice(big, 4, planned / plan.USABLE * 0.9) == "cheapest change: train.micro_batch=2"
+    assert (
+        plan.advice(big, 4, planned / plan.USABLE * 0.9) == "cheapest change: train.micro_batch=2"
+    )
     assert plan.advice(big, 4, 1e6).startswith("no key")
     small = recipe({"n_layer": 2, "n_embd": 64, "n_head": 2}, "tram_x", 8, 1)
     assert (
@@ -175,15 +237,26 @@ def test_advice_fits_and_names_the_cheapest_key():
 
 def test_launch_plan(tmp_path):
     def plan_(*arguments):
-        command = [sys.executable, str(ROOT / "launch/plan.py"), "--recipe", "m2d2_gpt2xl.yaml", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=ranks.environment(), cwd=tmp_path)
+        command = [
+            sys.executable,
+            str(ROOT / "launch/plan.py"),
+            "--recipe",
+            "m2d2_gpt2xl.yaml",
+            *arguments,
+        ]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=ranks.environment(), cwd=tmp_path
+        )
 
     done = plan_("--gpus", "2,4", "--gpu-memory", "80")
     assert done.returncode == 0 and done.stdout.count("assumed: ") == 2 and "fits" in done.stdout
     assert done.stdout.count("host memory: 6.2 GB") == 2
     done = plan_("--gpus", "4", "--gpu-memory", "10")
     assert done.returncode == 1 and "does not fit; cheapest change" in done.stdout
-    for arguments, message in ((["--gpus", "0"], "1 to 4096"), (["--gpus", "4", "--mfu", "1.2"], "at most 1")):
+    for arguments, message in (
+        (["--gpus", "0"], "1 to 4096"),
+        (["--gpus", "4", "--mfu", "1.2"], "at most 1"),
+    ):
         done = plan_(*arguments)
         assert done.returncode == 2 and message in done.stderr
 

@@ -25,7 +25,9 @@ ROOT = recipe_file.ROOT
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_recipe_loads_is_short_and_says_how_to_launch_it(path):
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert re.fullmatch(rf"# (deepspeed|torchrun|srun|python) .*launch/train.py --recipe {path.name}", lines[0])
+    assert re.fullmatch(
+        rf"# (deepspeed|torchrun|srun|python) .*launch/train.py --recipe {path.name}", lines[0]
+    )
     assert lines[1] == "# yaml-language-server: $schema=recipe.schema.json"
     assert len(lines) <= 40
     recipe = load(path.name)
@@ -37,7 +39,9 @@ def test_a_shipped_recipe_loads_is_short_and_says_how_to_launch_it(path):
 def test_a_shipped_recipe_says_only_what_differs_from_the_defaults(path):
     data = yaml.load(path.read_text(encoding="utf-8"), recipe_file._Loader)
     defaults = {
-        f"{name}.{key}": field.default for name, model in section_models().items() for key, field in model.model_fields.items()
+        f"{name}.{key}": field.default
+        for name, model in section_models().items()
+        for key, field in model.model_fields.items()
     }
     repeated = [
         f"{name}.{key}"
@@ -65,7 +69,9 @@ def test_every_algorithm_survives_dumping(name, recipe_of, tmp_path):
     bind(name, **recipe.algorithm.options())
 
 
-@pytest.mark.parametrize("text", ["no", "1e-5", "null", "0x1F", "2026-01-01", "~", "a: b", "{x}", "010", ".5", "[a"])
+@pytest.mark.parametrize(
+    "text", ["no", "1e-5", "null", "0x1F", "2026-01-01", "~", "a: b", "{x}", "010", ".5", "[a"]
+)
 def test_text_that_looks_like_something_else_survives_dumping(text, recipe_of, tmp_path):
     recipe = recipe_of(MINIMAL, f"tracking.experiment={json.dumps(text)}")
     assert recipe.tracking.experiment == text
@@ -75,7 +81,9 @@ def test_text_that_looks_like_something_else_survives_dumping(text, recipe_of, t
 
 def test_readme_and_schema_are_in_step_with_the_models():
     for name, text in recipe_docs.files().items():
-        assert (ROOT / "recipes" / name).read_text(encoding="utf-8") == text, "run python -m tram_ds.recipe.docs"
+        assert (ROOT / "recipes" / name).read_text(encoding="utf-8") == text, (
+            "run python -m tram_ds.recipe.docs"
+        )
 
 
 def test_every_key_is_documented_once():
@@ -111,14 +119,20 @@ def test_overrides_replace_a_section_or_one_key(recipe_of):
     text = MINIMAL.replace("algorithm: sam", "algorithm: {name: tram_x, sigma: 0.2}")
     assert recipe_of(text).algorithm.sigma == 0.2
     assert recipe_of(text, "algorithm=asam").algorithm == AlgorithmSection(name="asam")
-    assert recipe_of(text, "algorithm.name=r3f").algorithm == AlgorithmSection(name="r3f", sigma=0.2)
-    assert recipe_of(MINIMAL, "algorithm.rho=0.1").algorithm == AlgorithmSection(name="sam", rho=0.1)
+    assert recipe_of(text, "algorithm.name=r3f").algorithm == AlgorithmSection(
+        name="r3f", sigma=0.2
+    )
+    assert recipe_of(MINIMAL, "algorithm.rho=0.1").algorithm == AlgorithmSection(
+        name="sam", rho=0.1
+    )
     assert recipe_of(MINIMAL, "train.seed=1", "train.seed=2").train.seed == 2
     assert recipe_of(MINIMAL, "eval={every_steps: 5}").eval.every_steps == 5
 
 
 def test_override_values_are_yaml(recipe_of):
-    recipe = recipe_of(MINIMAL, "task.eval=[Art, no]", "train.clip_norm=null", "optimizer.lr=2e-5", "task.data=a=b")
+    recipe = recipe_of(
+        MINIMAL, "task.eval=[Art, no]", "train.clip_norm=null", "optimizer.lr=2e-5", "task.data=a=b"
+    )
     assert recipe.task.eval == ["Art", "no"], "yes and no are text"
     assert recipe.train.clip_norm is None
     assert recipe.optimizer.lr == 2e-5

@@ -19,16 +19,22 @@ from tram_ds.recipe.sections import Section
 
 
 def test_an_error_names_file_line_key_value_and_what_is_allowed(refusal):
-    (line,) = refusal(MINIMAL.replace("algorithm: sam", "algorithm: {name: tram_x, distance: kl_foward}"))
+    (line,) = refusal(
+        MINIMAL.replace("algorithm: sam", "algorithm: {name: tram_x, distance: kl_foward}")
+    )
     assert line == (
-        "mine.yaml:3: algorithm.distance = 'kl_foward': expected one of kl_forward, kl_reverse, kl_symmetric, mmd, l2, "
+        "mine.yaml:3: algorithm.distance = 'kl_foward': expected one of kl_forward, kl_reverse, "
+        "kl_symmetric, mmd, l2, "
         "renyi; did you mean 'kl_forward'?"
     )
 
 
 def test_a_key_of_another_section_is_sent_there(refusal):
     (line,) = refusal(MINIMAL, "algorithm.seed=3")
-    assert line == ("command line: algorithm.seed = 3: unknown key 'seed' in section 'algorithm'; did you mean train.seed?")
+    assert line == (
+        "command line: algorithm.seed = 3: unknown key 'seed' in section 'algorithm'; did you "
+        "mean train.seed?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +63,11 @@ def test_did_you_mean(override, expected, refusal):
 def test_several_errors_are_one_line_each(refusal):
     lines = refusal(MINIMAL, "train.sed=1", "optimizer.lr=fast", "engine=zeroo")
     assert len(lines) == 3
-    assert {line.split(": ")[1].split(" = ")[0] for line in lines} == {"train.sed", "optimizer.lr", "engine.name"}
+    assert {line.split(": ")[1].split(" = ")[0] for line in lines} == {
+        "train.sed",
+        "optimizer.lr",
+        "engine.name",
+    }
 
 
 def test_long_and_multi_line_values_stay_on_one_line(refusal):
@@ -66,8 +76,15 @@ def test_long_and_multi_line_values_stay_on_one_line(refusal):
 
 
 def test_missing_keys_are_named(refusal):
-    lines = refusal("task: {name: language_modeling}\ntrain: {steps: 1, global_batch: 1, micro_batch: 1}\n")
-    assert [line.split(": ")[1] for line in lines] == ["task.data", "model", "algorithm", "optimizer"]
+    lines = refusal(
+        "task: {name: language_modeling}\ntrain: {steps: 1, global_batch: 1, micro_batch: 1}\n"
+    )
+    assert [line.split(": ")[1] for line in lines] == [
+        "task.data",
+        "model",
+        "algorithm",
+        "optimizer",
+    ]
 
 
 def test_an_unknown_recipe_is_looked_up(monkeypatch, tmp_path):
@@ -89,11 +106,20 @@ def test_every_model_of_the_tree_is_strict_and_frozen():
         model = todo.pop()
         seen.add(model)
         config = model.model_config
-        assert config["extra"] == "forbid" and config["frozen"] and config["strict"] and not config["allow_inf_nan"]
+        assert (
+            config["extra"] == "forbid"
+            and config["frozen"]
+            and config["strict"]
+            and not config["allow_inf_nan"]
+        )
         inner = [field.annotation for field in model.model_fields.values()]
-        todo += [m for m in inner if inspect.isclass(m) and issubclass(m, BaseModel) and m not in seen]
+        todo += [
+            m for m in inner if inspect.isclass(m) and issubclass(m, BaseModel) and m not in seen
+        ]
         assert "BaseModel" not in str(inner), "a model inside a container would be missed here"
-    assert seen == set(section_models().values()) and all(issubclass(model, Section) for model in seen)
+    assert seen == set(section_models().values()) and all(
+        issubclass(model, Section) for model in seen
+    )
     with pytest.raises(ValidationError, match="frozen"):
         load("quickstart").train.seed = 1
 
@@ -120,7 +146,9 @@ def test_duplicate_keys_are_refused_with_both_lines(refusal):
 )
 def test_tags_are_inert(value, refusal):
     lines = refusal(MINIMAL + f"run_dir: {value}\n")
-    assert len(lines) == 1 and lines[0].startswith("mine.yaml:6: tag !") and "not allowed" in lines[0]
+    assert (
+        len(lines) == 1 and lines[0].startswith("mine.yaml:6: tag !") and "not allowed" in lines[0]
+    )
     assert len(refusal(MINIMAL, f"run_dir={value}")) == 1
     assert not Path("ran").exists()
 
@@ -162,15 +190,26 @@ def test_a_malformed_override_is_refused(override, refusal):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_option_its_row_does_not_read_is_refused_naming_both_keys(name, refusal):
-    values = {"rho": 0.1, "fisher": "alg2", "sigma": 0.3, "weight": 0.2, "decay": 0.9, "radius_scale": 2.0}
+    values = {
+        "rho": 0.1,
+        "fisher": "alg2",
+        "sigma": 0.3,
+        "weight": 0.2,
+        "decay": 0.9,
+        "radius_scale": 2.0,
+    }
     for key, value in values.items():
         if name not in READ_BY[key]:
             (line,) = refusal(MINIMAL, f"algorithm={{name: {name}, {key}: {value}}}")
-            assert f"algorithm.{key} = {value!r}" in line and f"algorithm.name = {name} does not read" in line
+            assert (
+                f"algorithm.{key} = {value!r}" in line
+                and f"algorithm.name = {name} does not read" in line
+            )
 
 
 def test_the_table_of_options_agrees_with_the_rows():
-    """Derived from the rows: a constant radius reads rho, a region's distance is scaled, a penalty has a weight."""
+    """Derived from the rows: a constant radius reads rho, a region's distance is scaled, a penalty
+    has a weight."""
     climbs = {name for name, row in ALGORITHMS.items() if row.ascent}
     from_region = {name for name, row in ALGORITHMS.items() if callable(row.radius)}
     penalised = {name for name, row in ALGORITHMS.items() if row.penalty}
@@ -187,7 +226,9 @@ def test_the_table_of_options_agrees_with_the_rows():
 
 def test_options_are_those_of_the_algorithm_table_with_the_same_defaults():
     table = vars(Options())
-    section = {key: field.default for key, field in AlgorithmSection.model_fields.items() if key != "name"}
+    section = {
+        key: field.default for key, field in AlgorithmSection.model_fields.items() if key != "name"
+    }
     assert section == table
     assert set(section) == set(READ_BY)
 
@@ -196,15 +237,30 @@ def test_options_are_those_of_the_algorithm_table_with_the_same_defaults():
     ("overrides", "keys"),
     [
         (["algorithm={name: tram_x, distance: mmd}"], ["algorithm.distance", "task.name"]),
-        (["algorithm={name: tram_x, mmd_kernel: rbf}"], ["algorithm.mmd_kernel", "algorithm.distance"]),
-        (["algorithm={name: tram_x, renyi_order: 2.0}"], ["algorithm.renyi_order", "algorithm.distance"]),
-        (["algorithm={name: tram_x, samsung_eta: 0.1}"], ["algorithm.samsung_eta", "algorithm.adaptive_filter"]),
-        (["algorithm={name: tram_x, radius_min: 2.0, radius_max: 1.0}"], ["algorithm.radius_min", "radius_max"]),
+        (
+            ["algorithm={name: tram_x, mmd_kernel: rbf}"],
+            ["algorithm.mmd_kernel", "algorithm.distance"],
+        ),
+        (
+            ["algorithm={name: tram_x, renyi_order: 2.0}"],
+            ["algorithm.renyi_order", "algorithm.distance"],
+        ),
+        (
+            ["algorithm={name: tram_x, samsung_eta: 0.1}"],
+            ["algorithm.samsung_eta", "algorithm.adaptive_filter"],
+        ),
+        (
+            ["algorithm={name: tram_x, radius_min: 2.0, radius_max: 1.0}"],
+            ["algorithm.radius_min", "radius_max"],
+        ),
         (
             ["algorithm={name: tram_x, student_mode: eval, reference_mode: paired}"],
             ["algorithm.reference_mode", "student_mode"],
         ),
-        (["algorithm={name: tram_x, distance: renyi, renyi_order: 1.0}"], ["algorithm.renyi_order", "kl_forward"]),
+        (
+            ["algorithm={name: tram_x, distance: renyi, renyi_order: 1.0}"],
+            ["algorithm.renyi_order", "kl_forward"],
+        ),
         (["algorithm={name: mesa, penalty_start: 10}"], ["algorithm.penalty_start", "train.steps"]),
         (["train.epochs=2"], ["train.steps", "train.epochs"]),
         (["train.steps=null"], ["train.steps", "train.epochs"]),
@@ -219,7 +275,10 @@ def test_options_are_those_of_the_algorithm_table_with_the_same_defaults():
         (["schedule={name: linear, warmup_steps: 11}"], ["schedule.warmup_steps", "train.steps"]),
         (["eval.select=best"], ["eval.select", "eval.every_steps"]),
         (["engine.config=zero2.json"], ["engine.config", "engine.name"]),
-        (["model.compile=true", "engine={name: zero, config: zero3.json}"], ["model.compile", "ZeRO-3", "engine=fsdp2"]),
+        (
+            ["model.compile=true", "engine={name: zero, config: zero3.json}"],
+            ["model.compile", "ZeRO-3", "engine=fsdp2"],
+        ),
         (["engine={name: zero, config: shard.yaml}"], ["engine.config", "engine.name"]),
         (["task.train=Art", "task.exclude=[Art]"], ["task.exclude", "task.train"]),
         (["task={name: image_classification, data: x, seq_len: 8}"], ["task.seq_len", "task.name"]),

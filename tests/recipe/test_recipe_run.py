@@ -1,4 +1,5 @@
-"""Recipes: what a run makes of them: its folder, batches, the smoke form, engine configs; and the pinned packages."""
+"""Recipes: what a run makes of them: its folder, batches, the smoke form, engine configs; and the
+pinned packages."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ def test_run_dir_is_filled_in(recipe_of):
     assert recipe_of(MINIMAL, "run_dir=/x/{{a}}/{seed}").resolved_run_dir() == Path("/x/{a}/0")
 
 
-@pytest.mark.parametrize("run_dir", ["runs/{foo}", "{0}", "{}", "{seed!r}", "{seed:>9}", "{recipe.__class__}", "{seed", "''"])
+@pytest.mark.parametrize(
+    "run_dir",
+    ["runs/{foo}", "{0}", "{}", "{seed!r}", "{seed:>9}", "{recipe.__class__}", "{seed", "''"],
+)
 def test_an_unknown_placeholder_is_refused(run_dir, refusal):
     (line,) = refusal(MINIMAL, f'run_dir="{run_dir}"' if run_dir != "''" else "run_dir=''")
     assert line.startswith("command line: run_dir")
@@ -40,9 +44,17 @@ def test_a_name_cannot_leave_the_folder(name, refusal):
 
 @pytest.mark.parametrize(
     ("batch", "micro", "ranks", "expected"),
-    [(16, 4, 2, 2), (16, 4, 4, 1), (8, 8, 1, 1), (30, 4, 2, "24 or 32"), (3, 2, 2, "train.global_batch: 4")],
+    [
+        (16, 4, 2, 2),
+        (16, 4, 4, 1),
+        (8, 8, 1, 1),
+        (30, 4, 2, "24 or 32"),
+        (3, 2, 2, "train.global_batch: 4"),
+    ],
 )
-def test_accumulation_follows_or_names_the_nearest_batches(batch, micro, ranks, expected, recipe_of):
+def test_accumulation_follows_or_names_the_nearest_batches(
+    batch, micro, ranks, expected, recipe_of
+):
     """30 = 3 x 8 + 6 lies between 24 and 32; below one unit of 4 only 4 is left."""
     recipe = recipe_of(MINIMAL, f"train.global_batch={batch}", f"train.micro_batch={micro}")
     if isinstance(expected, int):
@@ -50,7 +62,9 @@ def test_accumulation_follows_or_names_the_nearest_batches(batch, micro, ranks, 
     else:
         with pytest.raises(RecipeError, match=expected) as caught:
             accumulation(recipe, ranks)
-        assert f"train.global_batch = {batch}" in str(caught.value) and "\n" not in str(caught.value)
+        assert f"train.global_batch = {batch}" in str(caught.value) and "\n" not in str(
+            caught.value
+        )
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -69,12 +83,22 @@ def test_smoke_keeps_what_is_tested_and_shrinks_the_rest(path, monkeypatch):
 
 
 def test_overrides_win_over_smoke(tmp_path):
-    words = ["train.steps=5", f"run_dir={tmp_path}", f"task.data={tmp_path}", "task.train=math", "model.dtype=bfloat16"]
+    words = [
+        "train.steps=5",
+        f"run_dir={tmp_path}",
+        f"task.data={tmp_path}",
+        "task.train=math",
+        "model.dtype=bfloat16",
+    ]
     tiny = load("quickstart", words, smoke=True)
     assert (tiny.train.steps, tiny.run_dir, tiny.task.data) == (5, str(tmp_path), str(tmp_path))
     assert tiny.task.train == "math" and tiny.model.dtype == "bfloat16"
-    assert load("quickstart", ["task.train=numpy"], smoke=True).task.train is None, "that domain is the other data's"
-    assert load("quickstart", ["train.steps=null", "train.epochs=2"], smoke=True).train.epochs is None
+    assert load("quickstart", ["task.train=numpy"], smoke=True).task.train is None, (
+        "that domain is the other data's"
+    )
+    assert (
+        load("quickstart", ["train.steps=null", "train.epochs=2"], smoke=True).train.epochs is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,9 +141,13 @@ def test_a_tiny_model_of_every_family_can_be_built(kind):
 # Engine configs
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[df]*/*.*")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("[df]*/*.*")), ids=lambda path: path.stem
+)
 def test_shipped_engine_configs_hold(path):
-    config = engine_config(EngineSection(name="zero" if path.suffix == ".json" else "fsdp2", config=path.name))
+    config = engine_config(
+        EngineSection(name="zero" if path.suffix == ".json" else "fsdp2", config=path.name)
+    )
     if path.suffix == ".json":
         assert config["zero_optimization"]["stage"] == int(path.stem[4])
         assert ("offload_optimizer" in config["zero_optimization"]) == path.stem.endswith("offload")
@@ -140,7 +168,10 @@ def test_engine_defaults():
         ('{"train_batch_size": 8}', "train.global_batch"),
         ('{"gradient_clipping": 1.0}', "train.clip_norm"),
         ('{"bf16": {"enabled": true}}', "model.dtype"),
-        ('{"zero_optimization": {"reduce_bucket_size": "auto"}}', "zero_optimization.reduce_bucket_size"),
+        (
+            '{"zero_optimization": {"reduce_bucket_size": "auto"}}',
+            "zero_optimization.reduce_bucket_size",
+        ),
         ('{"zero_optimization": {"round_robin_gradients": true}}', "round_robin_gradients"),
         ('{"zero_optimization": {"zero_quantized_weights": true}}', "zero_quantized_weights"),
         ('{"a": 1, "a": 2}', "duplicate key 'a'"),
@@ -155,7 +186,9 @@ def test_a_deepspeed_config_may_not_say_what_the_recipe_says(content, expected, 
     assert line.startswith("command line: ") and "own.json" in line and expected in line
 
 
-@pytest.mark.parametrize("content", ["shards: 3", "offload: yes", "shard_size: 0", "shard_size: true"])
+@pytest.mark.parametrize(
+    "content", ["shards: 3", "offload: yes", "shard_size: 0", "shard_size: true"]
+)
 def test_an_fsdp2_config_is_checked(content, refusal, tmp_path):
     (tmp_path / "own.yaml").write_text(content)
     (line,) = refusal(MINIMAL, "engine={name: fsdp2, config: own.yaml}")
@@ -166,8 +199,14 @@ def test_an_fsdp2_config_is_checked(content, refusal, tmp_path):
 
 
 def test_constraints_pin_every_dependency_exactly_and_portably():
-    lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if x and not x.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line) for line in lines), "no paths, URLs or local tags"
+    lines = [
+        x
+        for x in (ROOT / "constraints.txt").read_text().splitlines()
+        if x and not x.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line) for line in lines), (
+        "no paths, URLs or local tags"
+    )
     pinned = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]

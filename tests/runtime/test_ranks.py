@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_group_outlives_a_model_that_ddp_has_wrapped() -> None:
-    """DDP's reducer dies holding the GIL; were it the group's last owner, it could wait for ever for gloo's threads.
+    """DDP's reducer dies holding the GIL; were it the group's last owner, it could wait for ever
+    for gloo's threads.
 
     Twice, because torch itself keeps the first group of a process.
     """
@@ -28,5 +29,7 @@ def test_the_group_outlives_a_model_that_ddp_has_wrapped() -> None:
         "    gc.collect()\n"
         "    assert not dist.is_initialized() and group() is not None\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr

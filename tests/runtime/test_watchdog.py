@@ -17,7 +17,9 @@ def test_it_names_rank_step_and_phase_prints_stacks_and_exits_6() -> None:
         "    watchdog.beat('pass 2', 17)\n"
         "    stuck()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=50
+    )
     assert done.returncode == 6
     assert "rank 3: no progress" in done.stderr and "step 17, phase pass 2" in done.stderr
     assert "in stuck" in done.stderr
@@ -32,5 +34,7 @@ def test_beats_keep_it_quiet() -> None:
         "        watchdog.beat('step', step)\n"
         "        time.sleep(0.25)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=50
+    )
     assert done.returncode == 0 and done.stderr == ""

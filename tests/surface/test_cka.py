@@ -27,16 +27,24 @@ def test_centring_removes_an_offset_and_nothing_else():
     assert linear_cka(X, X + offset) == pytest.approx(1.0, abs=1e-12)
     assert linear_cka(X - X.mean(0), X - X.mean(0) + offset, centred=False) < 0.1
     centred = X - X.mean(0)
-    assert linear_cka(X, X[:, :5]) == pytest.approx(linear_cka(centred, centred[:, :5], centred=False), rel=1e-12)
+    assert linear_cka(X, X[:, :5]) == pytest.approx(
+        linear_cka(centred, centred[:, :5], centred=False), rel=1e-12
+    )
 
 
 def test_equals_its_definition_by_gram_matrices():
-    """<K, L> / (|K| |L|) with K = X X^T, L = Y Y^T, both centred by rows and columns: HSIC as Kornblith et al. write it."""
+    """<K, L> / (|K| |L|) with K = X X^T, L = Y Y^T, both centred by rows and columns: HSIC as
+    Kornblith et al. write it."""
     y = torch.randn(40, 7, generator=G, dtype=torch.float64)
     h = torch.eye(40, dtype=torch.float64) - 1 / 40
     k, m = h @ X @ X.T @ h, h @ y @ y.T @ h
-    assert linear_cka(X, y) == pytest.approx(float((k * m).sum() / (k.norm() * m.norm())), rel=1e-10)
-    assert linear_cka(X, y) == pytest.approx(linear_cka(y, X), rel=1e-12) and 0 < linear_cka(X, y) < 0.6
+    assert linear_cka(X, y) == pytest.approx(
+        float((k * m).sum() / (k.norm() * m.norm())), rel=1e-10
+    )
+    assert (
+        linear_cka(X, y) == pytest.approx(linear_cka(y, X), rel=1e-12)
+        and 0 < linear_cka(X, y) < 0.6
+    )
 
 
 def test_orthogonal_features_are_0():
@@ -60,7 +68,9 @@ def test_pooling_reads_the_first_token_or_averages_without_padding():
 
 
 def subject(model, rows=5):
-    one = [{k: v[i : i + 1] for k, v in problem.batch(0, 1).items()} for i in range(3)] + [problem.batch(0, 5)] * 2
+    one = [{k: v[i : i + 1] for k, v in problem.batch(0, 1).items()} for i in range(3)] + [
+        problem.batch(0, 5)
+    ] * 2
 
     def batch(numbers):
         assert len(numbers) == 1
@@ -87,9 +97,16 @@ def test_a_model_is_like_itself_and_less_like_a_distant_one():
     s = subject(problem.model())
     theta = s.engine.params(keep=True)
     noise = random_direction(s.engine, 0, "noise")
-    near, far = (measure(s, theta + noise * size, Options(), classification=False)["value"] for size in (0.01, 1.0))
+    near, far = (
+        measure(s, theta + noise * size, Options(), classification=False)["value"]
+        for size in (0.01, 1.0)
+    )
     itself = measure(s, theta, Options(), classification=False)
-    assert itself["value"] == pytest.approx(1.0, abs=1e-10) and itself["pooling"] == "mean" and itself["rows"] == 5
+    assert (
+        itself["value"] == pytest.approx(1.0, abs=1e-10)
+        and itself["pooling"] == "mean"
+        and itself["rows"] == 5
+    )
     assert far < near < 1.0 and near > 0.99
     assert measure(s, theta, Options(), classification=True)["pooling"] == "first"
 

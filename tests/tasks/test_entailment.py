@@ -1,4 +1,5 @@
-"""XNLI: the hub's layout and folders with the same, what is counted and scored, and what is refused before any weight."""
+"""XNLI: the hub's layout and folders with the same, what is counted and scored, and what is refused
+before any weight."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, Trai
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.entailment import build
 
-SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 XLMR = SMALL | {"architecture": "xlm-roberta"}
 NAMES = ["entailment", "neutral", "contradiction"]
 
@@ -45,7 +51,12 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def recipe_for(cache):
     def make(model=None, evaluation=None, **task):
-        section = {"name": "entailment", "data": "generated", "seq_len": 48, "cache_dir": cache} | task
+        section = {
+            "name": "entailment",
+            "data": "generated",
+            "seq_len": 48,
+            "cache_dir": cache,
+        } | task
         return SimpleNamespace(
             task=TaskSection(**section),
             model=ModelSection(**(model or {"init": XLMR})),
@@ -78,9 +89,13 @@ def predictions(model, task, rows):
 def trained(task):
     """(a model after 40 steps of TRAM-x, the distance of each step)."""
     model = task.model()
-    stepper = wrap(model, torch.optim.AdamW(model.parameters(), lr=2e-3), "tram_x", noise_site=task.noise_site)
+    stepper = wrap(
+        model, torch.optim.AdamW(model.parameters(), lr=2e-3), "tram_x", noise_site=task.noise_site
+    )
     batches = [task.collate(task.train_rows()[16 * step % 96 :][:16]) for step in range(40)]
-    return model, [float(stepper.step([batch], task.forward, task.counts).distance) for batch in batches]
+    return model, [
+        float(stepper.step([batch], task.forward, task.counts).distance) for batch in batches
+    ]
 
 
 def nudged(task):
@@ -95,7 +110,10 @@ def nudged(task):
 def test_accuracy_is_scikit_learns_at_any_batch_size_and_rank_count(task, trained):
     model, sets = trained[0], task.eval_sets("test")
     assert list(sets) == ["en", "sw", "ur"] == task.eval_domains and task.train_domains == ["en"]
-    expected = {n: accuracy_score([r[2] for r in rows], predictions(model, task, rows)) for n, rows in sets.items()}
+    expected = {
+        n: accuracy_score([r[2] for r in rows], predictions(model, task, rows))
+        for n, rows in sets.items()
+    }
     assert len(set(predictions(model, task, sets["en"]))) > 1
     whole = [evaluate(model, task, sets, batch) for batch in (1, 7, 64)]
     shared, slots, barrier = [{}, {}], [torch.zeros(3)] * 2, threading.Barrier(2, timeout=60)
@@ -124,7 +142,10 @@ def test_forward_counts_what_counts_says_and_leaves_the_batch_alone(task):
     batch = task.collate(task.train_rows()[:5])
     before = {key: value.clone() for key, value in batch.items()}
     output = task.forward(task.model(), batch)
-    assert output.logits.shape == (5, 3) and task.counts(batch) == (5, 5) == (output.count, output.rows)
+    assert output.logits.shape == (5, 3) and task.counts(batch) == (5, 5) == (
+        output.count,
+        output.rows,
+    )
     assert all(torch.equal(batch[key], before[key]) for key in batch)
     expected = -output.logits.log_softmax(-1)[torch.arange(5), batch["labels"]].sum()
     torch.testing.assert_close(output.loss_sum, expected)
@@ -133,18 +154,28 @@ def test_forward_counts_what_counts_says_and_leaves_the_batch_alone(task):
 def test_padding_is_dynamic_and_long_pairs_are_cut(recipe_for):
     task = build(recipe_for(seq_len=12))
     rows = [("a b", "c", 0), ("word " * 50, "other " * 50, 1)]
-    assert task.collate(rows[:1])["input_ids"].shape[1] < 12 == task.collate(rows)["input_ids"].shape[1]
+    assert (
+        task.collate(rows[:1])["input_ids"].shape[1]
+        < 12
+        == task.collate(rows)["input_ids"].shape[1]
+    )
     assert task.collate(rows)["attention_mask"].sum(1).tolist()[0] < 12
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_position_ids_ignore_padding_also_under_embedding_noise(task, side, monkeypatch):
-    """input_ids are passed even where embeddings are noised, so XLM-R counts positions from the first real token."""
+    """input_ids are passed even where embeddings are noised, so XLM-R counts positions from the
+    first real token."""
     monkeypatch.setattr(task.tokenizer, "padding_side", side)
-    rows = [("sw1 sw2 sw3", "sw2", 0), ("en1 en2 en3 en4 en5 en6 en7 en8", "en9 en1 en4 en4 en2", 1)]
+    rows = [
+        ("sw1 sw2 sw3", "sw2", 0),
+        ("en1 en2 en3 en4 en5 en6 en7 en8", "en9 en1 en4 en4 en2", 1),
+    ]
     model = nudged(task).eval()
     seen = []
-    hook = model.roberta.embeddings.position_embeddings.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    hook = model.roberta.embeddings.position_embeddings.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
     batch = task.collate(rows)
     assert bool((batch["attention_mask"][:, 0 if side == "left" else -1] == 0).any())
     with torch.no_grad(), _noised(model, Noise("embedding", 1e-12), Draws(0, 0), 0, False):
@@ -161,9 +192,13 @@ def test_position_ids_ignore_padding_also_under_embedding_noise(task, side, monk
 def test_padding_is_on_the_right_whatever_the_tokenizer_says(task, recipe_for, tmp_path):
     task.model().save_pretrained(tmp_path)
     task.tokenizer.save_pretrained(tmp_path)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"padding_side": "left"}
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {
+        "padding_side": "left"
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    batch = build(recipe_for(model={"path": str(tmp_path)})).collate([("a", "b", 0), ("a a a a", "b b b", 1)])
+    batch = build(recipe_for(model={"path": str(tmp_path)})).collate(
+        [("a", "b", 0), ("a a a a", "b b b", 1)]
+    )
     assert batch["attention_mask"][0, 0] == 1 and batch["attention_mask"][0, -1] == 0
 
 
@@ -178,18 +213,26 @@ def test_training_learns_the_generated_pairs_with_noise(task, trained):
 def test_the_hubs_layout_is_read_through_its_cache(offline_hub, folder, recipe_for):  # noqa: F811
     files = {f"{path.parent.name}/{path.name}": path for path in sorted(folder.rglob("*.parquet"))}
     put_in_hub_cache(offline_hub, "facebook/xnli", files)
-    hub, local = (build(recipe_for(data=d, eval=["sw", "ur"])) for d in ("facebook/xnli", str(folder)))
+    hub, local = (
+        build(recipe_for(data=d, eval=["sw", "ur"])) for d in ("facebook/xnli", str(folder))
+    )
     assert hub.train_rows()[:3] == local.train_rows()[:3] and hub.eval_domains == ["en", "sw", "ur"]
     assert hub.data_digest() == local.data_digest()
     assert hub.pairs.languages() == list(LANGUAGES) and len(LANGUAGES) == 15
-    with pytest.raises(DataError, match=r"th/test-\*\.parquet.*facebook/xnli.*set task\.data to .*HF_HUB_OFFLINE=1"):
+    with pytest.raises(
+        DataError, match=r"th/test-\*\.parquet.*facebook/xnli.*set task\.data to .*HF_HUB_OFFLINE=1"
+    ):
         build(recipe_for(data="facebook/xnli", eval=["th"]))
 
 
 def test_selection_needs_the_training_language_only(folder, recipe_for):
     (folder / "sw" / "validation-00000-of-00001.parquet").unlink()
     task = build(recipe_for(data=str(folder), evaluation={"every_steps": 1}))
-    assert list(task.eval_sets("validation")) == ["en", "ur"] and list(task.eval_sets("test")) == ["en", "sw", "ur"]
+    assert list(task.eval_sets("validation")) == ["en", "ur"] and list(task.eval_sets("test")) == [
+        "en",
+        "sw",
+        "ur",
+    ]
     (folder / "en" / "validation-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"'en' .*no validation split; it has train, test"):
         build(recipe_for(data=str(folder), evaluation={"every_steps": 1}))
@@ -216,15 +259,27 @@ def pairs(**change):
         (pairs(label=[-1, 2]), NAMES, "labels from -1 to 2"),
         (pairs(label=["yes", "no"]), None, "label holds string, not 0, 1 or 2"),
         (pairs(premise=[None, "x"]), NAMES, "row 0 has no premise"),
-        (pairs(premise=[{"en": "x"}] * 2), NAMES, "column premise holds struct.*one language's files"),
-        (pairs(), NAMES[::-1], "labels are called contradiction, neutral, entailment; expected entailment"),
+        (
+            pairs(premise=[{"en": "x"}] * 2),
+            NAMES,
+            "column premise holds struct.*one language's files",
+        ),
+        (
+            pairs(),
+            NAMES[::-1],
+            "labels are called contradiction, neutral, entailment; expected entailment",
+        ),
         ({"text": ["x"], "label": [0]}, NAMES, "no column premise, hypothesis; it has text, label"),
         ({key: values[:0] for key, values in pairs().items()}, None, "no rows|holds null"),
     ],
 )
-def test_wrong_tables_are_refused_before_any_weight(folder, recipe_for, monkeypatch, columns, names, message):
+def test_wrong_tables_are_refused_before_any_weight(
+    folder, recipe_for, monkeypatch, columns, names, message
+):
     write(folder / "sw" / "test-00000-of-00001.parquet", columns, {"label": names} if names else {})
-    monkeypatch.setattr("tram_ds.tasks.entailment.load_model", lambda *_, **__: pytest.fail("model built"))
+    monkeypatch.setattr(
+        "tram_ds.tasks.entailment.load_model", lambda *_, **__: pytest.fail("model built")
+    )
     with pytest.raises(DataError, match=message):
         build(recipe_for(data=str(folder)))
 
@@ -235,10 +290,16 @@ def test_wrong_tables_are_refused_before_any_weight(folder, recipe_for, monkeypa
         ({"train": "eng"}, "unknown domain 'eng'.*did you mean 'en'"),
         ({"eval": ["xx"]}, "unknown domain 'xx'.*it has en, sw, ur"),
         ({"train": "sw"}, "'sw' of generated has no train split; it has validation, test"),
-        ({"data": "facebook/xnly"}, "'facebook/xnly' is neither 'generated', 'facebook/xnli' nor a folder"),
+        (
+            {"data": "facebook/xnly"},
+            "'facebook/xnly' is neither 'generated', 'facebook/xnli' nor a folder",
+        ),
         ({"revision": "abc"}, "revision abc is for data on the hub"),
         ({"seq_len": 4}, "seq_len 4 leaves no room"),
-        ({"model": {"init": XLMR | {"max_position_embeddings": 40}}}, "exceeds the model's 38 positions"),
+        (
+            {"model": {"init": XLMR | {"max_position_embeddings": 40}}},
+            "exceeds the model's 38 positions",
+        ),
         ({"model": {"init": XLMR | {"vocab_size": 100}}}, "vocab_size 100 is too small"),
         ({"model": {"path": "/no/such/folder"}}, "'/no/such/folder' has no usable"),
     ],
@@ -267,7 +328,10 @@ def test_a_backbone_without_its_weights_is_no_new_head(task, recipe_for, tmp_pat
     recipe = recipe_for(model={"path": str(tmp_path)})
     again = build(recipe).model()
     assert again.new_weights and all(name.startswith("classifier.") for name in again.new_weights)
-    assert torch.equal(again.roberta.embeddings.word_embeddings.weight, model.roberta.embeddings.word_embeddings.weight)
+    assert torch.equal(
+        again.roberta.embeddings.word_embeddings.weight,
+        model.roberta.embeddings.word_embeddings.weight,
+    )
     save_file(dict(list(head.items())[3:]), tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(DataError, match="lacks 3 weights of XLMRoberta"):
         build(recipe).model()
@@ -276,23 +340,37 @@ def test_a_backbone_without_its_weights_is_no_new_head(task, recipe_for, tmp_pat
 def test_real_xnli_with_a_sentencepiece_model_and_no_tokenizer_json(recipe_for, tmp_path):
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    data, spm = (os.path.join(os.environ.get("TRAM_DS_DATA", ""), name) for name in ("xnli_sample", "spm_small"))
+    data, spm = (
+        os.path.join(os.environ.get("TRAM_DS_DATA", ""), name)
+        for name in ("xnli_sample", "spm_small")
+    )
     if not (os.path.isdir(data) and os.path.isdir(spm)):
         pytest.skip("TRAM_DS_DATA does not point at a folder with xnli_sample and spm_small")
     model = tmp_path / "model"
-    XLMRobertaModel(XLMRobertaConfig(vocab_size=1002, type_vocab_size=1, max_position_embeddings=130, **SMALL)).save_pretrained(
-        model
-    )
+    XLMRobertaModel(
+        XLMRobertaConfig(vocab_size=1002, type_vocab_size=1, max_position_embeddings=130, **SMALL)
+    ).save_pretrained(model)
     shutil.copy(os.path.join(spm, "test_model.model"), model / "sentencepiece.bpe.model")
     for language in ("en", "sw", "ur"):
         shutil.copytree(os.path.join(data, language), tmp_path / "xnli" / language)
-    shutil.copy(tmp_path / "xnli/en/validation-00000-of-00001.parquet", tmp_path / "xnli/en/train-00000-of-00001.parquet")
+    shutil.copy(
+        tmp_path / "xnli/en/validation-00000-of-00001.parquet",
+        tmp_path / "xnli/en/train-00000-of-00001.parquet",
+    )
     task = build(recipe_for(data=str(tmp_path / "xnli"), train="en", model={"path": str(model)}))
     assert len(task.tokenizer) == 1002 and not (model / "tokenizer.json").exists()
     fresh = task.model()
-    stepper = wrap(fresh, torch.optim.AdamW(fresh.parameters(), lr=1e-3), "tram_prev", noise_site=task.noise_site)
+    stepper = wrap(
+        fresh,
+        torch.optim.AdamW(fresh.parameters(), lr=1e-3),
+        "tram_prev",
+        noise_site=task.noise_site,
+    )
     rows = task.train_rows()
-    losses = [float(stepper.step([task.collate(rows[i * 16 :][:16])], task.forward, task.counts).loss) for i in range(12)]
+    losses = [
+        float(stepper.step([task.collate(rows[i * 16 :][:16])], task.forward, task.counts).loss)
+        for i in range(12)
+    ]
     assert max(losses) < 3
     sets = {name: rows[:200] for name, rows in task.eval_sets("test").items()}
     result = evaluate(fresh, task, sets, 50)

@@ -1,4 +1,5 @@
-"""Image classification: the hub's three data sets, folders, labels as numbers and texts, lazy decoding, accuracy."""
+"""Image classification: the hub's three data sets, folders, labels as numbers and texts, lazy
+decoding, accuracy."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def cache(tmp_path_factory):
 def recipe_for(cache):
     def make(model=None, evaluation=None, **task):
         return SimpleNamespace(
-            task=TaskSection(**{"name": "image_classification", "data": "generated", "cache_dir": cache} | task),
+            task=TaskSection(
+                **{"name": "image_classification", "data": "generated", "cache_dir": cache} | task
+            ),
             model=ModelSection(**(model or {"init": VIT})),
             train=TrainSection(steps=1, global_batch=2, micro_batch=1),
             eval=EvalSection(**(evaluation or {})),
@@ -75,9 +78,16 @@ def stored(count):
 def test_accuracy_is_scikit_learns_at_any_batch_size_and_training_learns(task):
     model, rows = task.model(), task.train_rows()
     before = evaluate(model, task, task.eval_sets("test"), 8)["generated"]
-    stepper = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "tram_x", noise_site=task.noise_site)
+    stepper = wrap(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        "tram_x",
+        noise_site=task.noise_site,
+    )
     for step in range(12):
-        report = stepper.step([task.collate(rows[16 * step % 64 :][:16])], task.forward, task.counts)
+        report = stepper.step(
+            [task.collate(rows[16 * step % 64 :][:16])], task.forward, task.counts
+        )
     assert float(report.distance) > 0
     (name, test), *_ = task.eval_sets("test").items()
     with torch.no_grad():
@@ -92,7 +102,10 @@ def test_forward_counts_what_counts_says(task):
     batch = task.collate(task.train_rows()[:3])
     assert batch["pixel_values"].shape == (3, 3, 16, 16) and batch["pixel_values"].abs().max() <= 1
     output = task.forward(task.model(), batch)
-    assert output.logits.shape == (3, 4) and task.counts(batch) == (3, 3) == (output.count, output.rows)
+    assert output.logits.shape == (3, 4) and task.counts(batch) == (3, 3) == (
+        output.count,
+        output.rows,
+    )
 
 
 def test_a_row_is_the_same_each_time_and_in_a_copy(task, folder, recipe_for):
@@ -105,7 +118,12 @@ def test_a_row_is_the_same_each_time_and_in_a_copy(task, folder, recipe_for):
 
 
 def test_images_of_any_mode_become_rgb_of_the_models_size(tmp_path, recipe_for):
-    content = [png(7, mode="L"), png((1, 2, 3, 4), mode="RGBA"), png(1, mode="1"), png((9, 9, 9), size=(50, 3))]
+    content = [
+        png(7, mode="L"),
+        png((1, 2, 3, 4), mode="RGBA"),
+        png(1, mode="1"),
+        png((9, 9, 9), size=(50, 3)),
+    ]
     for split in ("train", "test"):
         write(tmp_path / f"{split}.parquet", {"image": content, "label": [0, 1, 2, 0]}, {})
     task = build(recipe_for(data=str(tmp_path)))
@@ -130,20 +148,43 @@ def small(monkeypatch, data, classes, rows):
     return known
 
 
-LAYOUTS = [  # as on the hub: data set, image column, label column, other columns, files of train and of test
+# as on the hub: data set, image column, label column, other columns, files of train and of test
+LAYOUTS = [
     ("uoft-cs/cifar100", "img", "fine_label", "coarse_label", "cifar100/{}-00000-of-00001.parquet"),
-    ("Multimodal-Fatima/StanfordCars_train", "image", "label", "blip_caption", "data/{}-00000-of-00001-0123abcd.parquet"),
+    (
+        "Multimodal-Fatima/StanfordCars_train",
+        "image",
+        "label",
+        "blip_caption",
+        "data/{}-00000-of-00001-0123abcd.parquet",
+    ),
     ("nelorth/oxford-flowers", "image", "label", None, "data/{}-00000-of-00001-4567cdef.parquet"),
 ]
 
 
 @pytest.mark.parametrize("data, image, label, other, file", LAYOUTS)
-def test_the_hubs_layouts(offline_hub, monkeypatch, tmp_path, recipe_for, data, image, label, other, file):  # noqa: F811
+def test_the_hubs_layouts(
+    offline_hub,  # noqa: F811
+    monkeypatch,
+    tmp_path,
+    recipe_for,
+    data,
+    image,
+    label,
+    other,
+    file,
+):
     known = small(monkeypatch, data, 3, {"train": 6, "test": 3})
     for split, count in known.rows.items():
-        columns = {image: stored(count), label: [i % 3 for i in range(count)]} | ({other: [0] * count} if other else {})
+        columns = {image: stored(count), label: [i % 3 for i in range(count)]} | (
+            {other: [0] * count} if other else {}
+        )
         write(tmp_path / f"{split}.parquet", columns, {label: ["1", "10", "2"]})
-        put_in_hub_cache(offline_hub, known.repositories[split], {file.format(split): tmp_path / f"{split}.parquet"})
+        put_in_hub_cache(
+            offline_hub,
+            known.repositories[split],
+            {file.format(split): tmp_path / f"{split}.parquet"},
+        )
     task = build(recipe_for(data=data))
     assert (len(task.train_rows()), len(task.eval_sets("test")[known.name])) == (6, 3)
     assert task.source.classes == ["1", "10", "2"] and task.model().config.num_labels == 3
@@ -155,7 +196,9 @@ def test_the_hubs_layouts(offline_hub, monkeypatch, tmp_path, recipe_for, data, 
 def test_two_generations_of_shards_are_refused(offline_hub, monkeypatch, tmp_path, recipe_for):  # noqa: F811
     data = "Multimodal-Fatima/StanfordCars_train"
     small(monkeypatch, data, 2, {"train": 4, "test": 2})
-    write(tmp_path / "a.parquet", {"image": stored(4), "label": [0, 1, 0, 1]}, {"label": ["a", "b"]})
+    write(
+        tmp_path / "a.parquet", {"image": stored(4), "label": [0, 1, 0, 1]}, {"label": ["a", "b"]}
+    )
     names = [f"data/train-00000-of-00001-{generation}.parquet" for generation in ("0011", "2233")]
     put_in_hub_cache(offline_hub, data, dict.fromkeys(names, tmp_path / "a.parquet"))
     with pytest.raises(DataError, match=r"has 8 rows, 4 expected.*two generations.*task\.revision"):
@@ -163,8 +206,14 @@ def test_two_generations_of_shards_are_refused(offline_hub, monkeypatch, tmp_pat
 
 
 def test_the_table_is_the_papers():
-    sizes = {known.name: (known.classes, *known.rows.values()) for known in images.IMAGE_SETS.values()}
-    assert sizes == {"cifar100": (100, 50_000, 10_000), "cars": (196, 8_144, 8_041), "flowers": (102, 7_169, 1_020)}
+    sizes = {
+        known.name: (known.classes, *known.rows.values()) for known in images.IMAGE_SETS.values()
+    }
+    assert sizes == {
+        "cifar100": (100, 50_000, 10_000),
+        "cars": (196, 8_144, 8_041),
+        "flowers": (102, 7_169, 1_020),
+    }
 
 
 def test_revisions_of_two_repositories(monkeypatch):
@@ -196,9 +245,13 @@ def test_revisions_of_two_repositories(monkeypatch):
         ({"image": stored(1), "kind": [0]}, None, "a label column.*it has image, kind"),
     ],
 )
-def test_wrong_tables_are_refused_before_any_weight(folder, recipe_for, monkeypatch, columns, names, message):
+def test_wrong_tables_are_refused_before_any_weight(
+    folder, recipe_for, monkeypatch, columns, names, message
+):
     write(folder / "test-00000-of-00001.parquet", columns, {"label": names} if names else {})
-    monkeypatch.setattr("tram_ds.tasks.image_classification.load_model", lambda *_, **__: pytest.fail("model built"))
+    monkeypatch.setattr(
+        "tram_ds.tasks.image_classification.load_model", lambda *_, **__: pytest.fail("model built")
+    )
     with pytest.raises(DataError, match=message):
         build(recipe_for(data=str(folder)))
 
@@ -211,7 +264,9 @@ def test_wrong_tables_are_refused_before_any_weight(folder, recipe_for, monkeypa
     ],
 )
 def test_an_image_that_cannot_be_decoded_is_named(folder, recipe_for, image, message):
-    write(folder / "test-00000-of-00001.parquet", {"image": [image, *stored(1)], "label": [0, 1]}, {})
+    write(
+        folder / "test-00000-of-00001.parquet", {"image": [image, *stored(1)], "label": [0, 1]}, {}
+    )
     rows = build(recipe_for(data=str(folder))).eval_sets("test")["pictures"]
     assert rows[1][1] == 1
     with pytest.raises(DataError, match=message):
@@ -221,9 +276,15 @@ def test_an_image_that_cannot_be_decoded_is_named(folder, recipe_for, image, mes
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"data": "uoft-cs/cifar10"}, "'uoft-cs/cifar10' is neither 'generated', one of uoft-cs/cifar100"),
+        (
+            {"data": "uoft-cs/cifar10"},
+            "'uoft-cs/cifar10' is neither 'generated', one of uoft-cs/cifar100",
+        ),
         ({"train": "cats"}, "task.train cats: task.data generated is one data set, 'generated'"),
-        ({"evaluation": {"every_steps": 5}}, "no validation split; it has train, test: remove eval.every_steps"),
+        (
+            {"evaluation": {"every_steps": 5}},
+            "no validation split; it has train, test: remove eval.every_steps",
+        ),
         ({"revision": "abc"}, "revision abc is for data on the hub"),
         ({"model": {"path": "/no/such/folder"}}, "'/no/such/folder' has no usable"),
     ],
@@ -248,9 +309,16 @@ def test_a_path_brings_its_processor_and_gets_a_new_head(task, recipe_for, folde
     assert again.model().new_weights == [] and again.processor.size == task.processor.size
     labels = {"label": ["a", "b"]}
     for split in ("train", "test"):
-        write(folder / f"{split}-00000-of-00001.parquet", {"image": stored(2), "label": [0, 1]}, labels)
+        write(
+            folder / f"{split}-00000-of-00001.parquet",
+            {"image": stored(2), "label": [0, 1]},
+            labels,
+        )
     other = build(recipe_for(data=str(folder), model={"path": str(tmp_path / "model")})).model()
-    assert other.new_weights == ["classifier.bias", "classifier.weight"] and other.config.num_labels == 2
+    assert (
+        other.new_weights == ["classifier.bias", "classifier.weight"]
+        and other.config.num_labels == 2
+    )
     again.processor.size = {"height": 8, "width": 8}
     again.processor.save_pretrained(tmp_path / "model")
     with pytest.raises(DataError, match="makes 8 pixels a side but the model takes 16"):
@@ -261,10 +329,21 @@ def test_real_images_train_on_a_folder(recipe_for):
     root = os.environ.get("TRAM_DS_DATA", "")
     if not os.path.isdir(os.path.join(root, "cifar10_sample")):
         pytest.skip("TRAM_DS_DATA does not point at a folder with cifar10_sample")
-    task = build(recipe_for(data=os.path.join(root, "cifar10_sample"), model={"init": VIT | {"image_size": 32, "patch_size": 8}}))
-    assert task.source.classes[3] == "cat" and len(task.train_rows()) == 1000 and task.train_domains == ["cifar10_sample"]
+    task = build(
+        recipe_for(
+            data=os.path.join(root, "cifar10_sample"),
+            model={"init": VIT | {"image_size": 32, "patch_size": 8}},
+        )
+    )
+    assert (
+        task.source.classes[3] == "cat"
+        and len(task.train_rows()) == 1000
+        and task.train_domains == ["cifar10_sample"]
+    )
     model = task.model()
-    stepper = wrap(model, torch.optim.AdamW(model.parameters(), lr=2e-3), "tram_x", noise_site=task.noise_site)
+    stepper = wrap(
+        model, torch.optim.AdamW(model.parameters(), lr=2e-3), "tram_x", noise_site=task.noise_site
+    )
     rows = task.train_rows()
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(0)).tolist()
     for step in range(30):

@@ -1,4 +1,5 @@
-"""The language modeling task: what it counts, how it scores, and what it refuses before any weight is read."""
+"""The language modeling task: what it counts, how it scores, and what it refuses before any weight
+is read."""
 
 from __future__ import annotations
 
@@ -104,16 +105,22 @@ def tokens_of(task, root, domain, split="test"):
 
 def test_perplexity_is_the_direct_one_at_any_batch_size(task, root):
     model = task.model()
-    results = [evaluate(model, task, task.eval_sets("test"), batch_size) for batch_size in (1, 3, 64)]
+    results = [
+        evaluate(model, task, task.eval_sets("test"), batch_size) for batch_size in (1, 3, 64)
+    ]
     assert list(results[0]) == ["math", "art", "far"]
     for domain in results[0]:
-        losses = [x for window in direct_losses(model, tokens_of(task, root, domain), 16) for x in window]
+        losses = [
+            x for window in direct_losses(model, tokens_of(task, root, domain), 16) for x in window
+        ]
         expected = math.exp(math.fsum(losses) / len(losses))
         for result in results:
             assert result[domain]["perplexity"] == pytest.approx(expected, rel=1e-6)
             assert result[domain]["loss"] == pytest.approx(math.log(expected), rel=1e-6)
     average = (results[0]["art"]["perplexity"] + results[0]["far"]["perplexity"]) / 2
-    assert zero_shot_average(results[0], task.train_domains, "perplexity") == pytest.approx(average, rel=1e-12)
+    assert zero_shot_average(results[0], task.train_domains, "perplexity") == pytest.approx(
+        average, rel=1e-12
+    )
 
 
 def test_m2d2_ref_weights_each_window_by_its_length(recipe_for, root):
@@ -121,7 +128,9 @@ def test_m2d2_ref_weights_each_window_by_its_length(recipe_for, root):
     model, tokens = task.model(), tokens_of(task, root, "far")
     windows = direct_losses(model, tokens, 16)
     assert len(windows[-1]) != len(windows[0])  # or the two rules could not differ
-    expected = math.exp(sum(np.mean(w) * (len(w) + 1) for w in windows) / sum(len(w) + 1 for w in windows))
+    expected = math.exp(
+        sum(np.mean(w) * (len(w) + 1) for w in windows) / sum(len(w) + 1 for w in windows)
+    )
     for batch_size in (1, 64):
         result = evaluate(model, task, task.eval_sets("test"), batch_size)
         assert result["far"]["perplexity"] == pytest.approx(expected, rel=1e-6)
@@ -135,20 +144,34 @@ def test_forward_counts_what_counts_says_and_leaves_the_batch_alone(task):
         before = {key: value.clone() for key, value in batch.items()}
         output = task.forward(model, batch)
         assert (int(output.count), len(output.logits), output.rows) == (counted, valid, 2)
-        assert int(output.counted.sum()) == counted == task.counts(batch)[0] and task.counts(batch)[1] == valid
-        assert batch.keys() == before.keys() and all(torch.equal(batch[key], before[key]) for key in batch)
+        assert (
+            int(output.counted.sum()) == counted == task.counts(batch)[0]
+            and task.counts(batch)[1] == valid
+        )
+        assert batch.keys() == before.keys() and all(
+            torch.equal(batch[key], before[key]) for key in batch
+        )
         assert ("attention_mask" in batch) == (chosen is rows)
 
 
 def test_padding_changes_nothing(task):
     model = task.model().eval()
     rows = [np.arange(1, 17), np.arange(20, 27)]
-    together, apart = task.forward(model, task.collate(rows)), [task.forward(model, task.collate([r])) for r in rows]
-    torch.testing.assert_close(together.logits, torch.cat([output.logits for output in apart]), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(together.loss_sum, apart[0].loss_sum + apart[1].loss_sum, rtol=1e-6, atol=0)
+    together, apart = (
+        task.forward(model, task.collate(rows)),
+        [task.forward(model, task.collate([r])) for r in rows],
+    )
+    torch.testing.assert_close(
+        together.logits, torch.cat([output.logits for output in apart]), rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        together.loss_sum, apart[0].loss_sum + apart[1].loss_sum, rtol=1e-6, atol=0
+    )
     batch = task.collate(rows)
     batch["input_ids"][1, 7:] = 99  # under the padding
-    torch.testing.assert_close(task.forward(model, batch).loss_sum, together.loss_sum, rtol=0, atol=0)
+    torch.testing.assert_close(
+        task.forward(model, batch).loss_sum, together.loss_sum, rtol=0, atol=0
+    )
 
 
 def test_labels_replace_targets_and_minus_100_is_not_counted(task):
@@ -172,7 +195,9 @@ def test_train_rows_are_full_blocks_of_the_training_domains(recipe_for, root):
         expected += [tokens[i : i + 16] for i in range(0, len(tokens) - 15, 16)]
     assert [row.tolist() for row in both.train_rows()] == expected
     limited = build(recipe_for(max_train_tokens=40, max_eval_tokens=20))
-    assert len(limited.train_rows()) == 2 and [len(r) for r in limited.eval_sets("test")["art"]] == [16, 4]
+    assert len(limited.train_rows()) == 2 and [
+        len(r) for r in limited.eval_sets("test")["art"]
+    ] == [16, 4]
 
 
 def test_domains_that_lack_validation_are_scored_on_test_only(task):
@@ -187,7 +212,9 @@ def test_initialisation_depends_on_the_seed_alone(task):
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     again = task.model()
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
+    )
     assert first.training and {p.dtype for p in first.parameters()} == {torch.float32}
 
 
@@ -214,19 +241,33 @@ def test_a_path_brings_its_weights_and_tokenizer(recipe_for, task, saved):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox"])
 def test_other_architectures_work(recipe_for, architecture):
-    init = {"architecture": architecture, "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
+    init = {
+        "architecture": architecture,
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+    }
     if architecture != "gpt_neox":
         init["num_key_value_heads"] = 2
     task = build(recipe_for(model={"init": init | {"intermediate_size": 32}}, train="art"))
     batch = task.collate([task.train_rows()[0]])
     output = task.forward(task.model(), batch)
-    assert task.counts(batch) == (15, 16) and output.logits.shape[0] == 16 and bool(output.loss_sum.isfinite())
+    assert (
+        task.counts(batch) == (15, 16)
+        and output.logits.shape[0] == 16
+        and bool(output.loss_sum.isfinite())
+    )
 
 
 def test_heads_of_the_other_tasks_are_built_the_same_way():
     from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
-    small = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
+    small = {
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 32,
+    }
     for architecture, auto_class in [
         ("xlm-roberta", AutoModelForSequenceClassification),
         ("vit", AutoModelForImageClassification),
@@ -246,16 +287,27 @@ def test_heads_of_the_other_tasks_are_built_the_same_way():
         ({"eval": ["aart"]}, "unknown domain 'aart'.*did you mean 'art'"),
         ({"train": "far"}, r"'far'.*no train split.*it has test\.txt"),
         ({"seq_len": 16, "max_train_tokens": 9}, "too short: 9 tokens found.*seq_len 16"),
-        ({"model": {"init": TINY | {"n_positions": 8}}}, "seq_len 16 exceeds the model's 8 positions"),
-        ({"model": {"init": TINY | {"n_layers": 8}}}, r"init\.n_layers is not a field.*did you mean 'n_layer'"),
-        ({"model": {"init": {"architecture": "gpt3"}}}, "architecture 'gpt3' is unknown.*did you mean 'gpt"),
+        (
+            {"model": {"init": TINY | {"n_positions": 8}}},
+            "seq_len 16 exceeds the model's 8 positions",
+        ),
+        (
+            {"model": {"init": TINY | {"n_layers": 8}}},
+            r"init\.n_layers is not a field.*did you mean 'n_layer'",
+        ),
+        (
+            {"model": {"init": {"architecture": "gpt3"}}},
+            "architecture 'gpt3' is unknown.*did you mean 'gpt",
+        ),
         ({"model": {"init": TINY | {"vocab_size": 100}}}, "vocab_size 100 is too small"),
         ({"model": {"path": "/no/such/folder"}}, "'/no/such/folder' has no usable"),
         ({"data": "machelreid/nothing"}, "'machelreid/nothing' is neither"),
     ],
 )
 def test_errors_come_before_any_weight(recipe_for, monkeypatch, change, message):
-    monkeypatch.setattr("tram_ds.tasks.language_modeling.load_model", lambda *_, **__: pytest.fail("model built"))
+    monkeypatch.setattr(
+        "tram_ds.tasks.language_modeling.load_model", lambda *_, **__: pytest.fail("model built")
+    )
     with pytest.raises(DataError, match=message):
         build(recipe_for(**change))
 
@@ -266,10 +318,14 @@ def test_a_tokenizer_with_more_entries_than_the_model_is_refused(recipe_for, sav
         build(recipe_for(model={"path": saved}, tokenizer=str(tmp_path)))
 
 
-def test_a_path_without_tokenizer_or_with_missing_weights_is_refused(recipe_for, task, saved, tmp_path):
+def test_a_path_without_tokenizer_or_with_missing_weights_is_refused(
+    recipe_for, task, saved, tmp_path
+):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, n_positions=16, vocab_size=300))
+    model = GPT2LMHeadModel(
+        GPT2Config(n_layer=1, n_embd=32, n_head=2, n_positions=16, vocab_size=300)
+    )
     model.save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"holds no tokeniser; set task\.tokenizer"):
         build(recipe_for(model={"path": str(tmp_path)}))
@@ -288,4 +344,5 @@ def test_real_domains_train_on_a_folder(recipe_for):
     sets = task.eval_sets("test")
     assert next(iter(sets)) == "math" and len(sets) == 13
     scores = evaluate(task.model(), task, {"math": sets["math"][:20]}, batch_size=8)
-    assert scores["math"]["perplexity"] == pytest.approx(task.model().config.vocab_size, rel=0.3)  # nothing learned yet
+    # nothing learned yet
+    assert scores["math"]["perplexity"] == pytest.approx(task.model().config.vocab_size, rel=0.3)

@@ -1,4 +1,5 @@
-"""Tracking to a sqlite file: what arrives, what never arrives, resume, sync, eight processes at once."""
+"""Tracking to a sqlite file: what arrives, what never arrives, resume, sync, eight processes at
+once."""
 
 import json
 import math
@@ -78,7 +79,9 @@ def test_everything_arrives(tmp_path, uri):
     assert "git_commit" not in run.data.tags and run.data.tags["export"].endswith("export")
     assert steps_of(uri, tracker.run_id) == list(range(5))
     assert run.data.metrics["eval/Art _ Design"] == 2.0
-    artifacts = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / tracker.run_id / "artifacts"
+    artifacts = (
+        Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / tracker.run_id / "artifacts"
+    )
     assert (artifacts / "recipe.yaml").read_text().startswith("# launch")
     assert json.loads((artifacts / "results.json").read_text())["nonfinite"] == ["Art.after"]
 
@@ -184,10 +187,17 @@ def test_a_deleted_run_is_named_with_the_way_out(tmp_path, uri):
     server(uri).delete_run(tracker.run_id)
     write_steps(tmp_path, range(2))
     report = tracking.sync(tmp_path)
-    assert not report.complete and report.error and "restore it" in report.error and tracker.run_id in report.error
+    assert (
+        not report.complete
+        and report.error
+        and "restore it" in report.error
+        and tracker.run_id in report.error
+    )
 
 
-def test_a_metric_the_server_refuses_does_not_hold_up_the_others(tmp_path, uri, monkeypatch, caplog):
+def test_a_metric_the_server_refuses_does_not_hold_up_the_others(
+    tmp_path, uri, monkeypatch, caplog
+):
     monkeypatch.setattr("tram_ds.tracking.points.metric_name", lambda name: name)
     tracker = begin(tmp_path, uri)
     write_steps(tmp_path, range(3), **{"bad//name#": 1.0})
@@ -197,7 +207,10 @@ def test_a_metric_the_server_refuses_does_not_hold_up_the_others(tmp_path, uri, 
 
 
 def test_a_second_tracker_of_a_live_folder_waits(tmp_path, uri):
-    with tracking.locked(tmp_path / tracking.LOCK_FILE, 0.0), pytest.raises(TimeoutError, match="held by another"):
+    with (
+        tracking.locked(tmp_path / tracking.LOCK_FILE, 0.0),
+        pytest.raises(TimeoutError, match="held by another"),
+    ):
         begin(tmp_path, uri).finish("FINISHED", timeout=1)
         tracking.sync(tmp_path, wait=0.1)
 
@@ -242,24 +255,34 @@ def test_sync_script(tmp_path, uri):
     script = [sys.executable, ROOT / "launch/sync.py"]
     good = subprocess.run([*script, tmp_path], capture_output=True, text=True, timeout=120)
     assert good.returncode == 0 and "complete" in good.stdout, good.stderr
-    bad = subprocess.run([*script, tmp_path / "nothing"], capture_output=True, text=True, timeout=120)
+    bad = subprocess.run(
+        [*script, tmp_path / "nothing"], capture_output=True, text=True, timeout=120
+    )
     assert bad.returncode == 2 and "tracking.json" in bad.stderr and "Traceback" not in bad.stderr
 
 
 def test_eight_processes_on_one_fresh_database(tmp_path):
     uri = f"sqlite:///{tmp_path}/fresh/mlflow.db"
     code = (
-        "import sys; sys.path.insert(0, sys.argv[3]); from tests.tracking.test_tracking import begin, write_steps\n"
+        "import sys; sys.path.insert(0, sys.argv[3]); from tests.tracking.test_tracking import "
+        "begin, write_steps\n"
         "tracker = begin(sys.argv[1], sys.argv[2]); write_steps(sys.argv[1], range(5))\n"
         "sys.exit(0 if tracker.finish('FINISHED', timeout=200) else 1)"
     )
     runs = [tmp_path / f"run{i}" for i in range(8)]
-    jobs = [subprocess.Popen([sys.executable, "-c", code, run, uri, ROOT], stderr=subprocess.PIPE) for run in runs]
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", code, run, uri, ROOT], stderr=subprocess.PIPE)
+        for run in runs
+    ]
     errors = [job.communicate(timeout=300)[1].decode() for job in jobs]
     assert [job.returncode for job in jobs] == [0] * 8, errors
     states = [load(run) for run in runs]
     assert all(state and steps_of(uri, state.run_id) == list(range(5)) for state in states)
-    parents = {server(uri).get_run(state.run_id).data.tags["mlflow.parentRunId"] for state in states if state}
+    parents = {
+        server(uri).get_run(state.run_id).data.tags["mlflow.parentRunId"]
+        for state in states
+        if state
+    }
     assert len(parents) == 1
 
 
@@ -272,7 +295,10 @@ def test_null_tracker_touches_nothing(tmp_path, monkeypatch):
 
 
 def test_the_loop_never_imports_mlflow():
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import tram_ds.tracking; sys.exit('mlflow' in sys.modules)"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import tram_ds.tracking; "
+        "sys.exit('mlflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code, ROOT], check=False).returncode == 0
 
 

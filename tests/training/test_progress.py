@@ -92,6 +92,8 @@ def test_table_marks_the_training_domain_and_averages_the_others():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_table_with_missing_and_non_finite_values(value):
-    text = results_text({"Art": 2.0}, {"Art": value, "Law": 3.0}, train_domains=[], metric="accuracy")
+    text = results_text(
+        {"Art": 2.0}, {"Art": value, "Law": 3.0}, train_domains=[], metric="accuracy"
+    )
     assert row(text, "Law") == ["Law", "-", "3.0000", "-"]
     assert row(text, "Art")[-1] == "-" and "higher is better" in text

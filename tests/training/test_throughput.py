@@ -1,4 +1,5 @@
-"""Tokens per second and MFU: FLOPs derived by hand, a clock that is told the time, and a count that leaves no trace."""
+"""Tokens per second and MFU: FLOPs derived by hand, a clock that is told the time, and a count that
+leaves no trace."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from tram_ds.recipe.sections import ModelSection
 from tram_ds.tasks.language_modeling import next_tokens
 from tram_ds.training.throughput import Throughput, device_peak, forward_flops, gpu_peak, throughput
 
-FORWARD = 2 * 6 * 8 * 16 + 2 * 6 * 16 * 4  # 6 rows through 8 -> 16 -> 4: a multiplication and an addition per weight
+# 6 rows through 8 -> 16 -> 4: a multiplication and an addition per weight
+FORWARD = 2 * 6 * 8 * 16 + 2 * 6 * 16 * 4
 
 
 class Clock:
@@ -90,7 +92,10 @@ def test_mfu_is_model_flops_over_what_the_device_could_do() -> None:
     assert measured.flops == FORWARD * 2
     for _ in range(2):
         step(measured, clock, 0.25, 12)
-    assert measured.rates() == {"tokens_per_second": 48.0, "mfu": pytest.approx(FORWARD * 7 * 2 / (0.25 * 1e6))}
+    assert measured.rates() == {
+        "tokens_per_second": 48.0,
+        "mfu": pytest.approx(FORWARD * 7 * 2 / (0.25 * 1e6)),
+    }
 
 
 def test_an_mfu_above_one_is_left_out_and_said_once() -> None:
@@ -119,7 +124,10 @@ def test_counting_leaves_no_trace() -> None:
     model, random = toy(), torch.random.get_rng_state()
     model[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert forward_flops(stepper(model), forward, [torch.randn(6, 8, generator=torch.Generator())]) == FORWARD
+    assert (
+        forward_flops(stepper(model), forward, [torch.randn(6, 8, generator=torch.Generator())])
+        == FORWARD
+    )
     assert torch.equal(torch.random.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [m.training for m in model] == [True, False, True, True]
@@ -127,13 +135,22 @@ def test_counting_leaves_no_trace() -> None:
 
 
 ROWS, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 16, 32, 3, 61
-# Per block and token 12 width^2 weights, and attention's two products over all positions; then the head.
-TRANSFORMER = 2 * ROWS * LENGTH * (LAYERS * (12 * WIDTH**2 + 2 * LENGTH * WIDTH) + WIDTH * VOCABULARY)
+# Per block and token 12 width^2 weights, and attention's two products over all positions; then the
+# head.
+TRANSFORMER = (
+    2 * ROWS * LENGTH * (LAYERS * (12 * WIDTH**2 + 2 * LENGTH * WIDTH) + WIDTH * VOCABULARY)
+)
 BATCH = {"input_ids": torch.ones(ROWS, LENGTH, dtype=torch.long)}
 
 
 def gpt2(**options: Any) -> nn.Module:
-    init = {"architecture": "gpt2", "n_layer": LAYERS, "n_embd": WIDTH, "n_head": 2, "vocab_size": VOCABULARY}
+    init = {
+        "architecture": "gpt2",
+        "n_layer": LAYERS,
+        "n_embd": WIDTH,
+        "n_head": 2,
+        "vocab_size": VOCABULARY,
+    }
     special = {"n_positions": LENGTH, "bos_token_id": 0, "eos_token_id": 0}
     return load_model(AutoModelForCausalLM, ModelSection(init=init | special, **options))
 
@@ -143,7 +160,11 @@ def whole(model: Any, batch: Any) -> tuple[torch.Tensor, int, torch.Tensor]:
     return logits.sum(), len(logits), logits
 
 
-@pytest.mark.parametrize("options", [{}, {"activation_checkpointing": True}, {"compile": True}, {"attention": "eager"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"activation_checkpointing": True}, {"compile": True}, {"attention": "eager"}],
+    ids=str,
+)
 def test_a_transformer_counts_the_same_however_it_runs(options: dict[str, Any]) -> None:
     counters.clear()
     assert forward_flops(stepper(gpt2(**options)), whole, [BATCH]) == TRANSFORMER
@@ -170,7 +191,9 @@ def test_logits_in_chunks_count_as_whole_ones(monkeypatch: pytest.MonkeyPatch) -
         ("Tesla V100-SXM2-16GB", "float32", None),
     ],
 )
-def test_a_peak_is_only_taken_for_the_gpu_it_belongs_to(name: str, dtype: str, tflops: float | None) -> None:
+def test_a_peak_is_only_taken_for_the_gpu_it_belongs_to(
+    name: str, dtype: str, tflops: float | None
+) -> None:
     assert gpu_peak(name, dtype) == (None if tflops is None else tflops * 1e12)
 
 
@@ -182,5 +205,12 @@ def test_a_recipe_gives_the_peak_where_the_device_does_not() -> None:
 
 def test_a_step_that_does_not_climb_is_worth_less() -> None:
     model = toy()
-    every_third = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), "tram_prev", perturb_every=3)
-    assert [throughput(load("quickstart"), every_third).units(step) for step in range(4)] == [7, 3, 3, 7]
+    every_third = wrap(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), "tram_prev", perturb_every=3
+    )
+    assert [throughput(load("quickstart"), every_third).units(step) for step in range(4)] == [
+        7,
+        3,
+        3,
+        7,
+    ]

@@ -20,7 +20,9 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 def test_half_precision_parameters_are_refused() -> None:
     model = problem.model().bfloat16()
-    with pytest.raises(ValueError, match=r"transformer.wte.weight is torch.bfloat16.*model.dtype: bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"transformer.wte.weight is torch.bfloat16.*model.dtype: bfloat16"
+    ):
         wrap(model, sgd(model))
 
 
@@ -49,7 +51,8 @@ def test_no_micro_batches() -> None:
 
 
 def test_noise_needs_an_embedding_or_a_site() -> None:
-    """A plain module has no get_input_embeddings: the error says what to pass, and passing it works."""
+    """A plain module has no get_input_embeddings: the error says what to pass, and passing it
+    works."""
 
     def forward(model: Any, batch: Any) -> Output:
         logits = model(batch)
@@ -58,7 +61,9 @@ def test_noise_needs_an_embedding_or_a_site() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="noise_site="):
         wrap(model, sgd(model), "tram_x").step([torch.ones(2, 3)], forward)
-    report = wrap(model, sgd(model), "tram_x", noise_site=model[0]).step([torch.ones(2, 3)], forward)
+    report = wrap(model, sgd(model), "tram_x", noise_site=model[0]).step(
+        [torch.ones(2, 3)], forward
+    )
     assert float(report.distance) > 0.0
 
 

@@ -1,7 +1,9 @@
-"""Ascent directions: (theta, g, radius, norm) -> epsilon, element-wise rules over the shards a rank owns.
+"""Ascent directions: (theta, g, radius, norm) -> epsilon, element-wise rules over the shards a rank
+owns.
 
-`norm` is the engine's global norm: the only communication. `radius` is a Python number or a () tensor, the same on
-every rank. Every epsilon has <epsilon, g> >= 0, and radius 0 gives epsilon 0 exactly.
+`norm` is the engine's global norm: the only communication. `radius` is a Python number or a ()
+tensor, the same on every rank. Every epsilon has <epsilon, g> >= 0, and radius 0 gives epsilon 0
+exactly.
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ Norm = Callable[[Shards | Lazy], Tensor]
 Scale = Callable[[Shards], Shards]  # T as a function of theta
 
 
-Rule = Callable[[Shards, Shards, Shards], Shards]  # (theta, g, f), a part of each, -> as many elements
+# (theta, g, f), a part of each, -> as many elements
+Rule = Callable[[Shards, Shards, Shards], Shards]
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """epsilon = radius * direction / ||weighted||_2. Both rules are of theta, g, and the gradient f the Fisher is made of.
+    """epsilon = radius * direction / ||weighted||_2. Both rules are of theta, g, and the gradient f
+    the Fisher is made of.
 
-    linear: weighted(theta, c g, c f) = c weighted(theta, g, f), so its norm may be measured on a gradient not yet divided by
-    the count of targets, which is known only after the reduction that can bring the norm along.
+    linear: weighted(theta, c g, c f) = c weighted(theta, g, f), so its norm may be measured on a
+    gradient not yet divided by the count of targets, which is known only after the reduction that
+    can bring the norm along.
     """
 
     weighted: Rule
@@ -36,15 +41,24 @@ class Ascent:
     linear: bool = True
 
     def __call__(
-        self, theta: Shards, g: Shards | Lazy, radius: Tensor | float, norm: Norm, f: Shards | Lazy | None = None
+        self,
+        theta: Shards,
+        g: Shards | Lazy,
+        radius: Tensor | float,
+        norm: Norm,
+        f: Shards | Lazy | None = None,
     ) -> Lazy:
-        """epsilon, computed part by part when it is read: theta and g must last until then. f: None means g."""
+        """epsilon, computed part by part when it is read: theta and g must last until then. f: None
+        means g."""
         sources = (theta, g) if f is None else (theta, g, f)
 
         def of(rule: Rule) -> Callable[..., Shards]:
             return rule if f is not None else lambda theta, g: rule(theta, g, g)
 
-        coefficient, direction = radius / (norm(Lazy(of(self.weighted), *sources)) + TINY), of(self.direction)
+        coefficient, direction = (
+            radius / (norm(Lazy(of(self.weighted), *sources)) + TINY),
+            of(self.direction),
+        )
         return Lazy(lambda *parts: coefficient * direction(*parts), *sources)
 
 
@@ -54,7 +68,8 @@ def sam() -> Ascent:
 
 
 def asam(t: Scale) -> Ascent:
-    """epsilon = radius T^2 g / ||T g||_2 (Kwon et al. 2021; the paper's Eq. 2, and Eq. 7 where radius is d)."""
+    """epsilon = radius T^2 g / ||T g||_2 (Kwon et al. 2021; the paper's Eq. 2, and Eq. 7 where
+    radius is d)."""
     return Ascent(lambda theta, g, f: t(theta) * g, lambda theta, g, f: squared(t(theta)) * g)
 
 
@@ -67,11 +82,16 @@ def fisher(eta: float, inverse: str = "one_plus") -> Ascent:
     def inverted(f: Shards) -> Shards:
         return _metric(f, eta, inverse).reciprocal()
 
-    return Ascent(lambda theta, g, f: inverted(f).sqrt() * g, lambda theta, g, f: inverted(f) * g, linear=False)
+    return Ascent(
+        lambda theta, g, f: inverted(f).sqrt() * g,
+        lambda theta, g, f: inverted(f) * g,
+        linear=False,
+    )
 
 
 def gradient_free(t: Scale) -> Ascent:
-    """epsilon = radius T^2 / ||T g||_2, as the paper's released code has it. NOT Eq. 7: no gradient in the numerator.
+    """epsilon = radius T^2 / ||T g||_2, as the paper's released code has it. NOT Eq. 7: no gradient
+    in the numerator.
 
     It is not an ascent direction; it exists to compare with runs of that code, under the name
     `perturbation: released_code_without_gradient`.
@@ -89,7 +109,8 @@ def _metric(f: Shards, eta: float, inverse: str) -> Shards:
     return squared(f) * eta + 1.0 if inverse == "one_plus" else squared(f) + eta
 
 
-Gauge = Callable[[Shards, Shards | Lazy, Shards | Lazy, Norm], Tensor]  # (theta, g, epsilon, norm) -> length = radius
+# (theta, g, epsilon, norm) -> length = radius
+Gauge = Callable[[Shards, Shards | Lazy, Shards | Lazy, Norm], Tensor]
 
 
 def sam_length(theta: Shards, g: Shards | Lazy, epsilon: Shards | Lazy, norm: Norm) -> Tensor:
@@ -97,23 +118,35 @@ def sam_length(theta: Shards, g: Shards | Lazy, epsilon: Shards | Lazy, norm: No
     return norm(epsilon)
 
 
-def asam_length(theta: Shards, g: Shards | Lazy, epsilon: Shards | Lazy, norm: Norm, *, t: Scale) -> Tensor:
+def asam_length(
+    theta: Shards, g: Shards | Lazy, epsilon: Shards | Lazy, norm: Norm, *, t: Scale
+) -> Tensor:
     """||epsilon / T||_2, where T = 0 adds nothing."""
-    return norm(Lazy(lambda theta, e: (e / t(theta)).map(lambda _, x: x.nan_to_num(0.0, 0.0, 0.0)), theta, epsilon))
+    return norm(
+        Lazy(
+            lambda theta, e: (e / t(theta)).map(lambda _, x: x.nan_to_num(0.0, 0.0, 0.0)),
+            theta,
+            epsilon,
+        )
+    )
 
 
-def fisher_length(theta: Shards, g: Shards | Lazy, epsilon: Shards | Lazy, norm: Norm, *, eta: float, inverse: str) -> Tensor:
+def fisher_length(
+    theta: Shards, g: Shards | Lazy, epsilon: Shards | Lazy, norm: Norm, *, eta: float, inverse: str
+) -> Tensor:
     """sqrt(epsilon F epsilon)."""
     return norm(Lazy(lambda g, e: _metric(g, eta, inverse).sqrt() * e, g, epsilon))
 
 
 def _samsung(span: Span, piece: Tensor, eta: float) -> Tensor:
-    """SamsungLabs/ASAM: |w| + eta where the name says weight, 1 elsewhere. Spans keep that name in every layout."""
+    """SamsungLabs/ASAM: |w| + eta where the name says weight, 1 elsewhere. Spans keep that name in
+    every layout."""
     return abs(piece) + eta if "weight" in span.name else piece.new_ones(piece.shape)
 
 
 def _matrices(span: Span, piece: Tensor) -> Tensor:
-    """|w| for matrices, 0 for biases and norms, which otherwise take ~99 % of |epsilon|^2: only matrices are perturbed."""
+    """|w| for matrices, 0 for biases and norms, which otherwise take ~99 % of |epsilon|^2: only
+    matrices are perturbed."""
     return abs(piece) if len(span.shape) > 1 else piece.new_zeros(piece.shape)
 
 

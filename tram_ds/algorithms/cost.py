@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tram_ds.algorithms.table import Algorithm
 
-BACKWARD = 2  # a backward pass costs two forward passes: one product for the inputs, one for the weights
+# a backward pass costs two forward passes: one product for the inputs, one for the weights
+BACKWARD = 2
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,17 @@ class Cost:
 
 
 def cost(section: Mapping[str, Any]) -> Cost:
-    """The cost of a run's mean step; `section` is a recipe's algorithm section. ValueError for an unknown algorithm.
+    """The cost of a run's mean step; `section` is a recipe's algorithm section. ValueError for an
+    unknown algorithm.
 
     A penalty is taken to be on from the first step (algorithm.penalty_start = 0).
     """
     from tram_ds.algorithms.table import Options, algorithm  # lazily: they import torch
 
     known = {field.name for field in fields(Options)}
-    return mean_cost(algorithm(section["name"], **{key: value for key, value in section.items() if key in known}))
+    return mean_cost(
+        algorithm(section["name"], **{key: value for key, value in section.items() if key in known})
+    )
 
 
 def mean_cost(row: Algorithm) -> Cost:
@@ -49,16 +53,20 @@ def mean_cost(row: Algorithm) -> Cost:
 
 
 def cost_of(row: Algorithm) -> Cost:
-    """Of a step that climbs, by a row with its options bound; `row.at(step)` is the row of one step."""
-    from tram_ds.algorithms.trust_region import AtWeights, NoisedInput, Previous, TrustRegion  # lazily: torch
+    """Of a step that climbs, by a row with its options bound; `row.at(step)` is the row of one
+    step."""
+    # lazily: torch
+    from tram_ds.algorithms.trust_region import AtWeights, NoisedInput, Previous, TrustRegion
 
     passes = 1 + (row.ascent is not None)
     forward = backward = passes + (row.ascent is not None and row.fisher_pass is not None)
     if isinstance(row.radius, TrustRegion):
-        forward += 1 + (row.student_mode == "eval")  # the reference and, if asked for, the student once more
+        # the reference and, if asked for, the student once more
+        forward += 1 + (row.student_mode == "eval")
     if row.penalty is not None:
         reference = row.penalty.reference
         times = passes if row.penalty_in_descent else 1
-        forward += 1 if isinstance(reference, AtWeights | Previous) else times  # logits at other weights are kept for both passes
+        # logits at other weights are kept for both passes
+        forward += 1 if isinstance(reference, AtWeights | Previous) else times
         backward += times if isinstance(reference, NoisedInput) and reference.differentiable else 0
     return Cost(forward, backward)

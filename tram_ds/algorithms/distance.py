@@ -1,7 +1,9 @@
-"""Distances between two predictions: (reference (N, C), current (N, C)) logits -> () summed over N, in fp32 or better.
+"""Distances between two predictions: (reference (N, C), current (N, C)) logits -> () summed over N,
+in fp32 or better.
 
-The caller divides by the number of positions of the global batch, so d is a mean (Eq. 4-5). Rows are processed in chunks so
-that no second (N, C) fp32 copy exists. Gradients flow into whichever argument carries a graph.
+The caller divides by the number of positions of the global batch, so d is a mean (Eq. 4-5). Rows
+are processed in chunks so that no second (N, C) fp32 copy exists. Gradients flow into whichever
+argument carries a graph.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
-CHUNK_ELEMENTS = 1 << 24  # 64 MiB of fp32 a chunk: large enough to keep a GPU busy, small beside a model
+# 64 MiB of fp32 a chunk: large enough to keep a GPU busy, small beside a model
+CHUNK_ELEMENTS = 1 << 24
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -49,14 +52,16 @@ def kl_symmetric(reference: Tensor, current: Tensor) -> Tensor:
 
 
 def l2(reference: Tensor, current: Tensor) -> Tensor:
-    """sum over rows of ||reference - current||_2. A row without difference has gradient 0, not NaN."""
+    """sum over rows of ||reference - current||_2. A row without difference has gradient 0, not
+    NaN."""
     squares = (reference - current).square().sum(-1)
     moved = squares > 0
     return torch.where(moved, torch.where(moved, squares, 1.0).sqrt(), 0.0).sum()
 
 
 def renyi(reference: Tensor, current: Tensor, *, order: float = 0.5) -> Tensor:
-    """sum over rows of D_a(reference || current) = log(sum_c p^a q^(1-a)) / (a - 1); a -> 1 is the forward KL."""
+    """sum over rows of D_a(reference || current) = log(sum_c p^a q^(1-a)) / (a - 1); a -> 1 is the
+    forward KL."""
     log_p, log_q = reference.log_softmax(-1), current.log_softmax(-1)
     return (torch.logsumexp(order * log_p + (1.0 - order) * log_q, -1) / (order - 1.0)).sum()
 
@@ -71,10 +76,12 @@ _KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def mmd(reference: Tensor, current: Tensor, *, kernel: str = "imq2") -> Tensor:
-    """N times the biased squared maximum mean discrepancy (Gretton et al. 2012) between the two samples of N rows.
+    """N times the biased squared maximum mean discrepancy (Gretton et al. 2012) between the two
+    samples of N rows.
 
-    imq2 is the inverse multiquadratic kernel k(x, y) = sum_b (b^2 + |x - y|^2)^(-1/2), diagonal included. It compares
-    samples, not rows, so it is not additive over micro-batches: `mmd_scope: global` gathers the whole batch first.
+    imq2 is the inverse multiquadratic kernel k(x, y) = sum_b (b^2 + |x - y|^2)^(-1/2), diagonal
+    included. It compares samples, not rows, so it is not additive over micro-batches: `mmd_scope:
+    global` gathers the whole batch first.
     """
     rows = torch.cat([reference, current])
     squares = (rows[:, None, :] - rows[None, :, :]).square().sum(-1)
@@ -102,10 +109,12 @@ def distance(
     kernel: str = "imq2",
     order: float = 0.5,
 ) -> Distance:
-    """A row of DISTANCES with its options bound, widened to fp32 and cut into chunks of rows where it is additive.
+    """A row of DISTANCES with its options bound, widened to fp32 and cut into chunks of rows where
+    it is additive.
 
     on: `probabilities` compares softmax outputs instead of logits (mmd and l2 only).
-    temperature: T divides both logits and the distance is multiplied by T^2 (Hinton's scaling; SAF and MESA use T = 5).
+    temperature: T divides both logits and the distance is multiplied by T^2 (Hinton's scaling; SAF
+    and MESA use T = 5).
     """
     options = {"mmd": {"kernel": kernel}, "renyi": {"order": order}}.get(name, {})
     base = partial(DISTANCES[name], **options)
@@ -120,7 +129,8 @@ def distance(
 
 
 def _chunked(measure: Distance, reference: Tensor, current: Tensor) -> Tensor:
-    """Sums `measure` over chunks of rows; with a graph each chunk is recomputed in the backward pass instead of kept."""
+    """Sums `measure` over chunks of rows; with a graph each chunk is recomputed in the backward
+    pass instead of kept."""
     rows = max(1, CHUNK_ELEMENTS // max(1, current.shape[-1]))
     if len(current) <= rows:
         return measure(reference, current)

@@ -1,4 +1,5 @@
-"""What the perturbation really did: measured at theta + epsilon, on the working copy that the forward pass reads."""
+"""What the perturbation really did: measured at theta + epsilon, on the working copy that the
+forward pass reads."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ from tram_ds.engines.shards import Lazy
 class Robustness:
     """A Probe for train_step; `values` holds () tensors after the step.
 
-    perturbation_norm: |epsilon|_2. perturbation_length: in the units of the radius (|epsilon / T|), where a gauge is given.
-    perturbation_cosine, perturbation_projection: of the realised on the intended epsilon
-    (1.0 where nothing is lost to the working copy's precision). perturbation_norm_share: of |epsilon|^2 in normalisation
+    perturbation_norm: |epsilon|_2. perturbation_length: in the units of the radius (|epsilon / T|),
+    where a gauge is given.
+    perturbation_cosine, perturbation_projection: of the realised on the intended epsilon (1.0 where
+    nothing is lost to the working copy's precision). perturbation_norm_share: of |epsilon|^2 in
+    normalisation
     layers. Not `full`: only the first. One all-reduce of four numbers and one of the length.
     Epsilon is computed anew for each of them, part by part.
     """
@@ -41,7 +44,9 @@ class Robustness:
             self.values["perturbation_projection"] = along / intended
             self.values["perturbation_norm_share"] = norms / intended
         if self.full and self.gauge is not None:  # the gradient of pass 1 is still there
-            self.values["perturbation_length"] = self.gauge(engine.params(), engine.grads(), epsilon, engine.norm)
+            self.values["perturbation_length"] = self.gauge(
+                engine.params(), engine.grads(), epsilon, engine.norm
+            )
 
 
 def _realised(engine: Engine, epsilon: Lazy) -> list[Tensor]:

@@ -1,4 +1,5 @@
-"""A start-up check on the first real batch: does this engine perturb, and come back, as the algorithm says?"""
+"""A start-up check on the first real batch: does this engine perturb, and come back, as the
+algorithm says?"""
 
 from __future__ import annotations
 
@@ -20,16 +21,21 @@ TOLERANCE = 1e-3  # relative, of |epsilon / T| against the radius: fp32 norms of
 
 
 def self_check(stepper: Stepper, batches: Sequence[Any], forward: Forward) -> None:
-    """Perturbs by the algorithm's rho (0.5 where the radius is a distance, which is 0 at step 0) and comes back.
+    """Perturbs by the algorithm's rho (0.5 where the radius is a distance, which is 0 at step 0)
+    and comes back.
 
-    Collective; two passes over `batches`; leaves weights, gradient and random state as they were. NumericError, on every
-    rank alike, says which promise is broken: epsilon moves the loss; its length is the radius; theta comes back bit for bit.
+    Collective; two passes over `batches`; leaves weights, gradient and random state as they were.
+    NumericError, on every
+    rank alike, says which promise is broken: epsilon moves the loss; its length is the radius;
+    theta comes back bit for bit.
     """
     algorithm, engine = stepper.algorithm, stepper.engine
     if algorithm.ascent is None:
         return
     radius = 0.5 if isinstance(algorithm.radius, TrustRegion) else algorithm.radius
-    plain = replace(algorithm, radius=radius, penalty=None, noised=None, fisher_pass=None, pass2_masks="pass_1")
+    plain = replace(
+        algorithm, radius=radius, penalty=None, noised=None, fisher_pass=None, pass2_masks="pass_1"
+    )
     problems = []
     with stepper.quiet():
         make = partial(objective, stepper.bind(forward, batches), plain, None)
@@ -37,13 +43,22 @@ def self_check(stepper: Stepper, batches: Sequence[Any], forward: Forward) -> No
         theta = engine.params().clone()
         still = engine.backward(batches, make()).loss
         g = engine.grads()
-        epsilon = algorithm.ascent(engine.params(), g, torch.tensor(radius, dtype=torch.float64), engine.norm)
-        length = float(algorithm.gauge(engine.params(), g, epsilon, engine.norm)) if algorithm.gauge is not None else radius
+        epsilon = algorithm.ascent(
+            engine.params(), g, torch.tensor(radius, dtype=torch.float64), engine.norm
+        )
+        length = (
+            float(algorithm.gauge(engine.params(), g, epsilon, engine.norm))
+            if algorithm.gauge is not None
+            else radius
+        )
         with engine.moved(to=engine.params() + epsilon):
             moved = engine.backward(batches, make(descent=True)).loss
         engine.clear()
         if not bool(moved != still):
-            problems.append(f"the loss did not move under epsilon ({float(still)!r}): the perturbation is not published")
+            problems.append(
+                f"the loss did not move under epsilon ({float(still)!r}): the perturbation is not "
+                "published"
+            )
         if not abs(length - radius) <= TOLERANCE * radius:
             problems.append(f"|epsilon / T| is {length:.6g} where the radius is {radius:g}")
         if not (before.equal(engine.working()) and engine.params().equal(theta)):

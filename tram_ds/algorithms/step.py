@@ -32,17 +32,22 @@ class Climbed:
     targets: Tensor
 
     def finite(self) -> Tensor:
-        """() bool: an infinite gradient hides in a division by its norm, so the norm is looked at too."""
+        """() bool: an infinite gradient hides in a division by its norm, so the norm is looked at
+        too."""
         return torch.isfinite(self.loss + self.distance + self.perturbed_loss + self.ascent_norm)
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step in () float64 tensors on the device, the same on every rank: reading one synchronises, so read when logging.
+    """One step in () float64 tensors on the device, the same on every rank: reading one
+    synchronises, so read when logging.
 
-    loss: mean task loss of pass 1 per counted target. distance: mean d per position (0 without a region).
-    radius: what the ascent used (0 without one). perturbed_loss: the loss at theta + epsilon (loss without an ascent).
-    ascent_norm: what the ascent divided by (the gradient's without one). grad_norm: of the descent's, before clipping.
+    loss: mean task loss of pass 1 per counted target. distance: mean d per position (0 without a
+    region).
+    radius: what the ascent used (0 without one). perturbed_loss: the loss at theta + epsilon (loss
+    without an ascent).
+    ascent_norm: what the ascent divided by (the gradient's without one). grad_norm: of the
+    descent's, before clipping.
     targets: counted in the global batch.
     """
 
@@ -67,8 +72,10 @@ def train_step(
 ) -> StepReport:
     """One step of Algorithm 1 over this rank's micro-batches of the global batch. Collective.
 
-    share: counted targets per position of the global batch, which weighs a penalty; None: each micro-batch's own.
-    upcoming: the next step's micro-batches, for a reference that can look at them now instead of remembering theta_t.
+    share: counted targets per position of the global batch, which weighs a penalty; None: each
+    micro-batch's own.
+    upcoming: the next step's micro-batches, for a reference that can look at them now instead of
+    remembering theta_t.
     """
     engine, now, then = run.engine, algorithm.at(run.draws.step), algorithm.at(run.draws.step + 1)
     for region in algorithm.regions:  # p_ref(. | x), no gradient
@@ -85,31 +92,47 @@ def train_step(
 
 
 def climb(
-    run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: Tensor | None, probe: Probe | None, offset: int = 0
+    run: Pass,
+    algorithm: Algorithm,
+    batches: Sequence[Any],
+    share: Tensor | None,
+    probe: Probe | None,
+    offset: int = 0,
 ) -> Climbed:
-    """(2) to (6) of Algorithm 1: leaves the gradient at theta + epsilon in the engine, and theta in its weights. Collective.
+    """(2) to (6) of Algorithm 1: leaves the gradient at theta + epsilon in the engine, and theta in
+    its weights. Collective.
 
-    theta, g, epsilon: fp32 shards of this rank; d, radius: () and global. offset: this rank's index of the first batch.
+    theta, g, epsilon: fp32 shards of this rank; d, radius: () and global. offset: this rank's index
+    of the first batch.
     """
-    engine, terms, ascent = run.engine, partial(objective, run, algorithm, share, offset), algorithm.ascent
+    engine, terms, ascent = (
+        run.engine,
+        partial(objective, run, algorithm, share, offset),
+        algorithm.ascent,
+    )
     weighted = ascent.weighted if ascent and ascent.linear else None
     alone = algorithm.per_rank and ascent is not None
-    first = second = engine.backward(batches, terms(), weighted, alone)  # (2) g = grad L(theta_t), and ||T g||
+    # (2) g = grad L(theta_t), and ||T g||
+    first = second = engine.backward(batches, terms(), weighted, alone)
     distance = distance_of(algorithm, engine, first)  # (3) d = D(p_ref, p_theta)
     radius, norm = radius_of(algorithm, distance), Recorded(engine.norm, first.norm)
 
     if ascent:
         theta, g, f = engine.params(), engine.grads(), None
-        if algorithm.fisher_pass:  # Algorithm 2: F from the squares of a gradient at x + z, by a pass of its own
+        # Algorithm 2: F from the squares of a gradient at x + z, by a pass of its own
+        if algorithm.fisher_pass:
             g = g.realise()
             engine.backward(batches, terms(noise=algorithm.fisher_pass), None, alone)
             f = engine.grads()
-        epsilon = ascent(theta, g, radius, norm.known if ascent.linear else norm, f)  # (4) d T^2 g / ||T g||
-        with engine.moved(to=theta + epsilon, until_descent=not algorithm.per_micro_batch):  # (5) theta_t + epsilon
+        # (4) d T^2 g / ||T g||
+        epsilon = ascent(theta, g, radius, norm.known if ascent.linear else norm, f)
+        # (5) theta_t + epsilon
+        with engine.moved(to=theta + epsilon, until_descent=not algorithm.per_micro_batch):
             if probe:
                 probe(engine, epsilon)
             del g, f, epsilon  # they read pass 1's gradient, which would stay beside pass 2's
-            second = engine.backward(batches, terms(descent=True))  # (6) g = grad L(theta_t + epsilon)
+            # (6) g = grad L(theta_t + epsilon)
+            second = engine.backward(batches, terms(descent=True))
     found = torch.stack([first.loss, distance, radius, norm.value])
     if alone:  # said of the job: the mean over ranks
         found = engine.data_sum(found) / engine.world_size
@@ -117,8 +140,15 @@ def climb(
     return Climbed(loss, distance, radius, second.loss, length, second.norm, second.targets)
 
 
-def climb_each(run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: Tensor | None, probe: Probe | None) -> Climbed:
-    """`accumulation: micro`: an epsilon for every micro-batch (over all ranks), and their second gradients accumulated.
+def climb_each(
+    run: Pass,
+    algorithm: Algorithm,
+    batches: Sequence[Any],
+    share: Tensor | None,
+    probe: Probe | None,
+) -> Climbed:
+    """`accumulation: micro`: an epsilon for every micro-batch (over all ranks), and their second
+    gradients accumulated.
 
     One more sharded fp32 copy of the gradient. Collective; leaves the mean gradient in the engine.
     """
@@ -132,15 +162,21 @@ def climb_each(run: Pass, algorithm: Algorithm, batches: Sequence[Any], share: T
     mean = total * (1.0 / targets.clamp(min=1))
     run.engine.put_gradient(mean)
     means = {
-        name: sum((getattr(c, name) * c.targets for c in each), torch.zeros_like(targets)) / targets.clamp(min=1)
+        name: sum((getattr(c, name) * c.targets for c in each), torch.zeros_like(targets))
+        / targets.clamp(min=1)
         for name in ("loss", "distance", "radius", "perturbed_loss", "ascent_norm")
     }
     return Climbed(**means, grad_norm=run.engine.norm(mean), targets=targets)
 
 
 def distance_of(algorithm: Algorithm, engine: Engine, first: Means) -> Tensor:
-    """() float64: the mean distance pass 1 measured. Collective where the whole batch is compared at once (mmd)."""
-    return algorithm.radius.mean(engine, first) if isinstance(algorithm.radius, TrustRegion) else first.distance
+    """() float64: the mean distance pass 1 measured. Collective where the whole batch is compared
+    at once (mmd)."""
+    return (
+        algorithm.radius.mean(engine, first)
+        if isinstance(algorithm.radius, TrustRegion)
+        else first.distance
+    )
 
 
 def radius_of(algorithm: Algorithm, distance: Tensor) -> Tensor:
@@ -152,7 +188,8 @@ def radius_of(algorithm: Algorithm, distance: Tensor) -> Tensor:
 
 @dataclass
 class Recorded:
-    """A norm that remembers its last value: an infinite gradient must not hide behind a division by it."""
+    """A norm that remembers its last value: an infinite gradient must not hide behind a division by
+    it."""
 
     norm: Callable[[Shards | Lazy], Tensor]
     value: Tensor
@@ -167,9 +204,16 @@ class Recorded:
 
 
 def objective(
-    run: Pass, algorithm: Algorithm, share: Tensor | None, offset: int = 0, *, descent: bool = False, noise: Noise | None = None
+    run: Pass,
+    algorithm: Algorithm,
+    share: Tensor | None,
+    offset: int = 0,
+    *,
+    descent: bool = False,
+    noise: Noise | None = None,
 ) -> Objective:
-    """What a pass minimises, per micro-batch: the task loss, plus the weighted penalty; and pass 1 measures d on the way.
+    """What a pass minimises, per micro-batch: the task loss, plus the weighted penalty; and pass 1
+    measures d on the way.
 
     descent: pass 2, on clean inputs, with its own dropout masks. noise: take this pass on x + z.
     """
@@ -178,15 +222,29 @@ def objective(
 
 
 def _terms(
-    run: Pass, algorithm: Algorithm, share: Tensor | None, descent: bool, noise: Noise | None, index: int, batch: Any
+    run: Pass,
+    algorithm: Algorithm,
+    share: Tensor | None,
+    descent: bool,
+    noise: Noise | None,
+    index: int,
+    batch: Any,
 ) -> Terms:
     masks = algorithm.pass2_masks if descent else "pass_1"
     radius, penalty = algorithm.radius, algorithm.penalty
     asked, apart = [], []
-    if penalty and run.draws.step >= algorithm.penalty_start and (algorithm.penalty_in_descent or not descent):
-        asked.append(penalty.compare(run, index, batch, partial(_penalty_weight, algorithm.weight, share)))
+    if (
+        penalty
+        and run.draws.step >= algorithm.penalty_start
+        and (algorithm.penalty_in_descent or not descent)
+    ):
+        asked.append(
+            penalty.compare(run, index, batch, partial(_penalty_weight, algorithm.weight, share))
+        )
     if isinstance(radius, TrustRegion) and not descent:
-        (apart if algorithm.student_mode == "eval" else asked).append(radius.compare(run, index, batch))
+        (apart if algorithm.student_mode == "eval" else asked).append(
+            radius.compare(run, index, batch)
+        )
 
     output = run(index, batch, masks=masks, noise=noise, statistics=not descent, compares=asked)
     distances = output.distances
@@ -199,11 +257,18 @@ def _terms(
     return Terms(output.objective, torch.stack([_scalar(x, output.objective) for x in sums]))
 
 
-def _penalty_weight(weight: float, share: Tensor | None, count: Tensor | int, positions: Tensor | int) -> Tensor | float:
-    """lambda * counted targets per position, of the global batch or, failing that, of the micro-batch."""
+def _penalty_weight(
+    weight: float, share: Tensor | None, count: Tensor | int, positions: Tensor | int
+) -> Tensor | float:
+    """lambda * counted targets per position, of the global batch or, failing that, of the
+    micro-batch."""
     if share is not None:
         return weight * share
-    return weight * count / (positions.clamp(min=1) if isinstance(positions, Tensor) else max(positions, 1))
+    return (
+        weight
+        * count
+        / (positions.clamp(min=1) if isinstance(positions, Tensor) else max(positions, 1))
+    )
 
 
 def _scalar(x: Tensor | int, like: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Algorithm 1 for people with their own loop: wrap what you train, then call step() where you called backward and step."""
+"""Algorithm 1 for people with their own loop: wrap what you train, then call step() where you
+called backward and step."""
 
 from __future__ import annotations
 
@@ -21,13 +22,15 @@ from tram_ds.models.output import Output
 from tram_ds.models.passes import Pass
 from tram_ds.models.randomness import Draws
 
-UserForward = Callable[[Any, Any], Any]  # (model, batch) -> Output, or (loss_sum, count, logits); or a Chunked
+# (model, batch) -> Output, or (loss_sum, count, logits); or a Chunked
+UserForward = Callable[[Any, Any], Any]
 Counts = Callable[[Any], tuple[int, int]]  # batch -> (counted targets, valid positions)
 
 
 @dataclass
 class State:
-    """What a checkpoint holds beside the data position: every Shards has the layout of `params`, whatever the engine."""
+    """What a checkpoint holds beside the data position: every Shards has the layout of `params`,
+    whatever the engine."""
 
     step: int
     base_steps: int
@@ -44,12 +47,14 @@ class Stepper:
     algorithm: Algorithm
     seed: int = 0
     steps: int = 0
-    unfinished: bool = False  # inside step(), or after one that raised: references may be ahead of the weights
+    # inside step(), or after one that raised: references may be ahead of the weights
+    unfinished: bool = False
 
     def __post_init__(self) -> None:
         if self.algorithm.per_rank and not self.engine.undivided:
             raise ValueError(
-                "perturbation_scope: rank needs every rank to have a whole gradient of its own, which a sharded engine never "
+                "perturbation_scope: rank needs every rank to have a whole gradient of its own, "
+                "which a sharded engine never "
                 "has: use replicated weights (engine: replicated, or DistributedDataParallel)"
             )
 
@@ -61,15 +66,19 @@ class Stepper:
         probe: Probe | None = None,
         upcoming: Sequence[Any] | None = None,
     ) -> StepReport:
-        """One step over this rank's micro-batches, which are already on the device. Collective: same number on every rank.
+        """One step over this rank's micro-batches, which are already on the device. Collective:
+        same number on every rank.
 
-        forward(model, batch) -> Output, or the tuple (loss_sum, count, logits (N, C)); called several times per batch. Of a
-        causal language model it may be a tram_ds.models.chunked.Chunked, which never holds its logits.
-        counts: batch -> (targets, positions) from its tensors alone. Only the penalty methods use it: without it their
-        penalty is weighed by each micro-batch's own targets per position, which is the same wherever that is constant.
-        upcoming: the next call's micro_batches, if they are at hand: methods whose reference is theta_{t-1} then look at them
-        now, at theta_t, and keep no copy of the weights. Leave it out in the step before state() is asked for.
-        The global random state of the caller is left as it was.
+        forward(model, batch) -> Output, or the tuple (loss_sum, count, logits (N, C)); called
+        several times per batch. Of a causal language model it may be a
+        tram_ds.models.chunked.Chunked, which never holds its logits.
+        counts: batch -> (targets, positions) from its tensors alone. Only the penalty methods use
+        it: without it their penalty is weighed by each micro-batch's own targets per position,
+        which is the same wherever that is constant.
+        upcoming: the next call's micro_batches, if they are at hand: methods whose reference is
+        theta_{t-1} then look at them now, at theta_t, and keep no copy of the weights. Leave it out
+        in the step before state() is asked for. The global random state of the caller is left as it
+        was.
         """
         if not micro_batches:
             raise ValueError("step() needs at least one micro-batch on every rank")
@@ -98,11 +107,16 @@ class Stepper:
         return Pass(self.engine, output, draws)
 
     def _share(self, batches: Sequence[Any], counts: Counts | None) -> Tensor | None:
-        """Counted targets per position of the global batch; one small all-reduce, only for penalty methods."""
+        """Counted targets per position of the global batch; one small all-reduce, only for penalty
+        methods."""
         penalty = self.algorithm.penalty
         if penalty is None or counts is None:
             return None
-        local = torch.tensor([counts(b) for b in batches], dtype=torch.float64).sum(0).to(self.engine.device)
+        local = (
+            torch.tensor([counts(b) for b in batches], dtype=torch.float64)
+            .sum(0)
+            .to(self.engine.device)
+        )
         targets, positions = self.engine.data_sum(local)
         return torch.ones_like(targets) if penalty.labelled else targets / positions.clamp(min=1)
 
@@ -113,13 +127,18 @@ class Stepper:
 
     def state(self) -> State:
         """Live tensors: copy or write them before the next step."""
-        references = {k: v for region in self.algorithm.regions for k, v in region.reference.state().items()}
-        return State(self.steps, self.engine.steps, self.engine.params(), self.engine.moments(), references)
+        references = {
+            k: v for region in self.algorithm.regions for k, v in region.reference.state().items()
+        }
+        return State(
+            self.steps, self.engine.steps, self.engine.params(), self.engine.moments(), references
+        )
 
     def load(self, state: State) -> None:
         """Continues from `state`, whose Shards have this engine's layout. Collective.
 
-        KeyError where a reference is missing after the first step: without it the next step would silently take d = 0.
+        KeyError where a reference is missing after the first step: without it the next step would
+        silently take d = 0.
         """
         self.engine.load(state.params, state.moments, state.base_steps)
         for region in self.algorithm.regions:
@@ -140,14 +159,14 @@ def wrap(
 ) -> Stepper:
     """A Stepper around what you already have.
 
-    engine_or_model: what deepspeed.initialize returned (any ZeRO stage), a fully_shard'ed model (FSDP2), a
-        DistributedDataParallel model, or a plain module.
+    engine_or_model: what deepspeed.initialize returned (any ZeRO stage), a fully_shard'ed model
+        (FSDP2), a DistributedDataParallel model, or a plain module.
     optimizer: a torch optimizer over its parameters; DeepSpeed engines bring their own.
     algorithm: a row of ALGORITHMS; `options` are the fields of tram_ds.algorithms.table.Options.
-    clip_norm: global 2-norm the second gradient is clipped to. schedule: base step -> factor on every group's lr; None
-        leaves the learning rate to you.
-    ValueError names what cannot be wrapped: FSDP1, half-precision parameters, DeepSpeed's round_robin_gradients, an engine
-    in the middle of an accumulation.
+    clip_norm: global 2-norm the second gradient is clipped to. schedule: base step -> factor on
+        every group's lr; None leaves the learning rate to you.
+    ValueError names what cannot be wrapped: FSDP1, half-precision parameters, DeepSpeed's
+    round_robin_gradients, an engine in the middle of an accumulation.
     """
     engine = _engine(engine_or_model, optimizer, clip_norm, schedule)
     return Stepper(engine, build_algorithm(str(algorithm), **options), seed)
@@ -159,11 +178,19 @@ def _engine(model: Any, optimizer: Any, clip_norm: float | None, schedule: Any) 
 
         return Zero(model, clip_norm=clip_norm, schedule=schedule)
     if isinstance(model, FullyShardedDataParallel):
-        raise ValueError("FSDP1 (FullyShardedDataParallel) cannot run two backward passes a step: use fully_shard (FSDP2)")
+        raise ValueError(
+            "FSDP1 (FullyShardedDataParallel) cannot run two backward passes a step: use "
+            "fully_shard (FSDP2)"
+        )
     if not isinstance(model, nn.Module):
-        raise ValueError(f"cannot wrap a {type(model).__name__}: pass a DeepSpeed engine or an nn.Module")
+        raise ValueError(
+            f"cannot wrap a {type(model).__name__}: pass a DeepSpeed engine or an nn.Module"
+        )
     if optimizer is None:
-        raise ValueError(f"wrapping a {type(model).__name__} needs optimizer=<a torch optimizer over its parameters>")
+        raise ValueError(
+            f"wrapping a {type(model).__name__} needs optimizer=<a torch optimizer over its "
+            "parameters>"
+        )
     if isinstance(model, FSDPModule):
         from tram_ds.engines.fsdp2 import FSDP2
 

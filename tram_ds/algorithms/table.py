@@ -1,4 +1,5 @@
-"""An algorithm is a row of a table: an ascent, a radius, a penalty. Never a class, never a copied loop.
+"""An algorithm is a row of a table: an ascent, a radius, a penalty. Never a class, never a copied
+loop.
 
 ascent    how the weights climb before the second pass; none: one pass
 radius    how far: a constant, or a trust region's distance (TRAM)
@@ -35,7 +36,8 @@ from tram_ds.models.passes import Noise
 
 @dataclass(frozen=True)
 class Options:
-    """Everything a row can be tuned by; None means the row's own default. Documented key by key in recipes/README.md."""
+    """Everything a row can be tuned by; None means the row's own default. Documented key by key in
+    recipes/README.md."""
 
     rho: float | None = None
     eta: float = 0.1
@@ -79,12 +81,18 @@ class Options:
 class Algorithm:
     """A row with its options bound; `step.train_step` reads nothing else.
 
-    ascent: (theta, g, radius, norm) -> epsilon, or None for one pass. radius: rho, or the region whose distance it is.
-    penalty, weight: lambda * region in the loss, from step `penalty_start` on, in both passes or in the ascent only.
-    gauge: measures an epsilon in the units of the radius, for the self-check; None where nothing is promised.
-    noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher diagonal (Algorithm 2).
-    per_micro_batch: an epsilon for every micro-batch instead of one for the global batch (m-sharpness).
-    every: climb only on steps that are a multiple of it; the others are the base optimizer's, with the penalty if any.
+    ascent: (theta, g, radius, norm) -> epsilon, or None for one pass. radius: rho, or the region
+    whose distance it is.
+    penalty, weight: lambda * region in the loss, from step `penalty_start` on, in both passes or in
+    the ascent only.
+    gauge: measures an epsilon in the units of the radius, for the self-check; None where nothing is
+    promised.
+    noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher
+    diagonal (Algorithm 2).
+    per_micro_batch: an epsilon for every micro-batch instead of one for the global batch
+    (m-sharpness).
+    every: climb only on steps that are a multiple of it; the others are the base optimizer's, with
+    the penalty if any.
     per_rank: every rank climbs by its own gradient, its own norm and its own distance.
     """
 
@@ -113,8 +121,13 @@ class Algorithm:
         return region is self.radius or region is self.penalty
 
     def at(self, step: int) -> Algorithm:
-        """The algorithm of one step: itself, or without its ascent where `every` leaves that out."""
-        return self if step % self.every == 0 else replace(self, ascent=None, gauge=None, radius=0.0, noised=None)
+        """The algorithm of one step: itself, or without its ascent where `every` leaves that
+        out."""
+        return (
+            self
+            if step % self.every == 0
+            else replace(self, ascent=None, gauge=None, radius=0.0, noised=None)
+        )
 
 
 MakeAscent = Callable[[Options], tuple[Ascent, Gauge | None]]
@@ -123,7 +136,8 @@ MakeReference = Callable[[Options], Reference]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of ALGORITHMS. radius: the default rho, or the reference whose distance is the radius."""
+    """One line of ALGORITHMS. radius: the default rho, or the reference whose distance is the
+    radius."""
 
     ascent: MakeAscent | None = None
     radius: float | MakeReference = 0.0
@@ -137,7 +151,11 @@ def _sam(_: Options) -> tuple[Ascent, Gauge | None]:
 
 def _asam(o: Options) -> tuple[Ascent, Gauge | None]:
     t = adaptive_scale(o.adaptive_filter, o.samsung_eta)
-    return (asam(t), partial(asam_length, t=t)) if o.perturbation == "gradient" else (gradient_free(t), None)
+    return (
+        (asam(t), partial(asam_length, t=t))
+        if o.perturbation == "gradient"
+        else (gradient_free(t), None)
+    )
 
 
 def _fisher(o: Options) -> tuple[Ascent, Gauge | None]:
@@ -165,7 +183,8 @@ def _noised_differentiable(o: Options) -> Reference:
     return regions.NoisedInput(o.z(), o.reference_mode or "train", o.reference_gradient == "both")
 
 
-ALGORITHMS: dict[str, Row] = {  # the paper's names; its SGD and Adam rows are `base` with that optimizer
+# the paper's names; its SGD and Adam rows are `base` with that optimizer
+ALGORITHMS: dict[str, Row] = {
     "base": Row(),
     "sam": Row(_sam, 0.05),
     "asam": Row(_asam, 0.5),
@@ -184,7 +203,8 @@ ALGORITHMS: dict[str, Row] = {  # the paper's names; its SGD and Adam rows are `
 
 
 def algorithm(name: str, **options: Any) -> Algorithm:
-    """The row `name` with `options` (fields of Options) bound. ValueError for an unknown name or option."""
+    """The row `name` with `options` (fields of Options) bound. ValueError for an unknown name or
+    option."""
     if name not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")
     unknown = set(options) - {f.name for f in fields(Options)}
@@ -196,7 +216,9 @@ def algorithm(name: str, **options: Any) -> Algorithm:
         name,
         ascent,
         gauge,
-        radius=_region(o, row.radius) if callable(row.radius) else (row.radius if o.rho is None else o.rho),
+        radius=_region(o, row.radius)
+        if callable(row.radius)
+        else (row.radius if o.rho is None else o.rho),
         penalty=_penalty(o, row.penalty) if row.penalty else None,
         weight=o.weight if row.penalty else 0.0,
         penalty_start=o.penalty_start,
@@ -212,7 +234,13 @@ def algorithm(name: str, **options: Any) -> Algorithm:
 
 
 def _distance(o: Options) -> Callable[[Tensor, Tensor], Tensor]:
-    return distance(o.distance, on=o.distance_on, temperature=o.temperature, kernel=o.mmd_kernel, order=o.renyi_order)
+    return distance(
+        o.distance,
+        on=o.distance_on,
+        temperature=o.temperature,
+        kernel=o.mmd_kernel,
+        order=o.renyi_order,
+    )
 
 
 def _region(o: Options, reference: MakeReference) -> TrustRegion:
@@ -225,10 +253,18 @@ def _region(o: Options, reference: MakeReference) -> TrustRegion:
         o.radius_max,
         official=o.kl_norm == "official",
         labelled=o.positions == "labelled",
-        gathered=o.distance in NOT_ADDITIVE and o.mmd_scope == "global" and o.perturbation_scope == "job",
+        gathered=o.distance in NOT_ADDITIVE
+        and o.mmd_scope == "global"
+        and o.perturbation_scope == "job",
     )
 
 
 def _penalty(o: Options, reference: MakeReference) -> TrustRegion:
-    """The region of a penalty: always additive over micro-batches, because its gradient is taken one by one."""
-    return TrustRegion(reference(o), _distance(o), official=o.kl_norm == "official", labelled=o.positions == "labelled")
+    """The region of a penalty: always additive over micro-batches, because its gradient is taken
+    one by one."""
+    return TrustRegion(
+        reference(o),
+        _distance(o),
+        official=o.kl_norm == "official",
+        labelled=o.positions == "labelled",
+    )

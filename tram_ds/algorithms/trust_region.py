@@ -1,7 +1,10 @@
-"""A trust region is a (reference, distance) pair: in the radius it makes TRAM; in the loss TRPO, R3F and MESA.
+"""A trust region is a (reference, distance) pair: in the radius it makes TRAM; in the loss TRPO,
+R3F and MESA.
 
-A reference is a prior prediction p_ref(. | x) of the same batch: of the previous step's weights, of the pre-trained ones, of
-their moving average (all three: evaluate the model at other weights, then come back), or of the current weights on x + z.
+A reference is a prior prediction p_ref(. | x) of the same batch: of the previous step's weights, of
+the pre-trained ones, of
+their moving average (all three: evaluate the model at other weights, then come back), or of the
+current weights on x + z.
 """
 
 from __future__ import annotations
@@ -23,21 +26,25 @@ Mode = Literal["eval", "train", "paired"]  # paired: train mode with the dropout
 
 
 class Reference(Protocol):
-    """Collective in step with the engine: every rank calls every method for the same micro-batches in the same order."""
+    """Collective in step with the engine: every rank calls every method for the same micro-batches
+    in the same order."""
 
     def prepare(self, run: Pass, batches: Sequence[Any], upcoming: Sequence[Any] | None) -> None:
         """Once a step, before pass 1, at theta_t; may move the weights and comes back bit for bit.
 
-        batches: this step's micro-batches; upcoming: the next one's, None if unknown. Empty: no prediction will be asked for.
+        batches: this step's micro-batches; upcoming: the next one's, None if unknown. Empty: no
+        prediction will be asked for.
         """
         ...
 
     def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
-        """Of the N positions of micro-batch `index`; with a graph only where the reference is differentiable."""
+        """Of the N positions of micro-batch `index`; with a graph only where the reference is
+        differentiable."""
         ...
 
     def advance(self, engine: Engine) -> None:
-        """Once a step, at theta_t just before the descent: theta_t becomes the next step's theta_{t-1}."""
+        """Once a step, at theta_t just before the descent: theta_t becomes the next step's
+        theta_{t-1}."""
         ...
 
     def restorable(self) -> bool:
@@ -45,7 +52,8 @@ class Reference(Protocol):
         ...
 
     def state(self) -> dict[str, Shards]:
-        """What a checkpoint must hold for the next step to be the same. ValueError unless restorable."""
+        """What a checkpoint must hold for the next step to be the same. ValueError unless
+        restorable."""
         ...
 
     def names(self) -> tuple[str, ...]:
@@ -62,11 +70,14 @@ def _masks(mode: Mode) -> str:
 
 
 def _predicted(run: Pass, batches: Sequence[Any], mode: Mode) -> list[Prediction]:
-    """p(. | x) at the weights that stand in the engine. One copy of the head serves all micro-batches."""
+    """p(. | x) at the weights that stand in the engine. One copy of the head serves all
+    micro-batches."""
     found: list[Prediction] = []
     with torch.no_grad():
         for index, batch in enumerate(batches):
-            one = run.predict(index, batch, masks=_masks(mode), train=mode != "eval", copy_head=not found)
+            one = run.predict(
+                index, batch, masks=_masks(mode), train=mode != "eval", copy_head=not found
+            )
             if found and isinstance(one, Hidden) and isinstance(found[0], Hidden):
                 one = Hidden(one.states, found[0].weight, found[0].bias)
             found.append(one)
@@ -75,11 +86,13 @@ def _predicted(run: Pass, batches: Sequence[Any], mode: Mode) -> list[Prediction
 
 @dataclass
 class Previous:
-    """p(. | x, theta_{t-1}), the weights before the last base step; theta_{-1} is theta_0, so d = 0 at step 0.
+    """p(. | x, theta_{t-1}), the weights before the last base step; theta_{-1} is theta_0, so d = 0
+    at step 0.
 
-    lookahead: where the next step's micro-batches are there already, their predictions are made now, at theta_t, instead of
-    then at weights remembered and moved to and from: the same numbers, bit for bit, without a copy of the model. Otherwise
-    theta_t is remembered from the descent to the next step's first pass.
+    lookahead: where the next step's micro-batches are there already, their predictions are made
+    now, at theta_t, instead of
+    then at weights remembered and moved to and from: the same numbers, bit for bit, without a copy
+    of the model. Otherwise theta_t is remembered from the descent to the next step's first pass.
     """
 
     mode: Mode = "eval"
@@ -97,7 +110,11 @@ class Previous:
             with run.engine.moved(to=self.weights):
                 self._now = _predicted(run, batches, self.mode)
         self.weights = None
-        self._next = _predicted(run.next(), upcoming, self.mode) if self.lookahead and upcoming is not None else None
+        self._next = (
+            _predicted(run.next(), upcoming, self.mode)
+            if self.lookahead and upcoming is not None
+            else None
+        )
 
     def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
         return self._now[index]
@@ -112,7 +129,8 @@ class Previous:
     def state(self) -> dict[str, Shards]:
         if not self.restorable():
             raise ValueError(
-                "theta_{t-1} was not kept: the step before a checkpoint must be called without `upcoming`, the next batch"
+                "theta_{t-1} was not kept: the step before a checkpoint must be called without "
+                "`upcoming`, the next batch"
             )
         return {} if self.weights is None else {"previous": self.weights}
 
@@ -172,7 +190,8 @@ def initial(mode: Mode = "eval") -> AtWeights:
 def average(decay: float, mode: Mode = "eval") -> AtWeights:
     """EMA <- decay EMA + (1 - decay) theta after every step, in fp32, from theta_0 on.
 
-    The update by theta_{t+1} happens when that is first seen, at the start of step t + 1: the same numbers.
+    The update by theta_{t+1} happens when that is first seen, at the start of step t + 1: the same
+    numbers.
     """
 
     def update(ema: Shards | None, engine: Engine) -> Shards:
@@ -197,7 +216,14 @@ class NoisedInput:
 
     def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-            return run.predict(index, batch, masks=_masks(self.mode), train=self.mode != "eval", noise=self.noise, detach=True)
+            return run.predict(
+                index,
+                batch,
+                masks=_masks(self.mode),
+                train=self.mode != "eval",
+                noise=self.noise,
+                detach=True,
+            )
 
     def advance(self, engine: Engine) -> None:
         pass
@@ -249,18 +275,22 @@ class TrustRegion:
         """d, () float64: the mean of pass 1, or the gathered batch's. Collective where gathered."""
         if not self.gathered:
             return means.distance
-        reference, current = (gather_rows(engine, torch.cat(side)) for side in zip(*self._rows, strict=True))
+        reference, current = (
+            gather_rows(engine, torch.cat(side)) for side in zip(*self._rows, strict=True)
+        )
         self._rows = []
         return (self.distance(reference, current) / len(current)).double()
 
     def radius(self, d: Tensor) -> Tensor:
-        """() scale * d, within [minimum, maximum]; rounding below zero counts as zero, NaN stays NaN."""
+        """() scale * d, within [minimum, maximum]; rounding below zero counts as zero, NaN stays
+        NaN."""
         low = 0.0 if self.minimum is None else self.minimum
         return (d.detach() * self.scale).clamp(min=low, max=self.maximum)
 
 
 def gather_rows(engine: Engine, x: Tensor) -> Tensor:
-    """(N, C) of every rank, concatenated in rank order on every rank; ranks may hold different N. Host-synchronising."""
+    """(N, C) of every rank, concatenated in rank order on every rank; ranks may hold different N.
+    Host-synchronising."""
     sizes = torch.zeros(engine.world_size, dtype=torch.float64, device=engine.device)
     sizes[engine.rank] = len(x)
     counts = [int(n) for n in engine.data_sum(sizes).tolist()]

@@ -1,4 +1,5 @@
-"""Who runs: ours on one engine, and the plain loops that do the same work without us. All share one model, batch and seed."""
+"""Who runs: ours on one engine, and the plain loops that do the same work without us. All share one
+model, batch and seed."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ SIZES = {  # n_layer, n_embd, n_head, vocabulary
     "vocabulary": (2, 128, 2, 50257),
 }
 ZERO = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-ZERO_OPTIMIZATION = {  # configs/deepspeed for small models: buckets that do not drown them, only norms and biases persistent
+# configs/deepspeed for small models: buckets that do not drown them, only norms and biases
+# persistent
+ZERO_OPTIMIZATION = {
     "contiguous_gradients": True,
     "overlap_comm": False,
     "round_robin_gradients": False,
@@ -61,23 +64,38 @@ class Work:
         layers, width, heads, vocabulary = SIZES[self.size]
         torch.manual_seed(self.seed)
         config = GPT2Config(
-            vocab_size=vocabulary, n_positions=self.tokens, n_embd=width, n_layer=layers, n_head=heads, use_cache=False,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
+            vocab_size=vocabulary,
+            n_positions=self.tokens,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            use_cache=False,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
         config._attn_implementation = "eager"  # every product is one FlopCounterMode counts
         return GPT2LMHeadModel(config).train()
 
     def batch(self, job: Job) -> dict[str, Tensor]:
         """This rank's tokens, (rows, tokens), on its device."""
         g = torch.Generator().manual_seed(self.seed + 1 + job.rank)
-        return {"input_ids": torch.randint(0, SIZES[self.size][3], (self.rows, self.tokens), generator=g).to(job.device)}
+        return {
+            "input_ids": torch.randint(
+                0, SIZES[self.size][3], (self.rows, self.tokens), generator=g
+            ).to(job.device)
+        }
 
 
 def forward(model: Any, batch: dict[str, Tensor]) -> Output:
     """Summed next-token loss and the logits of every position."""
     logits = model(input_ids=batch["input_ids"]).logits
     targets = F.pad(batch["input_ids"][:, 1:], (0, 1), value=-100)
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    loss = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
+    )
     return Output(loss, (targets != -100).sum(), logits.flatten(0, 1), rows=len(targets))
 
 
@@ -86,12 +104,18 @@ def build_engine(name: str, work: Work, job: Job) -> Engine:
     dtype = getattr(torch, work.dtype)
     model, optimizer = work.model(), lambda module: torch.optim.AdamW(module.parameters(), lr=1e-4)
     zero = name.startswith("zero")
-    config = {**ZERO, "zero_optimization": {**ZERO_OPTIMIZATION, "stage": int(name[-1])}} if zero else {}
+    config = (
+        {**ZERO, "zero_optimization": {**ZERO_OPTIMIZATION, "stage": int(name[-1])}} if zero else {}
+    )
     known = {"ddp": "replicated", "replicated": "replicated", "fsdp2": "fsdp2"}.get(name, "zero")
-    return engines.build(known, model, engines.Settings(job, optimizer, config, dtype, work.rows, 1))
+    return engines.build(
+        known, model, engines.Settings(job, optimizer, config, dtype, work.rows, 1)
+    )
 
 
-def ours(name: str, engine: Engine, batch: dict[str, Tensor], work: Work) -> tuple[Stepper, Callable[[], object]]:
+def ours(
+    name: str, engine: Engine, batch: dict[str, Tensor], work: Work
+) -> tuple[Stepper, Callable[[], object]]:
     """A stepper of row `name` on a shared engine, and a call that takes one step."""
     stepper = Stepper(engine, algorithm(name), work.seed)
     taken = forward if work.logits == "whole" else Chunked(lambda batch: batch, next_tokens)
@@ -99,14 +123,19 @@ def ours(name: str, engine: Engine, batch: dict[str, Tensor], work: Work) -> tup
 
 
 def peers(name: str, engine: Any, batch: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
-    """The loops others write, on the same weights: {label: one step}. Labels of peers that are missing map to nothing."""
+    """The loops others write, on the same weights: {label: one step}. Labels of peers that are
+    missing map to nothing."""
     if name.startswith("zero"):
         return {"deepspeed_adamw": lambda: _deepspeed(engine, batch)}
     found: dict[str, Callable[[], object]] = {"adamw": lambda: _plain(engine, batch)}
     if isinstance(engine, Replicated) and (sam := _pytorch_optimizer()) is not None:
         for label, adaptive in (("pytorch_optimizer_sam", False), ("pytorch_optimizer_asam", True)):
             optimizer = sam(
-                list(engine.module.parameters()), base_optimizer=torch.optim.AdamW, rho=0.05, adaptive=adaptive, lr=1e-4
+                list(engine.module.parameters()),
+                base_optimizer=torch.optim.AdamW,
+                rho=0.05,
+                adaptive=adaptive,
+                lr=1e-4,
             )
             found[label] = lambda optimizer=optimizer: _sam(engine, optimizer, batch)
     return found
@@ -147,7 +176,8 @@ def _deepspeed(engine: Any, batch: dict[str, Tensor]) -> None:
 
 
 def _sam(engine: Any, optimizer: Any, batch: dict[str, Tensor]) -> None:
-    """davda54's two calls around two passes; under DDP both passes are reduced, which its authors leave to the user."""
+    """davda54's two calls around two passes; under DDP both passes are reduced, which its authors
+    leave to the user."""
     _loss(engine, batch).backward()
     optimizer.first_step(zero_grad=True)
     _loss(engine, batch).backward()

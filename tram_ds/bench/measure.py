@@ -1,4 +1,5 @@
-"""One call measured: FLOPs, bytes of every kind of collective, live tensor bytes, and the share of a step's own arithmetic."""
+"""One call measured: FLOPs, bytes of every kind of collective, live tensor bytes, and the share of
+a step's own arithmetic."""
 
 from __future__ import annotations
 
@@ -25,10 +26,12 @@ SMALL = 1024  # bytes: sums, norms and flags; a collective of a model's tensors 
 
 
 class Traffic(TorchDispatchMode):
-    """bytes[kind] and calls[kind] of the collectives inside: of the whole tensor, as it is before a scatter or after a gather.
+    """bytes[kind] and calls[kind] of the collectives inside: of the whole tensor, as it is before a
+    scatter or after a gather.
 
-    Sees what a process group is asked to do, whoever asks: DDP's reducer, FSDP2, DeepSpeed, the engine's own sums. A 2-rank
-    all-gather of 1 MB shards counts 2 MB. Collectives of at most SMALL bytes are counted in calls["small"] only.
+    Sees what a process group is asked to do, whoever asks: DDP's reducer, FSDP2, DeepSpeed, the
+    engine's own sums. A 2-rank all-gather of 1 MB shards counts 2 MB. Collectives of at most SMALL
+    bytes are counted in calls["small"] only.
     """
 
     def __init__(self) -> None:
@@ -54,7 +57,8 @@ def _largest_side(args: Any) -> int:
 
 
 class Live(TorchDispatchMode):
-    """peak: bytes of all tensor storages alive at once inside; start: those alive at the beginning. Emptied storages count 0."""
+    """peak: bytes of all tensor storages alive at once inside; start: those alive at the beginning.
+    Emptied storages count 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +79,11 @@ class Live(TorchDispatchMode):
 
     def now(self) -> int:
         """Bytes of the storages alive."""
-        alive = {key: (ref, storage) for key, ref in self.storages.items() if (storage := ref()) is not None}
+        alive = {
+            key: (ref, storage)
+            for key, ref in self.storages.items()
+            if (storage := ref()) is not None
+        }
         self.storages = {key: ref for key, (ref, _) in alive.items()}
         return sum(storage.nbytes() for _, storage in alive.values())
 
@@ -90,7 +98,8 @@ class Live(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Counted:
-    """One step. flops; bytes and calls by collective; small_calls: of scalars; state and peak: bytes, before and at the top."""
+    """One step. flops; bytes and calls by collective; small_calls: of scalars; state and peak:
+    bytes, before and at the top."""
 
     flops: int
     bytes: dict[str, int]
@@ -100,7 +109,8 @@ class Counted:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds: of this process on a CPU, which other jobs do not lengthen; of the wall, after waiting, on a GPU."""
+    """Seconds: of this process on a CPU, which other jobs do not lengthen; of the wall, after
+    waiting, on a GPU."""
     if device.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize(device)
@@ -108,18 +118,22 @@ def clock(device: torch.device) -> float:
 
 
 def counted(step: Callable[[], object]) -> Counted:
-    """Three calls of `step`, one per kind of count, because the counters would see each other's work."""
+    """Three calls of `step`, one per kind of count, because the counters would see each other's
+    work."""
     with FlopCounterMode(display=False) as flops:
         step()
     with Traffic() as traffic:
         step()
     with Live() as live:
         step()
-    return Counted(flops.get_total_flops(), dict(traffic.bytes), dict(traffic.calls), live.start, live.peak)
+    return Counted(
+        flops.get_total_flops(), dict(traffic.bytes), dict(traffic.calls), live.start, live.peak
+    )
 
 
 class Shares:
-    """Process seconds of norms, epsilon, publish and restore: all of a step that is neither a pass nor the descent."""
+    """Process seconds of norms, epsilon, publish and restore: all of a step that is neither a pass
+    nor the descent."""
 
     def __init__(self, engine: Any) -> None:
         self.engine, self.seconds = engine, 0.0

@@ -1,4 +1,5 @@
-"""One engine measured by the ranks of one job: python -m tram_ds.bench.worker OUT ENGINE WORK-AS-JSON ROUNDS [ROWS...]."""
+"""One engine measured by the ranks of one job: python -m tram_ds.bench.worker OUT ENGINE
+WORK-AS-JSON ROUNDS [ROWS...]."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ WARM_UP = 2
 
 
 def measure(name: str, work: Work, rounds: int, rows: list[str]) -> dict[str, Any]:
-    """Every contender on engine `name`: counts of one step each, then times of interleaved rounds. Collective."""
+    """Every contender on engine `name`: counts of one step each, then times of interleaved rounds.
+    Collective."""
     job = detect()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with joined(job, "replicated" if name == "replicated" else "sharded"):
@@ -30,26 +32,49 @@ def measure(name: str, work: Work, rounds: int, rows: list[str]) -> dict[str, An
         parameters = sum(p.numel() for p in work.model().parameters())
         contenders = {row: lambda row=row: ours(row, engine, batch, work)[1]() for row in rows}
         contenders |= peers(name, engine, batch)
-        counts = {label: _counts(label, rows, engine, batch, work, contenders) for label in contenders}
+        counts = {
+            label: _counts(label, rows, engine, batch, work, contenders) for label in contenders
+        }
         times, shares = _times(rounds, rows, engine, batch, work, contenders)
         return {
-            "engine": name, "world_size": job.world_size, "parameters": parameters, "tokens_per_rank": work.rows * work.tokens,
+            "engine": name,
+            "world_size": job.world_size,
+            "parameters": parameters,
+            "tokens_per_rank": work.rows * work.tokens,
             "missing": missing_peers() if name in ("replicated", "ddp") else [],
-            "counts": counts, "process_seconds": times, "overhead_seconds": shares,
-        }  # fmt: skip
+            "counts": counts,
+            "process_seconds": times,
+            "overhead_seconds": shares,
+        }
 
 
-def _counts(label: str, rows: list[str], engine: Any, batch: Any, work: Work, contenders: dict[str, Callable]) -> dict[str, Any]:
+def _counts(
+    label: str,
+    rows: list[str],
+    engine: Any,
+    batch: Any,
+    work: Work,
+    contenders: dict[str, Callable],
+) -> dict[str, Any]:
     step = ours(label, engine, batch, work)[1] if label in rows else contenders[label]
     for _ in range(WARM_UP):
         step()
     return vars(counted(step))
 
 
-def _times(rounds: int, rows: list[str], engine: Any, batch: Any, work: Work, contenders: dict[str, Callable]) -> Any:
-    """(seconds per round, overhead seconds per round) of each contender, in an order that turns with the round.
+def _times(
+    rounds: int,
+    rows: list[str],
+    engine: Any,
+    batch: Any,
+    work: Work,
+    contenders: dict[str, Callable],
+) -> Any:
+    """(seconds per round, overhead seconds per round) of each contender, in an order that turns
+    with the round.
 
-    Of the process on a CPU; of the wall on a GPU, where the overhead, which would have to wait for every part, is left out.
+    Of the process on a CPU; of the wall on a GPU, where the overhead, which would have to wait for
+    every part, is left out.
     """
     steppers = {label: ours(label, engine, batch, work) for label in rows}
     times: dict[str, list[float]] = {label: [] for label in contenders}
@@ -86,4 +111,5 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(0)  # threads of DeepSpeed's and gloo's can abort the interpreter's own way out, after all is done
+    # threads of DeepSpeed's and gloo's can abort the interpreter's own way out, after all is done
+    os._exit(0)

@@ -1,4 +1,5 @@
-"""What changed between the recipe a checkpoint was made with and the recipe that wants to continue it."""
+"""What changed between the recipe a checkpoint was made with and the recipe that wants to continue
+it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import Any
 
 from tram_ds.runtime.redact import redact
 
-# These may change freely: they move no number, or only how the same numbers are computed and reported.
+# These may change freely: they move no number, or only how the same numbers are computed and
+# reported.
 FREE = (
     "name",
     "run_dir",
@@ -34,10 +36,15 @@ def kept(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(recipe_then: Mapping[str, Any], recipe_now: Mapping[str, Any]) -> list[str]:
-    """One line per difference that changes the run, `optimizer.lr: 2e-05 -> 1e-05`; keys that may change are left out."""
+    """One line per difference that changes the run, `optimizer.lr: 2e-05 -> 1e-05`; keys that may
+    change are left out."""
     then, now = _flat(kept(recipe_then)), _flat(kept(recipe_now))
     keys = [key for key in sorted(then | now) if not _free(key)]
-    return [f"{key}: {_show(then, key)} -> {_show(now, key)}" for key in keys if then.get(key, ABSENT) != now.get(key, ABSENT)]
+    return [
+        f"{key}: {_show(then, key)} -> {_show(now, key)}"
+        for key in keys
+        if then.get(key, ABSENT) != now.get(key, ABSENT)
+    ]
 
 
 def _free(key: str) -> bool:
@@ -51,7 +58,11 @@ def _show(values: Mapping[str, Any], key: str) -> str:
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     """Dotted keys -> scalars and lists; tuples count as lists, as they come back from JSON."""
     if isinstance(value, Mapping) and (value or not path):
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{path}.{key}" if path else str(key)).items()}
+        return {
+            k: v
+            for key, item in value.items()
+            for k, v in _flat(item, f"{path}.{key}" if path else str(key)).items()
+        }
     return {path: _plain(value)}
 
 

@@ -1,4 +1,5 @@
-"""Writes the trained model in Hugging Face format: full fp32 weights, safetensors, ties kept, reloads with from_pretrained."""
+"""Writes the trained model in Hugging Face format: full fp32 weights, safetensors, ties kept,
+reloads with from_pretrained."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from tram_ds.runtime import run_folder
 
 
 def full_state(engine: Engine, shards: Shards | None = None) -> dict[str, Tensor]:
-    """name -> whole parameter, fp32 on the CPU, on rank 0; {} elsewhere. Collective: one sum per parameter.
+    """name -> whole parameter, fp32 on the CPU, on rank 0; {} elsewhere. Collective: one sum per
+    parameter.
 
     shards: other weights in the layout of params(), such as an EMA; None means theta.
     """
@@ -47,7 +49,8 @@ def _whole(engine: Engine, shape: tuple[int, ...], pieces: list[tuple[Span, Tens
 
 
 def export(engine: Engine, folder: Path, companion: Any = None) -> None:
-    """`folder` holds config, weights and `companion` (tokenizer or image processor); replaced as a whole. Collective."""
+    """`folder` holds config, weights and `companion` (tokenizer or image processor); replaced as a
+    whole. Collective."""
     state = full_state(engine)
     if engine.rank != 0:
         return
@@ -72,11 +75,17 @@ def _persistent(module: torch.nn.Module) -> set[str]:
 
 
 def read_export(engine: Engine, folder: Path) -> Shards:
-    """Weights of an export in the layout of params(). Each rank reads the whole export once, on the CPU; no collective.
+    """Weights of an export in the layout of params(). Each rank reads the whole export once, on the
+    CPU; no collective.
 
-    Through from_pretrained, because the names in the file are not always those of the module's parameters.
+    Through from_pretrained, because the names in the file are not always those of the module's
+    parameters.
     """
-    kind: Any = next(c for c in type(engine.module).__mro__ if hasattr(c, "from_pretrained") and "FSDP" not in c.__name__)
+    kind: Any = next(
+        c
+        for c in type(engine.module).__mro__
+        if hasattr(c, "from_pretrained") and "FSDP" not in c.__name__
+    )
     weights = dict(kind.from_pretrained(folder, dtype=torch.float32).named_parameters())
 
     def piece(span: Span, like: Tensor) -> Tensor:

@@ -1,12 +1,17 @@
-"""Checkpoints on disk: names, the manifest, integrity, the commit, retention. Plain files, no tensors, no collectives.
+"""Checkpoints on disk: names, the manifest, integrity, the commit, retention. Plain files, no
+tensors, no collectives.
 
-<run_dir>/checkpoints/step-00000100/            committed: the rename to this name is the commit
+<run_dir>/checkpoints/step-00000100/    committed: the rename to this name is the commit
     shard-00001-model-00001-of-00003.safetensors   rank 0's part of the first kind of tensors, ...
-    manifest.json                                   everything else, with size and sha256 of every file
-<run_dir>/checkpoints/latest                    the newest commit's name, for people and scripts; never needed to load
-step-X.tmp-ID       a save in progress, or what a killed one left: never a candidate, removed at the next start
-step-X.old          the commit that a second save of the same step replaces: a candidate until that one is in place
-step-X.superseded   a commit beyond a step saved later: the run went back and took another way. Yours to delete
+    manifest.json                       everything else, with size and sha256 of every file
+<run_dir>/checkpoints/latest            the newest commit's name, for people and scripts; never
+                                        needed to load
+step-X.tmp-ID       a save in progress, or what a killed one left: never a candidate, removed at the
+                    next start
+step-X.old          the commit that a second save of the same step replaces: a candidate until that
+                    one is in place
+step-X.superseded   a commit beyond a step saved later: the run went back and took another way.
+                    Yours to delete
 """
 
 from __future__ import annotations
@@ -52,7 +57,11 @@ def step_of(path: Path) -> int | None:
 def candidates(run_dir: Path | str) -> list[Path]:
     """Committed checkpoints, the newest first; whether they are whole is for `verify` to say."""
     where = folder(run_dir)
-    found = [p for p in where.iterdir() if step_of(p) is not None and p.is_dir()] if where.is_dir() else []
+    found = (
+        [p for p in where.iterdir() if step_of(p) is not None and p.is_dir()]
+        if where.is_dir()
+        else []
+    )
     return sorted(found, key=lambda p: (step_of(p), not p.name.endswith(".old")), reverse=True)
 
 
@@ -62,7 +71,8 @@ def latest(run_dir: Path | str) -> Path | None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the checkpoint folder `path`. CheckpointError where it is missing, damaged or not ours."""
+    """The manifest of the checkpoint folder `path`. CheckpointError where it is missing, damaged or
+    not ours."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint folder")
     file = path / MANIFEST
@@ -75,21 +85,29 @@ def read_manifest(path: Path) -> Manifest:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{file}: not a manifest of the format {FORMAT!r}")
     if manifest.get("digest") != _digest_of(manifest):
-        raise CheckpointError(f"{file}: its contents do not match its own digest: it was altered or damaged")
+        raise CheckpointError(
+            f"{file}: its contents do not match its own digest: it was altered or damaged"
+        )
     if step_of(path) not in (None, manifest["step"]):
-        raise CheckpointError(f"{file}: is of step {manifest['step']}, not of {path.name}: it belongs to another checkpoint")
+        raise CheckpointError(
+            f"{file}: is of step {manifest['step']}, not of {path.name}: it belongs to another "
+            "checkpoint"
+        )
     return manifest
 
 
 def problems(path: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> list[str]:
-    """What is wrong with the files, one line each. Ranks can share the hashing: this does every `parts`-th file.
+    """What is wrong with the files, one line each. Ranks can share the hashing: this does every
+    `parts`-th file.
 
     Sizes are checked first, because that is free, and a file with the wrong size is not hashed.
     """
     files: dict[str, dict[str, Any]] = manifest["files"]
     found = []
     if part == 0:
-        unknown = sorted(p.name for p in path.iterdir() if p.name.endswith(SUFFIX) and p.name not in files)
+        unknown = sorted(
+            p.name for p in path.iterdir() if p.name.endswith(SUFFIX) and p.name not in files
+        )
         found += [f"{path / extra}: is not in {MANIFEST}: remove it" for extra in unknown]
     for file_name in sorted(files)[part::parts]:
         found += _problem(path, file_name, files[file_name])
@@ -105,9 +123,15 @@ def _problem(path: Path, file_name: str, expected: dict[str, Any]) -> list[str]:
         if not stat.S_ISREG(status.st_mode):
             return [f"{file}: is not a plain file"]
         if status.st_size != expected["size"]:
-            return [f"{file}: has {status.st_size} bytes instead of {expected['size']}: truncated or overwritten"]
+            return [
+                f"{file}: has {status.st_size} bytes instead of {expected['size']}: truncated or "
+                "overwritten"
+            ]
         if describe(file)["sha256"] != expected["sha256"]:
-            return [f"{file}: its sha256 is not the manifest's: altered, damaged, or of another checkpoint"]
+            return [
+                f"{file}: its sha256 is not the manifest's: altered, damaged, or of another "
+                "checkpoint"
+            ]
     except FileNotFoundError:
         return [f"{file}: missing"]
     except OSError as error:
@@ -116,7 +140,8 @@ def _problem(path: Path, file_name: str, expected: dict[str, Any]) -> list[str]:
 
 
 def verify(path: Path | str) -> Manifest:
-    """Checks every file against the manifest, which it returns. CheckpointError names each bad file and what is wrong."""
+    """Checks every file against the manifest, which it returns. CheckpointError names each bad file
+    and what is wrong."""
     path = Path(path)
     manifest = read_manifest(path)
     found = problems(path, manifest)
@@ -128,7 +153,10 @@ def verify(path: Path | str) -> Manifest:
 def describe(file: Path) -> dict[str, Any]:
     """{"size", "sha256"} of a file."""
     with open(file, "rb") as stream:
-        return {"size": os.fstat(stream.fileno()).st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        return {
+            "size": os.fstat(stream.fileno()).st_size,
+            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+        }
 
 
 def _digest_of(manifest: Manifest) -> str:
@@ -137,7 +165,8 @@ def _digest_of(manifest: Manifest) -> str:
 
 
 def prepare(run_dir: Path | str) -> Path:
-    """Makes the folder, proves it writable, and removes what killed saves left. Call it while holding the run's lock."""
+    """Makes the folder, proves it writable, and removes what killed saves left. Call it while
+    holding the run's lock."""
     where = folder(run_dir)
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(where, 0o700)
@@ -158,7 +187,8 @@ def begin(where: Path, step: int) -> Path:
 
 
 def seal(partial: Path, prefix: str) -> dict[str, dict[str, Any]]:
-    """Makes this rank's files private and durable, and describes them: file name -> size and sha256."""
+    """Makes this rank's files private and durable, and describes them: file name -> size and
+    sha256."""
     mine = sorted(p for p in partial.iterdir() if p.name.startswith(prefix))
     for file in mine:
         os.chmod(file, 0o600)
@@ -167,15 +197,20 @@ def seal(partial: Path, prefix: str) -> dict[str, dict[str, Any]]:
 
 
 def commit(partial: Path, manifest: Manifest, keep: int) -> Path:
-    """Writes the manifest, makes everything durable, renames: after that, and only then, the checkpoint exists."""
+    """Writes the manifest, makes everything durable, renames: after that, and only then, the
+    checkpoint exists."""
     written = {p.name for p in partial.iterdir()}
     if written != set(manifest["files"]):
         odd = ", ".join(sorted(written ^ set(manifest["files"])))
         raise CheckpointError(
-            f"{partial}: does not hold exactly what its ranks wrote ({odd}): is it on storage that all nodes share?"
+            f"{partial}: does not hold exactly what its ranks wrote ({odd}): is it on storage "
+            "that all nodes share?"
         )
     manifest = json.loads(json.dumps(manifest, default=str))
-    _write(partial / MANIFEST, json.dumps(manifest | {"digest": _digest_of(manifest)}, indent=1, sort_keys=True))
+    _write(
+        partial / MANIFEST,
+        json.dumps(manifest | {"digest": _digest_of(manifest)}, indent=1, sort_keys=True),
+    )
     _sync(partial)
     where, final = partial.parent, partial.parent / name(manifest["step"])
     old = final.with_name(f"{final.name}.old")
@@ -194,12 +229,15 @@ def commit(partial: Path, manifest: Manifest, keep: int) -> Path:
 
 
 def _retire(where: Path, newest: Path, keep: int) -> None:
-    """Sets abandoned commits aside and deletes those beyond `keep`, never the newest nor one that is being read."""
+    """Sets abandoned commits aside and deletes those beyond `keep`, never the newest nor one that
+    is being read."""
     for path in candidates(where.parent):
         if (step_of(path) or 0) > (step_of(newest) or 0):
             os.rename(path, _free(path.with_name(f"{path.name}.superseded")))
     commits = candidates(where.parent)
-    surplus = [p for p in commits if p.name.endswith(".old")] + [p for p in commits if not p.name.endswith(".old")][keep:]
+    surplus = [p for p in commits if p.name.endswith(".old")] + [
+        p for p in commits if not p.name.endswith(".old")
+    ][keep:]
     for path in surplus:
         if path != newest and not _being_read(path):
             _remove(path)
@@ -216,7 +254,8 @@ def discard(partial: Path | None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Renames first: a deletion that is killed half-way must not leave something that looks like a commit."""
+    """Renames first: a deletion that is killed half-way must not leave something that looks like a
+    commit."""
     if ".tmp-" not in path.name:
         doomed = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
         os.rename(path, doomed)
@@ -229,7 +268,8 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Holds a shared lock on the manifest inside: another process's retention leaves this checkpoint alone.
+    """Holds a shared lock on the manifest inside: another process's retention leaves this
+    checkpoint alone.
 
     Best effort: on file systems without flock (some NFS mounts) nothing is held.
     """
@@ -256,7 +296,9 @@ def _being_read(path: Path) -> bool:
 
 
 def _write(file: Path, text: str) -> None:
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
+    with open(
+        os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+    ) as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())

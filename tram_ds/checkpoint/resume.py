@@ -1,8 +1,10 @@
-"""Saving and resuming a run: one format for every engine and world size; a checkpoint exists whole or not at all.
+"""Saving and resuming a run: one format for every engine and world size; a checkpoint exists whole
+or not at all.
 
-What is written: fp32 masters, optimizer moments, references (theta_{t-1}, theta_0, EMA), persistent buffers, and a JSON
-manifest with everything else. Not written, because they follow from the step and the seed: data position, random state,
-learning rate. Everything here that takes a stepper is collective: all ranks of its job call it, at the same step.
+What is written: fp32 masters, optimizer moments, references (theta_{t-1}, theta_0, EMA), persistent
+buffers, and a JSON manifest with everything else. Not written, because they follow from the step
+and the seed: data position, random state, learning rate. Everything here that takes a stepper is
+collective: all ranks of its job call it, at the same step.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ GRACE = 60.0  # seconds that a background save may take to finish when the run e
 class Saver:
     """Writes checkpoints of one stepper into one run folder. Collective throughout.
 
-    recipe: the resolved recipe as plain data. data: a digest of the training rows. Both are compared on resume.
-    keep: newest checkpoints to keep. lock: the folder's, as runtime.run_lock.held gave it to this rank; checked by every save.
-    Building it removes what killed saves left, and proves that the folder is writable, before step 0.
-    As a context manager it waits for a background save at the end.
+    recipe: the resolved recipe as plain data. data: a digest of the training rows. Both are
+    compared on resume.
+    keep: newest checkpoints to keep. lock: the folder's, as runtime.run_lock.held gave it to this
+    rank; checked by every save. Building it removes what killed saves left, and proves that the
+    folder is writable, before step 0. As a context manager it waits for a background save at the
+    end.
     """
 
     def __init__(
@@ -55,16 +59,24 @@ class Saver:
         self.stepper, self.keep, self.lock = stepper, keep, lock
         self.peers = Peers(stepper.engine.world_size, timeout)
         parameters = states.shapes(stepper, self.peers)
-        self.told = {"recipe": None if recipe is None else kept(recipe), "data": data, "parameters": parameters}
-        self.folder = self.peers.first(f"preparing {files.folder(run_dir)}", lambda: files.prepare(run_dir))
+        self.told = {
+            "recipe": None if recipe is None else kept(recipe),
+            "data": data,
+            "parameters": parameters,
+        }
+        self.folder = self.peers.first(
+            f"preparing {files.folder(run_dir)}", lambda: files.prepare(run_dir)
+        )
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def save(self, asynchronous: bool = False) -> Path:
-        """Commits the state after the last step; returns the folder it is in. CheckpointError on all ranks or on none.
+        """Commits the state after the last step; returns the folder it is in. CheckpointError on
+        all ranks or on none.
 
-        asynchronous: returns when everything is copied to CPU memory, and writes in the background while training goes
-        on; an error is raised by the next save() or wait(), on all ranks. A second save waits for the first.
+        asynchronous: returns when everything is copied to CPU memory, and writes in the background
+        while training goes on; an error is raised by the next save() or wait(), on all ranks. A
+        second save waits for the first.
         """
         self.wait()
         doing = f"saving step {self.stepper.steps} in {self.folder}"
@@ -72,18 +84,23 @@ class Saver:
         def collect() -> tuple[Flats, Manifest]:
             states.refuse_unsettled(self.stepper)
             mine = states.collect(self.stepper)
-            return tensors.on_cpu(mine) if asynchronous else mine, states.describe(self.stepper) | self.told
+            return tensors.on_cpu(mine) if asynchronous else mine, states.describe(
+                self.stepper
+            ) | self.told
 
         mine, manifest = self.peers.every(doing, collect)
         if asynchronous:
-            self._thread = threading.Thread(target=self._in_background, args=(doing, mine, manifest), daemon=True)
+            self._thread = threading.Thread(
+                target=self._in_background, args=(doing, mine, manifest), daemon=True
+            )
             self._thread.start()
         else:
             self._write(doing, mine, manifest)
         return self.folder / files.name(manifest["step"])
 
     def wait(self) -> None:
-        """Returns when no save is under way; raises the error of one that failed in the background."""
+        """Returns when no save is under way; raises the error of one that failed in the
+        background."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -110,7 +127,8 @@ class Saver:
     def _in_background(self, doing: str, mine: Flats, manifest: Manifest) -> None:
         device = self.stepper.engine.device
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # a new thread starts on GPU 0, where it would claim memory
+            # a new thread starts on GPU 0, where it would claim memory
+            torch.cuda.set_device(device)
         try:
             self._write(doing, mine, manifest)
         except Exception as error:
@@ -122,26 +140,32 @@ class Saver:
         return files.begin(self.folder, step)
 
     def _write(self, doing: str, mine: Flats, manifest: Manifest) -> Path:
-        """Collective. All ranks write; rank 0 commits once every rank has written and hashed its files."""
+        """Collective. All ranks write; rank 0 commits once every rank has written and hashed its
+        files."""
         peers, partial = self.peers, None
         try:
             partial = peers.first(doing, lambda: self._begin(manifest["step"]))
             kinds, names = states.kinds(manifest), [*manifest["parameters"], *manifest["buffers"]]
             peers.every(doing, lambda: tensors.write(mine, partial, kinds, names, peers))
             sealed = peers.every(doing, lambda: files.seal(partial, tensors.prefix(peers.rank)))
-            whole = manifest | {"files": {k: v for rank in peers.gather(sealed) for k, v in rank.items()}}
+            whole = manifest | {
+                "files": {k: v for rank in peers.gather(sealed) for k, v in rank.items()}
+            }
             return peers.first(doing, lambda: files.commit(partial, whole, self.keep))
         except (CheckpointError, PeerLost) as error:
             if peers.rank == 0:
                 files.discard(partial)
             newest = files.latest(self.folder.parent)
-            left = f"the newest checkpoint is {newest}" if newest else "there is no earlier checkpoint"
+            left = (
+                f"the newest checkpoint is {newest}" if newest else "there is no earlier checkpoint"
+            )
             raise type(error)(f"{error}; the partial folder is removed, {left}") from error
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """What `resume` loaded. refused: newer commits that were not used, and why. changes: differences that were allowed."""
+    """What `resume` loaded. refused: newer commits that were not used, and why. changes:
+    differences that were allowed."""
 
     path: Path
     manifest: Manifest
@@ -150,10 +174,12 @@ class Resumed:
 
 
 def load(stepper: Stepper, path: Path | str) -> Manifest:
-    """Verifies the checkpoint in folder `path` and continues `stepper` from it, whatever engine wrote it. Collective.
+    """Verifies the checkpoint in folder `path` and continues `stepper` from it, whatever engine
+    wrote it. Collective.
 
-    CheckpointError, on every rank: a file is damaged, a parameter differs in name or shape, or the optimizer's moments or
-    the algorithm's reference are not in it (without its reference the next step would silently measure d = 0).
+    CheckpointError, on every rank: a file is damaged, a parameter differs in name or shape, or the
+    optimizer's moments or the algorithm's reference are not in it (without its reference the next
+    step would silently measure d = 0).
     """
     peers = Peers(stepper.engine.world_size)
     try:
@@ -175,10 +201,12 @@ def resume(
     allow_change: bool = False,
     fallback: bool = False,
 ) -> Resumed | None:
-    """Loads the newest commit of the run, or returns None where there is none. Collective; hold the folder's lock.
+    """Loads the newest commit of the run, or returns None where there is none. Collective; hold the
+    folder's lock.
 
-    A damaged commit is refused by name; with fallback, the newest whole one before it is used. CheckpointError lists every
-    difference between the recipe (and data digest) then and now, unless allow_change.
+    A damaged commit is refused by name; with fallback, the newest whole one before it is used.
+    CheckpointError lists every difference between the recipe (and data digest) then and now, unless
+    allow_change.
     """
     peers = Peers(stepper.engine.world_size)
     try:
@@ -189,26 +217,38 @@ def resume(
             if not bad:
                 changes = _changes(manifest, stepper, recipe, data)
                 if changes and not allow_change:
-                    raise CheckpointError(f"{path.name} is of a different run; allow the change or undo it: {'; '.join(changes)}")
+                    raise CheckpointError(
+                        f"{path.name} is of a different run; allow the change or undo it: "
+                        f"{'; '.join(changes)}"
+                    )
                 _fill(stepper, path, manifest, peers)
                 return Resumed(path, manifest, refused, changes)
             refused.append(bad)
             if not fallback:
                 break
         if refused:
-            way_out = "no earlier one is whole" if fallback else "falling back to an earlier one has to be allowed"
+            way_out = (
+                "no earlier one is whole"
+                if fallback
+                else "falling back to an earlier one has to be allowed"
+            )
             raise CheckpointError(f"refused: {'; '.join(refused)} ({way_out})")
         return None
     finally:
         peers.close()
 
 
-def _changes(manifest: Manifest, stepper: Stepper, recipe: dict[str, Any] | None, data: str | None) -> list[str]:
-    """Differences that matter; where one side gave no recipe, its algorithm and seed are still compared."""
+def _changes(
+    manifest: Manifest, stepper: Stepper, recipe: dict[str, Any] | None, data: str | None
+) -> list[str]:
+    """Differences that matter; where one side gave no recipe, its algorithm and seed are still
+    compared."""
     found = changed(manifest["recipe"], recipe) if manifest["recipe"] and recipe else []
     now = states.describe(stepper) | {"data": data}
     for key in ("algorithm", "seed", *(["data"] if data and manifest["data"] else [])):
-        if manifest[key] != now[key] and not any(line.split(":")[0].split(".")[0] == key for line in found):
+        if manifest[key] != now[key] and not any(
+            line.split(":")[0].split(".")[0] == key for line in found
+        ):
             found.append(f"{key}: {manifest[key]!r} -> {now[key]!r}")
     return found
 
@@ -217,7 +257,9 @@ def _inspect(path: Path, peers: Peers) -> tuple[Manifest, str]:
     """(manifest, "") or ({}, what is wrong). Collective: the ranks share the hashing."""
     try:
         manifest = peers.first("reading the manifest", lambda: files.read_manifest(path))
-        mine = peers.every("verifying", lambda: files.problems(path, manifest, peers.rank, peers.world_size))
+        mine = peers.every(
+            "verifying", lambda: files.problems(path, manifest, peers.rank, peers.world_size)
+        )
     except CheckpointError as error:
         return {}, str(error)
     return manifest, "; ".join(line for rank in peers.gather(mine) for line in rank)

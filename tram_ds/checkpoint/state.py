@@ -1,4 +1,5 @@
-"""Between a stepper and a checkpoint: which tensors it has, what the manifest says of it, and whether the two fit."""
+"""Between a stepper and a checkpoint: which tensors it has, what the manifest says of it, and
+whether the two fit."""
 
 from __future__ import annotations
 
@@ -23,16 +24,22 @@ LIBRARIES = ("torch", "deepspeed", "transformers", "safetensors", "numpy")
 
 
 def refuse_displaced(stepper: Stepper) -> None:
-    """CheckpointError inside engine.moved: its end would undo a load, and a checkpoint is never of theta + epsilon."""
+    """CheckpointError inside engine.moved: its end would undo a load, and a checkpoint is never of
+    theta + epsilon."""
     if stepper.engine.displaced:
-        raise CheckpointError("the weights are displaced (inside engine.moved): save and load between steps, at theta")
+        raise CheckpointError(
+            "the weights are displaced (inside engine.moved): save and load between steps, at theta"
+        )
 
 
 def refuse_unsettled(stepper: Stepper) -> None:
-    """CheckpointError where a save would not be of the state between two steps: inside one, or after one that failed."""
+    """CheckpointError where a save would not be of the state between two steps: inside one, or
+    after one that failed."""
     refuse_displaced(stepper)
     if stepper.unfinished:
-        raise CheckpointError(f"step {stepper.steps + 1} did not finish: continue from the newest checkpoint instead")
+        raise CheckpointError(
+            f"step {stepper.steps + 1} did not finish: continue from the newest checkpoint instead"
+        )
 
 
 def collect(stepper: Stepper) -> Flats:
@@ -48,7 +55,9 @@ def collect(stepper: Stepper) -> Flats:
 
 def kinds(manifest: Manifest) -> list[str]:
     """The prefixes of all keys; each kind is a file of its own on every rank."""
-    names = [f"moment/{key}" for key in manifest["moments"]] + [f"reference/{key}" for key in manifest["references"]]
+    names = [f"moment/{key}" for key in manifest["moments"]] + [
+        f"reference/{key}" for key in manifest["references"]
+    ]
     return ["theta", *names, "buffer"]
 
 
@@ -78,7 +87,8 @@ def shapes(stepper: Stepper, peers: Peers) -> dict[str, list[int]]:
 
 
 def buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Persistent buffers (batch-norm statistics): state that no shard holds and that is equal on all ranks."""
+    """Persistent buffers (batch-norm statistics): state that no shard holds and that is equal on
+    all ranks."""
     for path, part in module.named_modules():
         for name, buffer in part.named_buffers(recurse=False):
             if name not in part._non_persistent_buffers_set and buffer.numel():
@@ -86,20 +96,28 @@ def buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def check(stepper: Stepper, manifest: Manifest, now: Mapping[str, list[int]]) -> None:
-    """CheckpointError where the checkpoint is of another model, or lacks what the algorithm or the optimizer continues."""
+    """CheckpointError where the checkpoint is of another model, or lacks what the algorithm or the
+    optimizer continues."""
     _same_tensors("parameters", manifest["parameters"], now)
-    _same_tensors("buffers", manifest["buffers"], {name: list(b.shape) for name, b in buffers(stepper.engine.module)})
+    _same_tensors(
+        "buffers",
+        manifest["buffers"],
+        {name: list(b.shape) for name, b in buffers(stepper.engine.module)},
+    )
     needed = [name for region in stepper.algorithm.regions for name in region.reference.names()]
     missing = sorted(set(needed) - set(manifest["references"]))
     if missing and manifest["step"]:
         raise CheckpointError(
-            f"the reference weights {missing} that {stepper.algorithm.name} measures its distance from are not in this "
-            f"checkpoint of {manifest['algorithm']}: without them the next step would silently take d = 0"
+            f"the reference weights {missing} that {stepper.algorithm.name} measures its distance "
+            "from are not in this "
+            f"checkpoint of {manifest['algorithm']}: without them the next step would silently "
+            "take d = 0"
         )
     expected = _moment_names(stepper.engine)
     if manifest["base_steps"] and expected is not None and expected != set(manifest["moments"]):
         raise CheckpointError(
-            f"the optimizer continues from {sorted(expected) or 'no moments'}, the checkpoint holds "
+            f"the optimizer continues from {sorted(expected) or 'no moments'}, the checkpoint "
+            "holds "
             f"{manifest['moments'] or 'none'}: use the optimizer it was made with"
         )
 
@@ -108,10 +126,16 @@ def _same_tensors(what: str, then: Mapping[str, list[int]], now: Mapping[str, li
     problems = [f"{name} is not in the model" for name in then if name not in now]
     problems += [f"{name} is not in the checkpoint" for name in now if name not in then]
     both = then.keys() & now.keys()
-    problems += [f"{n} is {then[n]} there and {now[n]} here" for n in sorted(both) if list(then[n]) != list(now[n])]
+    problems += [
+        f"{n} is {then[n]} there and {now[n]} here"
+        for n in sorted(both)
+        if list(then[n]) != list(now[n])
+    ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"the checkpoint is of another model: {what} differ: {'; '.join(problems[:5])}{more}")
+        raise CheckpointError(
+            f"the checkpoint is of another model: {what} differ: {'; '.join(problems[:5])}{more}"
+        )
 
 
 def _moment_names(engine: Engine) -> set[str] | None:
@@ -125,11 +149,14 @@ def _moment_names(engine: Engine) -> set[str] | None:
 
 
 def empty(stepper: Stepper, manifest: Manifest) -> tuple[State, dict[str, Tensor], Flats]:
-    """A State to be filled in this engine's layout, buffers to be filled, and the flats that share their memory."""
+    """A State to be filled in this engine's layout, buffers to be filled, and the flats that share
+    their memory."""
     like = stepper.engine.params()
 
     def blank() -> Shards:
-        return Shards((torch.empty_like(p, memory_format=torch.contiguous_format) for p in like), like.layout)
+        return Shards(
+            (torch.empty_like(p, memory_format=torch.contiguous_format) for p in like), like.layout
+        )
 
     moments = {key: blank() for key in manifest["moments"]}
     # A reference that this algorithm has no use for is left where it is.
@@ -139,8 +166,15 @@ def empty(stepper: Stepper, manifest: Manifest) -> tuple[State, dict[str, Tensor
     wanted = Flats()
     for kind, shards in _kinds(state.params, moments, references):
         wanted |= flats(kind, shards)
-    copies = {name: torch.empty_like(b, memory_format=torch.contiguous_format) for name, b in buffers(stepper.engine.module)}
-    return state, copies, wanted | {f"buffer/{n}": Flat.of(b, 0, b.numel()) for n, b in copies.items()}
+    copies = {
+        name: torch.empty_like(b, memory_format=torch.contiguous_format)
+        for name, b in buffers(stepper.engine.module)
+    }
+    return (
+        state,
+        copies,
+        wanted | {f"buffer/{n}": Flat.of(b, 0, b.numel()) for n, b in copies.items()},
+    )
 
 
 def apply(stepper: Stepper, state: State, copies: Mapping[str, Tensor]) -> None:
@@ -150,15 +184,26 @@ def apply(stepper: Stepper, state: State, copies: Mapping[str, Tensor]) -> None:
     stepper.load(state)
 
 
-def _kinds(params: Shards, moments: Mapping[str, Shards], references: Mapping[str, Shards]) -> list[tuple[str, Shards]]:
+def _kinds(
+    params: Shards, moments: Mapping[str, Shards], references: Mapping[str, Shards]
+) -> list[tuple[str, Shards]]:
     pairs = [(f"moment/{key}", shards) for key, shards in moments.items()]
-    return [("theta", params), *pairs, *((f"reference/{key}", shards) for key, shards in references.items())]
+    return [
+        ("theta", params),
+        *pairs,
+        *((f"reference/{key}", shards) for key, shards in references.items()),
+    ]
 
 
 def _buffer_flats(engine: Engine) -> Flats:
-    return {f"buffer/{n}": Flat.of(b.detach().contiguous(), 0, b.numel()) for n, b in buffers(engine.module)}
+    return {
+        f"buffer/{n}": Flat.of(b.detach().contiguous(), 0, b.numel())
+        for n, b in buffers(engine.module)
+    }
 
 
 def _versions() -> dict[str, str]:
     loaded: dict[str, Any] = {name: sys.modules.get(name) for name in LIBRARIES}
-    return {"python": platform.python_version()} | {n: str(m.__version__) for n, m in loaded.items() if m is not None}
+    return {"python": platform.python_version()} | {
+        n: str(m.__version__) for n, m in loaded.items() if m is not None
+    }

@@ -1,7 +1,9 @@
-"""Flat shards of any layout through torch's distributed checkpoint and its safetensors storage: nothing is pickled to disk.
+"""Flat shards of any layout through torch's distributed checkpoint and its safetensors storage:
+nothing is pickled to disk.
 
-A key is `theta/<name>`, `moment/<key>/<name>`, `reference/<key>/<name>` or `buffer/<name>`; its tensor is the flattened
-parameter, of which each rank writes, or asks for, the elements [start, start + length) that it holds.
+A key is `theta/<name>`, `moment/<key>/<name>`, `reference/<key>/<name>` or `buffer/<name>`; its
+tensor is the flattened parameter, of which each rank writes, or asks for, the elements [start,
+start + length) that it holds.
 """
 
 from __future__ import annotations
@@ -15,18 +17,25 @@ import torch
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+)
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from tram_ds.engines.shards import Shards
 from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.peers import Peers
 
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+warnings.filterwarnings(
+    "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
+)
 
 
 class Flat(Tensor):
-    """Elements [start, start + len(piece)) of a tensor of `numel`, as torch's planners ask for them."""
+    """Elements [start, start + len(piece)) of a tensor of `numel`, as torch's planners ask for
+    them."""
 
     piece: Tensor
     start: int
@@ -45,8 +54,14 @@ class Flat(Tensor):
         return ChunkStorageMetadata(torch.Size([self.start]), torch.Size([self.piece.numel()]))
 
     def __create_write_items__(self, key: str, _: Any) -> list[WriteItem]:
-        data = TensorWriteData(self._chunk(), TensorProperties(dtype=self.piece.dtype), torch.Size(self.shape))
-        return [WriteItem(MetadataIndex(key, torch.Size([self.start])), WriteItemType.SHARD, tensor_data=data)]
+        data = TensorWriteData(
+            self._chunk(), TensorProperties(dtype=self.piece.dtype), torch.Size(self.shape)
+        )
+        return [
+            WriteItem(
+                MetadataIndex(key, torch.Size([self.start])), WriteItemType.SHARD, tensor_data=data
+            )
+        ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
         return [self._chunk()]
@@ -64,7 +79,10 @@ def flats(prefix: str, shards: Shards) -> Flats:
     for span, piece in zip(shards.layout, shards, strict=True):
         key = f"{prefix}/{span.name}"
         if key in found:
-            raise CheckpointError(f"this rank holds two pieces of {span.name}: only one contiguous piece can be written")
+            raise CheckpointError(
+                f"this rank holds two pieces of {span.name}: only one contiguous piece can be "
+                "written"
+            )
         if span.length:
             found[key] = Flat.of(piece, span.start, torch.Size(span.shape).numel())
     return found
@@ -72,13 +90,19 @@ def flats(prefix: str, shards: Shards) -> Flats:
 
 def on_cpu(tensors: Flats) -> Flats:
     """Copies in CPU memory, which later steps do not touch."""
-    return {k: Flat.of(f.piece.to("cpu", copy=True), f.start, f.numel()) for k, f in tensors.items()}
+    return {
+        k: Flat.of(f.piece.to("cpu", copy=True), f.start, f.numel()) for k, f in tensors.items()
+    }
 
 
-def write(tensors: Flats, partial: Path, kinds: Iterable[str], names: Iterable[str], peers: Peers) -> None:
-    """Writes every rank's `tensors` into the folder, one file per kind and rank, synced to disk. Collective.
+def write(
+    tensors: Flats, partial: Path, kinds: Iterable[str], names: Iterable[str], peers: Peers
+) -> None:
+    """Writes every rank's `tensors` into the folder, one file per kind and rank, synced to disk.
+    Collective.
 
-    kinds, names: all prefixes and all parameter names, the same on every rank. Refuses what does not add up to whole tensors.
+    kinds, names: all prefixes and all parameter names, the same on every rank. Refuses what does
+    not add up to whole tensors.
     """
     names = list(names)
     files = {f"{kind}/{name}": index for index, kind in enumerate(kinds, start=1) for name in names}

@@ -1,4 +1,5 @@
-"""What every comparison is made of: titled grids of text, whose cells keep their number for CSV and MLflow."""
+"""What every comparison is made of: titled grids of text, whose cells keep their number for CSV and
+MLflow."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ NONE = "-"  # where there is no number
 
 @dataclass(frozen=True)
 class Cell:
-    """What is printed. value: the number behind it, NaN where there is none. mark: best, worst or nothing."""
+    """What is printed. value: the number behind it, NaN where there is none. mark: best, worst or
+    nothing."""
 
     text: str
     value: float = math.nan
@@ -46,15 +48,28 @@ def with_spread(cell: Cell, spread: float, digits: int) -> Cell:
 
 
 def marks(rows: Sequence[tuple[str, list[Cell]]], layout: Layout) -> list[tuple[str, list[Cell]]]:
-    """The rows with the best and worst of every column marked, as printed: equal text is equal. None where all are equal."""
+    """The rows with the best and worst of every column marked, as printed: equal text is equal.
+    None where all are equal."""
     marked = [(label, list(cells)) for label, cells in rows]
     for column in range(len(rows[0][1]) if rows else 0):
-        contest = [r for r, (label, cells) in enumerate(rows) if label != "pretrained" and math.isfinite(cells[column].value)]
-        shown = {r: float(f"{rows[r][1][column].value:.{layout.digits}f}") * layout.gain for r in contest}
+        contest = [
+            r
+            for r, (label, cells) in enumerate(rows)
+            if label != "pretrained" and math.isfinite(cells[column].value)
+        ]
+        shown = {
+            r: float(f"{rows[r][1][column].value:.{layout.digits}f}") * layout.gain for r in contest
+        }
         if len(set(shown.values())) < 2:
             continue
         for r, value in shown.items():
-            mark = "best" if value == max(shown.values()) else "worst" if value == min(shown.values()) else ""
+            mark = (
+                "best"
+                if value == max(shown.values())
+                else "worst"
+                if value == min(shown.values())
+                else ""
+            )
             cell = marked[r][1][column]
             marked[r][1][column] = Cell(cell.text, cell.value, mark)
     return marked

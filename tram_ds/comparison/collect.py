@@ -15,14 +15,17 @@ from tram_ds.comparison.paper import Column, Frame
 from tram_ds.comparison.runs import ANALYSES, CompareError, Run
 from tram_ds.data.m2d2 import ABBREVIATIONS
 
-BY_NAME = ("gpt2xl", "m2d2_s2orc", "m2d2_wiki", "xnli")  # tables of the paper that `auto` recognises
+# tables of the paper that `auto` recognises
+BY_NAME = ("gpt2xl", "m2d2_s2orc", "m2d2_wiki", "xnli")
 SAME_START = 1e-3  # relative difference of scores that other hardware or batch sizes can make
 
 
 def parts(runs: Sequence[Run], name: str) -> list[tuple[Layout, list[Run]]]:
-    """The tables to print and the runs of each: the named one, or with `auto` what the runs' data call for.
+    """The tables to print and the runs of each: the named one, or with `auto` what the runs' data
+    call for.
 
-    CompareError if no run fits the one named. Runs of different recipes are tables of their own, but for images.
+    CompareError if no run fits the one named. Runs of different recipes are tables of their own,
+    but for images.
     """
     if name != "auto":
         layout = _analysed(runs, paper_layout(name)) if name in ANALYSES else paper_layout(name)
@@ -39,23 +42,37 @@ def parts(runs: Sequence[Run], name: str) -> list[tuple[Layout, list[Run]]]:
     images = paper_layout("vision")
     found = [(paper_layout(name), members) for name, members in known.items()]
     for members in own.values():
-        domains = list(dict.fromkeys(domain for run in members for domain in run.values(run.metric)))
-        trained = [] if len(members[0].scores) == 1 else [short(d) for d in members[0].train_domains]
-        vision = not trained and members[0].metric == "accuracy" and set(domains) <= set(images.domains)
+        domains = list(
+            dict.fromkeys(domain for run in members for domain in run.values(run.metric))
+        )
+        trained = (
+            [] if len(members[0].scores) == 1 else [short(d) for d in members[0].train_domains]
+        )
+        vision = (
+            not trained and members[0].metric == "accuracy" and set(domains) <= set(images.domains)
+        )
         title = str(members[0].recipe.get("name"))
-        found.append((images if vision else own_layout(title, members[0].metric, domains, trained), members))
+        found.append(
+            (images if vision else own_layout(title, members[0].metric, domains, trained), members)
+        )
     return found
 
 
 def _analysed(runs: Sequence[Run], layout: Layout) -> Layout:
-    """Sharpness or CKA: the columns are what the runs were analysed on; the paper's numbers are those of XNLI."""
+    """Sharpness or CKA: the columns are what the runs were analysed on; the paper's numbers are
+    those of XNLI."""
     there = [run for run in runs if run.analyses.get(layout.metric)]
     if not there:
-        raise CompareError(f"--table {layout.name}: no run has analysis/{layout.name}.json: run launch/analyze.py on them first")
+        raise CompareError(
+            f"--table {layout.name}: no run has analysis/{layout.name}.json: run "
+            "launch/analyze.py on them first"
+        )
     train = short(there[0].train_domains[0])
     domains = dict.fromkeys(d for run in there for d in run.values(layout.metric))
     ordered = (train, *(d for d in domains if d != train))
-    return replace(layout, domains=ordered, train=train, paper=layout.paper if train == layout.train else None)
+    return replace(
+        layout, domains=ordered, train=train, paper=layout.paper if train == layout.train else None
+    )
 
 
 def _known(run: Run) -> Layout | None:
@@ -71,15 +88,23 @@ def select(runs: Sequence[Run], layout: Layout) -> list[Run]:
     """The runs that belong into a table. CompareError if there is none."""
     chosen = [run for run in runs if _fits(run, layout)]
     if not chosen:
-        seen = sorted({f"{r.metric} trained on {', '.join(map(short, r.train_domains))}" for r in runs})
-        wanted = f"{layout.metric}, trained on {layout.train or 'one of ' + ', '.join(layout.domains)}"
-        raise CompareError(f"--table {layout.name}: no run fits ({wanted}); there are runs of {'; '.join(seen)}")
+        seen = sorted(
+            {f"{r.metric} trained on {', '.join(map(short, r.train_domains))}" for r in runs}
+        )
+        wanted = (
+            f"{layout.metric}, trained on {layout.train or 'one of ' + ', '.join(layout.domains)}"
+        )
+        raise CompareError(
+            f"--table {layout.name}: no run fits ({wanted}); there are runs of {'; '.join(seen)}"
+        )
     return chosen
 
 
 def _fits(run: Run, layout: Layout) -> bool:
     if layout.metric in ANALYSES:
-        return bool(run.analyses.get(layout.metric)) and layout.train in [short(d) for d in run.train_domains]
+        return bool(run.analyses.get(layout.metric)) and layout.train in [
+            short(d) for d in run.train_domains
+        ]
     if run.metric != layout.metric or not set(run.values(layout.metric)) & set(layout.domains):
         return False
     if layout.train is None:
@@ -89,14 +114,18 @@ def _fits(run: Run, layout: Layout) -> bool:
         return False
     if layout.name == "distance" and run.recipe["algorithm"]["name"] != "tram_x":
         return False
-    return set(run.values(layout.metric)) <= set(layout.domains) and layout.train in [short(d) for d in run.train_domains]
+    return set(run.values(layout.metric)) <= set(layout.domains) and layout.train in [
+        short(d) for d in run.train_domains
+    ]
 
 
 @dataclass(frozen=True)
 class Table:
-    """The numbers of a layout. values: one row per (method, seed), a column per domain and the summary.
+    """The numbers of a layout. values: one row per (method, seed), a column per domain and the
+    summary.
 
-    runs: method -> its runs. pretrained: the same columns before training; None where no run measured it.
+    runs: method -> its runs. pretrained: the same columns before training; None where no run
+    measured it.
     """
 
     layout: Layout
@@ -110,7 +139,8 @@ class Table:
         return list(self.runs)
 
     def of(self, method: str) -> Frame:
-        """seed -> scores of a method; `pretrained` counts as one with the same score for every seed."""
+        """seed -> scores of a method; `pretrained` counts as one with the same score for every
+        seed."""
         if method == "pretrained" and self.pretrained is not None:
             seeds = sorted(set(self.values.index.get_level_values("seed")))
             return pd.DataFrame([self.pretrained] * len(seeds), index=pd.Index(seeds, name="seed"))
@@ -119,18 +149,26 @@ class Table:
     def means(self) -> Frame:
         """method -> mean over seeds, pre-trained first."""
         means = self.values.groupby(level="method").mean().loc[self.methods]
-        return means if self.pretrained is None else pd.concat([self.pretrained.to_frame("pretrained").T, means])
+        return (
+            means
+            if self.pretrained is None
+            else pd.concat([self.pretrained.to_frame("pretrained").T, means])
+        )
 
 
 def gather(runs: Sequence[Run], layout: Layout) -> Table:
-    """The numbers of these runs. Of runs of one method and seed the newest counts, and a note says so."""
+    """The numbers of these runs. Of runs of one method and seed the newest counts, and a note says
+    so."""
     names, notes = labels(runs, layout)
     rows: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     kept: dict[tuple[str, int, tuple[str, ...]], Run] = {}
     for run, method in sorted(zip(runs, names, strict=True), key=lambda pair: pair[0].order):
         key = (method, run.seed, tuple(run.values(layout.metric)) if layout.train is None else ())
         if key in kept:
-            notes.append(f"{method}, seed {run.seed}: {kept[key].where} is older than {run.where} and left out")
+            notes.append(
+                f"{method}, seed {run.seed}: {kept[key].where} is older than {run.where} and left "
+                "out"
+            )
         kept[key] = run
         rows[method, run.seed] |= run.values(layout.metric)
     by_method: dict[str, list[Run]] = defaultdict(list)
@@ -146,9 +184,14 @@ def gather(runs: Sequence[Run], layout: Layout) -> Table:
     return Table(layout, with_summary(values[columns], layout), by, pretrained, (*notes, *doubt))
 
 
-def _before(runs: Sequence[Run], layout: Layout, columns: Sequence[str]) -> tuple[Column | None, list[str]]:
-    """(the pre-trained model's scores, a note): None where no run measured them, or where the runs began differently."""
-    before = pd.DataFrame([run.values(layout.metric, run.initial) for run in runs if run.initial]).reindex(columns=columns)
+def _before(
+    runs: Sequence[Run], layout: Layout, columns: Sequence[str]
+) -> tuple[Column | None, list[str]]:
+    """(the pre-trained model's scores, a note): None where no run measured them, or where the runs
+    began differently."""
+    before = pd.DataFrame(
+        [run.values(layout.metric, run.initial) for run in runs if run.initial]
+    ).reindex(columns=columns)
     if before.empty or layout.metric in ANALYSES:
         return None, []
     if ((before.max() - before.min()) > SAME_START * before.mean().abs()).any():
@@ -157,6 +200,9 @@ def _before(runs: Sequence[Run], layout: Layout, columns: Sequence[str]) -> tupl
 
 
 def with_summary(values: Frame, layout: Layout) -> Frame:
-    """The columns and their summary: the unweighted mean of those not trained on; NaN where one of them is missing."""
+    """The columns and their summary: the unweighted mean of those not trained on; NaN where one of
+    them is missing."""
     averaged = [column for column in values if column in layout.zero_shot]
-    return values.assign(**{layout.summary: values[averaged].mean(axis=1, skipna=False) if averaged else math.nan})
+    return values.assign(
+        **{layout.summary: values[averaged].mean(axis=1, skipna=False) if averaged else math.nan}
+    )

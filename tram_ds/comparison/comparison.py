@@ -26,7 +26,8 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Section:
-    """One table's part of the comparison. runs: those it is made of; none where it shows the paper alone."""
+    """One table's part of the comparison. runs: those it is made of; none where it shows the paper
+    alone."""
 
     layout: Layout
     blocks: list[Block]
@@ -34,13 +35,20 @@ class Section:
     runs: list[Run] = field(default_factory=list)
 
 
-def compare(runs: Sequence[Run], table: str = "auto", baseline: str | None = None, alpha: float = 0.01) -> list[Section]:
-    """A section per table. ValueError says what does not fit: no runs for the table, no such baseline."""
-    return [_section(collect.gather(members, layout), baseline, alpha) for layout, members in collect.parts(runs, table)]
+def compare(
+    runs: Sequence[Run], table: str = "auto", baseline: str | None = None, alpha: float = 0.01
+) -> list[Section]:
+    """A section per table. ValueError says what does not fit: no runs for the table, no such
+    baseline."""
+    return [
+        _section(collect.gather(members, layout), baseline, alpha)
+        for layout, members in collect.parts(runs, table)
+    ]
 
 
 def paper_alone(table: str = "auto") -> list[Section]:
-    """The paper's numbers by themselves, with what can be recomputed from them: averages, Table 9, Figure 2."""
+    """The paper's numbers by themselves, with what can be recomputed from them: averages, Table 9,
+    Figure 2."""
     return [_paper_section(paper_layout(name)) for name in (TABLES if table == "auto" else [table])]
 
 
@@ -49,11 +57,19 @@ def _section(table: Table, baseline: str | None, alpha: float) -> Section:
     layout, means = table.layout, table.means()
     plain, trained = tables.baseline_of(table, baseline), layout.metric not in ANALYSES
     blocks = [] if trained or layout.train is None else [tables.transfer(table)]
-    blocks += [tables.scores(table), *filter(None, [tables.against_paper(table)]), tables.summary(table)]
+    blocks += [
+        tables.scores(table),
+        *filter(None, [tables.against_paper(table)]),
+        tables.summary(table),
+    ]
     blocks += [tables.significance(table, plain, alpha)] if len(means) > 1 else []
     blocks += [views.compute(table, plain)] if trained else []
     blocks += tables.spread(table)
-    blocks += [tables.printed(layout, [*table.values.columns, "zs_avg"])] if layout.paper is not None else []
+    blocks += (
+        [tables.printed(layout, [*table.values.columns, "zs_avg"])]
+        if layout.paper is not None
+        else []
+    )
     strokes = ", upright strokes the paper's figures" if layout.paper is not None else ""
     alt = f"mean {layout.summary}: dots are seeds, bars 95 % intervals{strokes}"
     drawings = [Drawing("averages", alt, plots.averages(table))]
@@ -65,26 +81,36 @@ def _section(table: Table, baseline: str | None, alpha: float) -> Section:
 
 
 def _correlated(means: Frame, layout: Layout) -> tuple[list[Block], list[Drawing]]:
-    if not correlation.compared(list(means.index)) or not set(means.columns) & set(layout.zero_shot):
+    if not correlation.compared(list(means.index)) or not set(means.columns) & set(
+        layout.zero_shot
+    ):
         return [], []
     panels = correlation.panels(means, layout)
     blocks = [views.correlations(means, layout)]
     if not panels:
         return blocks, []
-    alt = f"zero-shot {layout.metric} against that of {layout.train}, with lines for earlier methods and TRAM"
-    return [*blocks, views.trends(panels, layout)], [Drawing("figure2", alt, plots.figure2(panels, layout))]
+    alt = (
+        f"zero-shot {layout.metric} against that of {layout.train}, with lines for earlier "
+        "methods and TRAM"
+    )
+    return [*blocks, views.trends(panels, layout)], [
+        Drawing("figure2", alt, plots.figure2(panels, layout))
+    ]
 
 
 def _paper_section(layout: Layout) -> Section:
     assert layout.paper is not None
     blocks = [tables.printed(layout)]
     blocks += [views.averages(layout)] if len(layout.domains) > 1 and layout.train else []
-    more, drawings = _correlated(layout.paper, layout) if layout.metric == "perplexity" else ([], [])
+    more, drawings = (
+        _correlated(layout.paper, layout) if layout.metric == "perplexity" else ([], [])
+    )
     return Section(layout, blocks + more, drawings)
 
 
 def blocks_of(sections: Sequence[Section], names: Sequence[str] | None = None) -> list[Block]:
-    """All blocks, or those of these names in every section. ValueError, with the names there are, for another one."""
+    """All blocks, or those of these names in every section. ValueError, with the names there are,
+    for another one."""
     found = [block for section in sections for block in section.blocks]
     there = list(dict.fromkeys(block.name for block in found))
     for name in names or []:

@@ -1,4 +1,5 @@
-"""How scores outside the training domain follow the score on it, over methods: Table 9 and Figure 2."""
+"""How scores outside the training domain follow the score on it, over methods: Table 9 and Figure
+2."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ from tram_ds.comparison import paper
 from tram_ds.comparison.layouts import Layout
 from tram_ds.comparison.paper import Frame
 
-STEM = tuple(paper.correlations("s2orc").query("stem == 1").index)  # the S2ORC domains near to the training domain
+# the S2ORC domains near to the training domain
+STEM = tuple(paper.correlations("s2orc").query("stem == 1").index)
 ENOUGH = 3  # methods
 
 
 @dataclass(frozen=True)
 class Trend:
-    """A line through points. n: how many; with fewer than three, or without spread, all else is NaN."""
+    """A line through points. n: how many; with fewer than three, or without spread, all else is
+    NaN."""
 
     n: int
     slope: float = math.nan
@@ -53,7 +56,8 @@ def is_tram(method: str) -> bool:
 
 
 def compared(methods: Sequence[str]) -> list[str]:
-    """The rows Table 9 and Figure 2 are about: neither the pre-trained model nor ASAM combined with a penalty."""
+    """The rows Table 9 and Figure 2 are about: neither the pre-trained model nor ASAM combined with
+    a penalty."""
     return [m for m in methods if m != "pretrained" and not m.startswith("asam_")]
 
 
@@ -65,11 +69,14 @@ def trend(x: Sequence[float], y: Sequence[float]) -> Trend:
     if len(xs) < ENOUGH or np.ptp(xs) == 0 or np.ptp(ys) == 0:
         return Trend(len(xs))
     line: Any = stats.linregress(xs, ys)
-    return Trend(len(xs), float(line.slope), float(line.intercept), float(line.rvalue), float(line.pvalue))
+    return Trend(
+        len(xs), float(line.slope), float(line.intercept), float(line.rvalue), float(line.pvalue)
+    )
 
 
 def table(means: Frame, layout: Layout) -> Frame:
-    """domain -> rho, p, n over methods; the zero-shot average and, for S2ORC, the STEM average at the end."""
+    """domain -> rho, p, n over methods; the zero-shot average and, for S2ORC, the STEM average at
+    the end."""
     rows = means.loc[compared(list(means.index))]
     columns = {d: rows[d] for d in layout.zero_shot if d in rows}
     columns["zs_avg"] = rows[list(columns)].mean(axis=1, skipna=False)
@@ -80,14 +87,22 @@ def table(means: Frame, layout: Layout) -> Frame:
 
 
 def panels(means: Frame, layout: Layout, most: int = 3) -> list[Panel]:
-    """The group that follows the training domain, then the domains that go against it, at most `most` in all.
+    """The group that follows the training domain, then the domains that go against it, at most
+    `most` in all.
 
     The group of S2ORC is the paper's STEM; elsewhere it is every domain with rho > 0.
     """
     rho = table(means, layout)["rho"].reindex(list(layout.zero_shot))
     against = list(rho[rho < 0].sort_values().index)
     together = list(STEM) if set(STEM) <= set(rho.index) else list(rho[rho > 0].index)
-    groups = [("STEM average" if together == list(STEM) else f"average of {len(together)} with rho > 0", together)]
+    groups = [
+        (
+            "STEM average"
+            if together == list(STEM)
+            else f"average of {len(together)} with rho > 0",
+            together,
+        )
+    ]
     groups += [(domain, [domain]) for domain in against if domain not in together]
     return [panel(means, layout, title, columns) for title, columns in groups[:most] if columns]
 
@@ -95,9 +110,15 @@ def panels(means: Frame, layout: Layout, most: int = 3) -> list[Panel]:
 def panel(means: Frame, layout: Layout, title: str, columns: Sequence[str]) -> Panel:
     """The average of `columns` against the training domain, with both lines."""
     rows = means.loc[compared(list(means.index))]
-    points = pd.DataFrame({"x": rows[layout.train], "y": rows[list(columns)].mean(axis=1, skipna=False)}).dropna()
+    points = pd.DataFrame(
+        {"x": rows[layout.train], "y": rows[list(columns)].mean(axis=1, skipna=False)}
+    ).dropna()
     tram = points.index.map(is_tram)
     earlier, own = points[~tram], points[tram]
     line = trend(earlier["x"].tolist(), earlier["y"].tolist())
-    below = float(np.mean([line.at(x) - y for x, y in zip(own["x"], own["y"], strict=True)])) if len(own) else math.nan
+    below = (
+        float(np.mean([line.at(x) - y for x, y in zip(own["x"], own["y"], strict=True)]))
+        if len(own)
+        else math.nan
+    )
     return Panel(title, points, line, trend(own["x"].tolist(), own["y"].tolist()), below)

@@ -1,4 +1,5 @@
-"""What a run is called in a table: its algorithm, and whatever else tells runs of that algorithm apart but the seed."""
+"""What a run is called in a table: its algorithm, and whatever else tells runs of that algorithm
+apart but the seed."""
 
 from __future__ import annotations
 
@@ -14,15 +15,34 @@ if TYPE_CHECKING:
 
 SHORT_DISTANCES = {"kl_forward": "kl"}
 LONGEST = 48  # characters of what tells variants apart that fit into a row's name
-SAME_NUMBERS = (  # recipe keys that change where, how fast or how safely a run trains, not what it computes
-    "name", "run_dir", "engine", "tracking", "checkpoint", "eval.every_steps", "eval.batch", "eval.splits", "eval.initial",
-    "model.activation_checkpointing", "model.attention", "task.cache_dir", "train.seed", "train.micro_batch",
-    "train.log_every", "train.probe_every", "train.stop_after", "train.max_skipped", "train.timeout", "train.self_check",
-)  # fmt: skip
+# recipe keys that change where, how fast or how safely a run trains, not what it computes
+SAME_NUMBERS = (
+    "name",
+    "run_dir",
+    "engine",
+    "tracking",
+    "checkpoint",
+    "eval.every_steps",
+    "eval.batch",
+    "eval.splits",
+    "eval.initial",
+    "model.activation_checkpointing",
+    "model.attention",
+    "task.cache_dir",
+    "train.seed",
+    "train.micro_batch",
+    "train.log_every",
+    "train.probe_every",
+    "train.stop_after",
+    "train.max_skipped",
+    "train.timeout",
+    "train.self_check",
+)
 
 
 def labels(runs: Sequence[Run], layout: Layout) -> tuple[list[str], list[str]]:
-    """(one name per run, notes). As in the paper where it has one; `sam (rho=0.1)` where recipes of a name differ in rho.
+    """(one name per run, notes). As in the paper where it has one; `sam (rho=0.1)` where recipes of
+    a name differ in rho.
 
     Where they differ in much, they are `sam (a)`, `sam (b)`, and the notes say in what.
     """
@@ -34,7 +54,12 @@ def labels(runs: Sequence[Run], layout: Layout) -> tuple[list[str], list[str]]:
     for members in alike.values():
         keys = sorted({key for i in members for key in flat[i]})
         differing = [k for k in keys if len({flat[i].get(k) for i in members}) > 1]
-        told = {i: ", ".join(f"{k.removeprefix('algorithm.')}={flat[i].get(k, 'unset')}" for k in differing) for i in members}
+        told = {
+            i: ", ".join(
+                f"{k.removeprefix('algorithm.')}={flat[i].get(k, 'unset')}" for k in differing
+            )
+            for i in members
+        }
         kinds = sorted(set(told.values()))
         for i in members:
             if len(differing) > 0:
@@ -59,7 +84,8 @@ def _name(recipe: Mapping[str, Any], layout: Layout) -> str:
 
 
 def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted key -> value as JSON text, of the keys that change numbers. The name already tells the algorithm."""
+    """Dotted key -> value as JSON text, of the keys that change numbers. The name already tells the
+    algorithm."""
     found: dict[str, str] = {}
     for key, value in recipe.items():
         name = f"{prefix}{key}"

@@ -12,18 +12,43 @@ from tram_ds.data.m2d2 import ABBREVIATIONS
 
 Test = Literal["ks", "wilcoxon"]
 TABLES = tuple(paper.TITLES)
-METRICS = {"xnli": "accuracy", "vision": "accuracy", "distance": "accuracy", "sharpness": "sharpness", "cka": "cka"}
+METRICS = {
+    "xnli": "accuracy",
+    "vision": "accuracy",
+    "distance": "accuracy",
+    "sharpness": "sharpness",
+    "cka": "cka",
+}
 ORDER = (  # rows appear in this order, others after them by name
-    "pretrained", "sgd", "adam", "adamw", "sam", "asam", "fsam", "trpo", "r3f", "mesa", "asam_trpo", "asam_r3f", "asam_mesa",
-    "tram_prev", "tram_init", "tram_x", "tram_x_kl", "tram_x_mmd", "tram_x_l2", "tram_fisher",
-)  # fmt: skip
+    "pretrained",
+    "sgd",
+    "adam",
+    "adamw",
+    "sam",
+    "asam",
+    "fsam",
+    "trpo",
+    "r3f",
+    "mesa",
+    "asam_trpo",
+    "asam_r3f",
+    "asam_mesa",
+    "tram_prev",
+    "tram_init",
+    "tram_x",
+    "tram_x_kl",
+    "tram_x_mmd",
+    "tram_x_l2",
+    "tram_fisher",
+)
 
 
 @dataclass(frozen=True)
 class Layout:
     """A table: its columns and how they are judged.
 
-    train: the column trained on; None where every column is a task of its own (images). domains: all columns, train
+    train: the column trained on; None where every column is a task of its own (images). domains:
+    all columns, train
     first. test: what the paper compares methods with. paper: its numbers. digits: decimals printed.
     also_trained: further columns that are not zero-shot.
     """
@@ -70,7 +95,8 @@ def paper_layout(name: str) -> Layout:
 
 
 def own_layout(title: str, metric: str, domains: Sequence[str], trained: Sequence[str]) -> Layout:
-    """The table of runs the paper has none for. Where every domain was trained on, the summary is their plain average."""
+    """The table of runs the paper has none for. Where every domain was trained on, the summary is
+    their plain average."""
     trained = [d for d in trained if d in domains]
     trained = trained if len(trained) < len(domains) else []
     ordered = (*trained, *(d for d in domains if d not in trained))
@@ -78,7 +104,9 @@ def own_layout(title: str, metric: str, domains: Sequence[str], trained: Sequenc
     what = f"{title}, {metric}{percent}" + (f", trained on {', '.join(trained)}" if trained else "")
     test: Test = "ks" if metric == "perplexity" else "wilcoxon"
     train = trained[0] if trained else None
-    return Layout("auto", what, metric, ordered, train, test, digits=2, also_trained=tuple(trained[1:]))
+    return Layout(
+        "auto", what, metric, ordered, train, test, digits=2, also_trained=tuple(trained[1:])
+    )
 
 
 def short(domain: str) -> str:

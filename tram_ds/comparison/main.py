@@ -1,4 +1,5 @@
-"""launch/compare.py's work: finds the runs, compares, and returns the text; writes and logs what was asked for."""
+"""launch/compare.py's work: finds the runs, compares, and returns the text; writes and logs what
+was asked for."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from tram_ds.comparison.render import render
 
 
 def main(options: Namespace, words: Sequence[str]) -> str:
-    """The tables as text. words: the command line, for the report. ValueError: nothing to compare, or not as asked."""
+    """The tables as text. words: the command line, for the report. ValueError: nothing to compare,
+    or not as asked."""
     if not 0 < options.alpha < 1:
         raise ValueError(f"--alpha {options.alpha}: a probability is needed, e.g. 0.01")
     found, notes = [], []
@@ -30,5 +32,8 @@ def main(options: Namespace, words: Sequence[str]) -> str:
         print(f"report: {report.write(sections, options.report, command, notes)}", file=sys.stderr)
     if options.log:
         experiment = options.experiment or runs.experiment_of(found)
-        print(f"MLflow run: {report.log(sections, options.report, experiment, options.uri, command)}", file=sys.stderr)
+        print(
+            f"MLflow run: {report.log(sections, options.report, experiment, options.uri, command)}",
+            file=sys.stderr,
+        )
     return text

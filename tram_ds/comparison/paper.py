@@ -1,8 +1,8 @@
 """The numbers the paper prints (arXiv 2310.03646), one CSV per table, to hold ours against.
 
-Rows are named as in ALGORITHMS; `adam` and `sgd` are the row `base` with that optimizer, `pretrained` is the model before
-fine-tuning. Perplexities are per token, accuracies in percent. The first column is the training domain; `zs_avg` is the
-unweighted mean of the others.
+Rows are named as in ALGORITHMS; `adam` and `sgd` are the row `base` with that optimizer,
+`pretrained` is the model before fine-tuning. Perplexities are per token, accuracies in percent. The
+first column is the training domain; `zs_avg` is the unweighted mean of the others.
 """
 
 from __future__ import annotations
@@ -29,19 +29,25 @@ TITLES = {
 
 def read(name: str) -> Frame:
     """A file of paper_tables/ by its stem, as it is."""
-    return pd.read_csv(files("tram_ds.comparison").joinpath("paper_tables", f"{name}.csv").open(encoding="utf-8"))
+    return pd.read_csv(
+        files("tram_ds.comparison").joinpath("paper_tables", f"{name}.csv").open(encoding="utf-8")
+    )
 
 
 def table(name: str) -> Frame:
-    """method -> its scores; a column per domain, then `zs_avg` where the paper prints one. Spreads are left out."""
+    """method -> its scores; a column per domain, then `zs_avg` where the paper prints one. Spreads
+    are left out."""
     if name not in TITLES:
         raise ValueError(f"the paper has no table {name!r} here: choose one of {', '.join(TITLES)}")
     scores = read(name).set_index("method")
-    return scores.drop(columns=[c for c in scores if c.endswith(("_ci95", "_std")) or c.startswith("pearson")])
+    return scores.drop(
+        columns=[c for c in scores if c.endswith(("_ci95", "_std")) or c.startswith("pearson")]
+    )
 
 
 def spread(name: str) -> Frame | None:
-    """method -> what the paper prints after a plus-minus: 95 % intervals (vision) or deviations over seeds (xnli)."""
+    """method -> what the paper prints after a plus-minus: 95 % intervals (vision) or deviations
+    over seeds (xnli)."""
     if name == "vision":
         scores = read(name).set_index("method").filter(like="_ci95")
         return scores.rename(columns=lambda column: column.removesuffix("_ci95"))
@@ -49,6 +55,7 @@ def spread(name: str) -> Frame | None:
 
 
 def correlations(split: str) -> Frame:
-    """Table 9 for `s2orc` or `wiki`: domain -> pearson_to_train, significant_p01, stem (1, 0, or NaN where not said)."""
+    """Table 9 for `s2orc` or `wiki`: domain -> pearson_to_train, significant_p01, stem (1, 0, or
+    NaN where not said)."""
     rows = read("domain_correlation")
     return rows[rows["split"] == split].drop(columns="split").set_index("domain")

@@ -1,7 +1,8 @@
 """Figures of a comparison, drawn so that they can be read on a light and on a dark page.
 
-Text, axes and grid take the colour of the page's text: `svg` writes them as `currentColor`. Points and lines have colours of
-middle lightness, and shapes of their own, so that colour is never all that tells them apart.
+Text, axes and grid take the colour of the page's text: `svg` writes them as `currentColor`. Points
+and lines have colours of middle lightness, and shapes of their own, so that colour is never all
+that tells them apart.
 """
 
 from __future__ import annotations
@@ -55,11 +56,14 @@ def label(ax: Axes, title: str, x: str, y: str = "") -> None:
 
 
 def svg(made: Figure, alt: str) -> str:
-    """The figure as an <svg> element for a page: it scales, its text is text, and it follows the page's colour."""
+    """The figure as an <svg> element for a page: it scales, its text is text, and it follows the
+    page's colour."""
     import matplotlib
 
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt, "font.family": "sans-serif"}):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": alt, "font.family": "sans-serif"}
+    ):
         FigureCanvasSVG(made).print_svg(out, metadata={"Date": None, "Creator": None})
     text = out.getvalue()[out.getvalue().index("<svg") :].replace(INK, "currentColor")
     text = re.sub(
@@ -69,7 +73,9 @@ def svg(made: Figure, alt: str) -> str:
         count=1,
     )
     escaped = alt.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return text.replace('role="img">', f'role="img" xmlns="http://www.w3.org/2000/svg"><title>{escaped}</title>', 1)
+    return text.replace(
+        'role="img">', f'role="img" xmlns="http://www.w3.org/2000/svg"><title>{escaped}</title>', 1
+    )
 
 
 def png(made: Figure) -> bytes:
@@ -81,7 +87,8 @@ def png(made: Figure) -> bytes:
 
 
 def averages(table: Table) -> Figure:
-    """The summary of every method: seeds as dots, mean and 95 % interval, the paper's figure where there is one."""
+    """The summary of every method: seeds as dots, mean and 95 % interval, the paper's figure where
+    there is one."""
     layout, name = table.layout, table.layout.summary
     methods = table.methods[::-1]
     made, (ax,) = figure(7.2, 1.3 + 0.32 * len(methods))
@@ -92,14 +99,31 @@ def averages(table: Table) -> Figure:
         half = t_half_width(values)
         if values:
             width = half if math.isfinite(half) else 0.0
-            ax.errorbar(np.mean(values), row, xerr=width, fmt="D", color=colour, markersize=5, capsize=3, zorder=3)
+            ax.errorbar(
+                np.mean(values),
+                row,
+                xerr=width,
+                fmt="D",
+                color=colour,
+                markersize=5,
+                capsize=3,
+                zorder=3,
+            )
         if layout.paper is not None and method in layout.paper.index and name in layout.paper:
             x = float(layout.paper.loc[method, name])
             ax.plot(x, row, "|", color=INK, markersize=13, markeredgewidth=1.6, zorder=4)
     if table.pretrained is not None and math.isfinite(table.pretrained[name]):
         ax.axvline(table.pretrained[name], color=GREY, linestyle=":", linewidth=1.5)
         at = (float(table.pretrained[name]), 1.0)
-        ax.annotate("pre-trained", at, xycoords=("data", "axes fraction"), color=INK, fontsize=8, ha="center", va="bottom")
+        ax.annotate(
+            "pre-trained",
+            at,
+            xycoords=("data", "axes fraction"),
+            color=INK,
+            fontsize=8,
+            ha="center",
+            va="bottom",
+        )
     ax.set_yticks(range(len(methods)), methods)
     ax.set_ylim(-0.7, len(methods) - 0.3)
     arrow = "lower is better" if layout.lower_is_better else "higher is better"
@@ -108,7 +132,8 @@ def averages(table: Table) -> Figure:
 
 
 def figure2(panels: Sequence[Panel], layout: Layout) -> Figure:
-    """Zero-shot against training-domain scores with the lines of the earlier methods and of TRAM."""
+    """Zero-shot against training-domain scores with the lines of the earlier methods and of
+    TRAM."""
     made, axes = figure(3.6 * len(panels), 3.9, len(panels))
     methods = list(panels[0].points.index)
     for ax, shown in zip(axes, panels, strict=True):
@@ -122,7 +147,12 @@ def figure2(panels: Sequence[Panel], layout: Layout) -> Figure:
                 ax.plot(span, [line.at(v) for v in span], dash, color=colour, linewidth=1.6)
         ax.margins(0.08)
         ax.xaxis.set_major_locator(MaxNLocator(5))
-        label(ax, f"{shown.title}\n{_rho(shown.earlier)}", str(layout.train), layout.metric if ax is axes[0] else "")
+        label(
+            ax,
+            f"{shown.title}\n{_rho(shown.earlier)}",
+            str(layout.train),
+            layout.metric if ax is axes[0] else "",
+        )
     handles, names = axes[0].get_legend_handles_labels()
     made.legend(
         handles,
@@ -139,7 +169,10 @@ def figure2(panels: Sequence[Panel], layout: Layout) -> Figure:
 def _rho(line: Trend) -> str:
     if not math.isfinite(line.rho):
         return f"{line.n} earlier methods: not enough"
-    return f"earlier: \N{GREEK SMALL LETTER RHO} = {line.rho:.2f}{', p < 0.01' if line.p < 0.01 else ''}"
+    return (
+        f"earlier: \N{GREEK SMALL LETTER RHO} = "
+        f"{line.rho:.2f}{', p < 0.01' if line.p < 0.01 else ''}"
+    )
 
 
 def curves(table: Table) -> Figure | None:
@@ -151,7 +184,14 @@ def curves(table: Table) -> Figure | None:
     for i, (method, run) in enumerate(shown):
         per_step = examples(run) / max(run.course.steps, 1)
         x, y = zip(*((step * per_step, loss) for step, loss in run.course.curve), strict=True)
-        ax.plot(x, y, DASHES[i // len(LINES) % len(DASHES)], color=LINES[i % len(LINES)], linewidth=1.7, label=method)
+        ax.plot(
+            x,
+            y,
+            DASHES[i // len(LINES) % len(DASHES)],
+            color=LINES[i % len(LINES)],
+            linewidth=1.7,
+            label=method,
+        )
     label(ax, "", "compute, in examples of plain training", f"{shown[0][1].course.kind} loss")
     made.legend(loc="outside right upper", fontsize=8, frameon=False, labelcolor=INK)
     return made

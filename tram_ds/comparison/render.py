@@ -18,7 +18,11 @@ Format = Literal["terminal", "markdown", "latex", "csv"]
 STYLES = {"best": "bold green", "worst": "red", "": ""}
 SIGNS = {"best": " *", "worst": " !", "": "  "}  # so that marks survive without colour
 LEGEND = "* best, ! worst of the column"
-_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 _LATEX |= {"±": r"$\pm$", "Δ": r"$\Delta$", "<": "$<$", ">": "$>$"}
 
 
@@ -27,7 +31,10 @@ def render(blocks: Sequence[Block], form: Format, colour: bool = False) -> str:
     if form == "csv":
         return _csv(blocks)
     one: dict[str, Callable[[Block], str]] = {"markdown": _markdown, "latex": _latex}
-    return "\n\n".join(_terminal(b, colour) if form == "terminal" else one[form](b) for b in blocks) + "\n"
+    return (
+        "\n\n".join(_terminal(b, colour) if form == "terminal" else one[form](b) for b in blocks)
+        + "\n"
+    )
 
 
 def _notes(block: Block, legend: str) -> list[str]:
@@ -46,10 +53,15 @@ def _terminal(block: Block, colour: bool) -> str:
         if label.startswith("tram_") and before and not before.startswith("tram_"):
             table.add_section()
         texts = (c.text + (SIGNS[c.mark] if i in signed else "") for i, c in enumerate(cells))
-        table.add_row(label, *(Text(text, style=STYLES[c.mark]) for text, c in zip(texts, cells, strict=True)))
+        table.add_row(
+            label, *(Text(text, style=STYLES[c.mark]) for text, c in zip(texts, cells, strict=True))
+        )
         before = label
-    out = io.StringIO()  # as wide as it needs: a terminal folds lines, and a column cut short would lose digits
-    console = Console(file=out, width=1000, force_terminal=colour, color_system="standard" if colour else None)
+    # as wide as it needs: a terminal folds lines, and a column cut short would lose digits
+    out = io.StringIO()
+    console = Console(
+        file=out, width=1000, force_terminal=colour, color_system="standard" if colour else None
+    )
     console.print(Text(block.title, style="bold"), table, sep="\n")
     lines = [line.rstrip() for line in out.getvalue().rstrip("\n").split("\n")]
     return "\n".join([*lines, *_notes(block, LEGEND)])
@@ -89,7 +101,8 @@ def _latex(block: Block) -> str:
 
 
 def _csv(blocks: Sequence[Block]) -> str:
-    """One line per cell: table, block, row, column, value (a number at full precision, or empty), text, mark."""
+    """One line per cell: table, block, row, column, value (a number at full precision, or empty),
+    text, mark."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["title", "block", "row", "column", "value", "text", "mark"])

@@ -1,4 +1,5 @@
-"""A comparison as files: one self-contained HTML page, the tables for other programs, the figures; and in MLflow."""
+"""A comparison as files: one self-contained HTML page, the tables for other programs, the figures;
+and in MLflow."""
 
 from __future__ import annotations
 
@@ -25,12 +26,23 @@ from tram_ds.runtime.files import private_dir, replace_text
 from tram_ds.runtime.redact import redact, redact_yaml
 from tram_ds.tracking.server import find_experiment, new_client, prepare_environment, sqlite_path
 
-PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "numpy", "scipy", "pandas", "mlflow", "matplotlib")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "datasets",
+    "numpy",
+    "scipy",
+    "pandas",
+    "mlflow",
+    "matplotlib",
+)
 KIND_TAG = "tram_ds.kind"  # tells a comparison's MLflow run from those of trainings
 
 
 def write(sections: Sequence[Section], out: Path, command: str, notes: Sequence[str] = ()) -> Path:
-    """report.html, tables.{csv,md,tex} and figures/*.png in `out`, which is created; the page's path is returned.
+    """report.html, tables.{csv,md,tex} and figures/*.png in `out`, which is created; the page's
+    path is returned.
 
     command: what was typed. notes: what was left out of the comparison.
     """
@@ -41,14 +53,19 @@ def write(sections: Sequence[Section], out: Path, command: str, notes: Sequence[
         replace_text(out / f"tables.{ending}", render(blocks, form))
     for section in sections:
         for drawing in section.drawings:
-            (out / "figures" / f"{_slug(section)}-{drawing.name}.png").write_bytes(plots.png(drawing.figure))
+            (out / "figures" / f"{_slug(section)}-{drawing.name}.png").write_bytes(
+                plots.png(drawing.figure)
+            )
     replace_text(out / "report.html", page(sections, out, command, notes))
     return out / "report.html"
 
 
 def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[str] = ()) -> str:
-    """The HTML text; links to run folders are relative to `out`. It loads nothing and runs no script."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("tram_ds", "comparison"), autoescape=True, trim_blocks=True)
+    """The HTML text; links to run folders are relative to `out`. It loads nothing and runs no
+    script."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tram_ds", "comparison"), autoescape=True, trim_blocks=True
+    )
     shown = [
         {
             "id": _slug(section),
@@ -56,7 +73,10 @@ def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[s
             "first": section.blocks[:1],
             "blocks": section.blocks[1:],
             "figures": [
-                {"alt": drawing.alt, "svg": Markup(plots.svg(drawing.figure, f"{_slug(section)} {drawing.alt}"))}
+                {
+                    "alt": drawing.alt,
+                    "svg": Markup(plots.svg(drawing.figure, f"{_slug(section)} {drawing.alt}")),
+                }
                 for drawing in section.drawings
             ],
             "runs": [_run(run, out) for run in section.runs],
@@ -74,11 +94,14 @@ def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[s
 
 
 def versions() -> dict[str, str]:
-    """What made the report: the program, its commit where it is a checkout, Python and the packages that compute."""
+    """What made the report: the program, its commit where it is a checkout, Python and the packages
+    that compute."""
     found = {"tram_ds": version("tram_ds"), "Python": platform.python_version()}
     root = Path(__file__).resolve().parents[2]
     asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    if (root / ".git").exists() and (said := subprocess.run(asked, capture_output=True, text=True)).returncode == 0:
+    if (root / ".git").exists() and (
+        said := subprocess.run(asked, capture_output=True, text=True)
+    ).returncode == 0:
         found["commit"] = said.stdout.strip()
     for package in PACKAGES:
         try:
@@ -88,8 +111,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def log(sections: Sequence[Section], out: Path | None, experiment: str, uri: str, command: str) -> str:
-    """Logs tables, figures and, where `out` holds one, the report as a run of its own in MLflow; returns its id.
+def log(
+    sections: Sequence[Section], out: Path | None, experiment: str, uri: str, command: str
+) -> str:
+    """Logs tables, figures and, where `out` holds one, the report as a run of its own in MLflow;
+    returns its id.
 
     Unlike training this waits for the server and raises what it says.
     """
@@ -99,7 +125,9 @@ def log(sections: Sequence[Section], out: Path | None, experiment: str, uri: str
     client = new_client(uri)
     tags = {KIND_TAG: "comparison", "command": redact(command)}
     name = "compare " + ", ".join(section.layout.name for section in sections)
-    run_id = client.create_run(find_experiment(client, experiment, database), tags=tags, run_name=name).info.run_id
+    run_id = client.create_run(
+        find_experiment(client, experiment, database), tags=tags, run_name=name
+    ).info.run_id
     status = "FAILED"
     try:
         for section in sections:
@@ -118,13 +146,19 @@ def log(sections: Sequence[Section], out: Path | None, experiment: str, uri: str
 
 def _columns(block: Block) -> dict[str, Any]:
     """The block as columns of text, as MLflow's table view takes it."""
-    texts = {name: [cells[i].text for _, cells in block.rows] for i, name in enumerate(block.columns)}
+    texts = {
+        name: [cells[i].text for _, cells in block.rows] for i, name in enumerate(block.columns)
+    }
     return {block.corner: [label for label, _ in block.rows], **texts}
 
 
 def _slug(section: Section) -> str:
     layout = section.layout
-    return layout.name if layout.name != "auto" else re.sub(r"[^a-z0-9_]+", "-", layout.title.lower()).strip("-")
+    return (
+        layout.name
+        if layout.name != "auto"
+        else re.sub(r"[^a-z0-9_]+", "-", layout.title.lower()).strip("-")
+    )
 
 
 def _run(run: Run, out: Path) -> dict[str, Any]:
@@ -134,7 +168,9 @@ def _run(run: Run, out: Path) -> dict[str, Any]:
         "name": run.where if run.folder else f"{run.where} ({run.run_id})",
         "link": redact(link or ""),
         "seed": run.seed,
-        "facts": ", ".join([*facts, f"{run.ranks} rank{'s' * (run.ranks > 1)}", f"{run.course.steps} steps"]),
+        "facts": ", ".join(
+            [*facts, f"{run.ranks} rank{'s' * (run.ranks > 1)}", f"{run.course.steps} steps"]
+        ),
         "data": run.tags.get("data_digest", "")[:12],
         "command": run.command,
     }

@@ -29,7 +29,8 @@ class CompareError(ValueError):
 
 @dataclass(frozen=True)
 class Course:
-    """How a run went. seconds: of its training loop. curve: (step, loss), of `kind` validation or training loss."""
+    """How a run went. seconds: of its training loop. curve: (step, loss), of `kind` validation or
+    training loss."""
 
     steps: int = 0
     seconds: float = math.nan
@@ -39,7 +40,8 @@ class Course:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. where: its folder or its MLflow name. folder, link: None for the other kind. order: later is higher."""
+    """One finished run. where: its folder or its MLflow name. folder, link: None for the other
+    kind. order: later is higher."""
 
     where: str
     recipe: dict[str, Any]
@@ -70,25 +72,35 @@ class Run:
             "deepspeed": f"deepspeed --num_accelerators {self.ranks}",
             "srun": f"srun --ntasks {self.ranks} python",
         }
-        recipe = f"{self.folder}/recipe.yaml" if self.folder else "recipe.yaml"  # from MLflow: the artifact of that name
-        return f"{ways.get(self.tags.get('launcher', ''), 'python')} launch/train.py --recipe {recipe}"
+        # from MLflow: the artifact of that name
+        recipe = f"{self.folder}/recipe.yaml" if self.folder else "recipe.yaml"
+        return (
+            f"{ways.get(self.tags.get('launcher', ''), 'python')} launch/train.py --recipe {recipe}"
+        )
 
     @property
     def metric(self) -> str:
         return "accuracy" if "accuracy" in next(iter(self.scores.values())) else "perplexity"
 
     def values(self, metric: str, scores: Scores | None = None) -> dict[str, float]:
-        """domain, by its short name -> the score, accuracies in percent; a missing number is NaN."""
+        """domain, by its short name -> the score, accuracies in percent; a missing number is
+        NaN."""
         if metric in ANALYSES:
             return {short(d): float(v) for d, v in self.analyses.get(metric, {}).items()}
         factor = 100.0 if metric == "accuracy" else 1.0
         found = self.scores if scores is None else scores
-        return {short(d): math.nan if m.get(metric) is None else factor * float(m[metric]) for d, m in found.items()}
+        return {
+            short(d): math.nan if m.get(metric) is None else factor * float(m[metric])
+            for d, m in found.items()
+        }
 
 
 def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run], list[str]]:
-    """(runs, what was left out and why) of folders or glob patterns. CompareError if there is no finished run."""
-    folders = sorted({Path(path) for pattern in patterns for path in glob.glob(os.path.expanduser(pattern))})
+    """(runs, what was left out and why) of folders or glob patterns. CompareError if there is no
+    finished run."""
+    folders = sorted(
+        {Path(path) for pattern in patterns for path in glob.glob(os.path.expanduser(pattern))}
+    )
     runs, notes = [], []
     for folder in folders:
         if not folder.is_dir() or not (folder / "recipe.yaml").is_file():
@@ -106,7 +118,8 @@ def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run
 
 
 def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Run], list[str]]:
-    """(runs, what was left out and why) of an experiment. CompareError if it has no finished run or does not exist."""
+    """(runs, what was left out and why) of an experiment. CompareError if it has no finished run or
+    does not exist."""
     from tram_ds.tracking.server import new_client, prepare_environment, sqlite_path
     from tram_ds.tracking.upload import KEY_TAG
 
@@ -119,7 +132,9 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
     found = client.get_experiment_by_name(experiment)
     if found is None:
         names = sorted(e.name for e in client.search_experiments())
-        raise CompareError(f"--experiment {experiment}: MLflow has none of that name; it has {', '.join(names)}")
+        raise CompareError(
+            f"--experiment {experiment}: MLflow has none of that name; it has {', '.join(names)}"
+        )
     runs, notes, token = [], [], None
     while True:
         page = client.search_runs([found.experiment_id], page_token=token)
@@ -128,8 +143,12 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
                 continue  # a parent, or another program's run
             try:
                 runs.append(_read_mlflow(client, run, uri, split))
-            except Exception as error:  # whatever a server or an artifact store says: one run less, and it is reported
-                notes.append(f"{run.info.run_name}: left out, {run.info.status} ({type(error).__name__}: {error})"[:300])
+            except Exception as error:
+                # whatever a server or an artifact store says: one run less, and it is reported
+                notes.append(
+                    f"{run.info.run_name}: left out, {run.info.status} ({type(error).__name__}: "
+                    f"{error})"[:300]
+                )
         token = page.token
         if not token:
             break
@@ -151,7 +170,11 @@ def _read_folder(folder: Path, split: str) -> Run:
         with metrics.open(encoding="utf-8", errors="replace") as lines:
             records = [_few(record) for record in map(decode, lines) if record is not None]
     tracking, run_id = folder / "tracking.json", folder / "run_id"
-    tags = json.loads(tracking.read_text(encoding="utf-8")).get("tags", {}) if tracking.exists() else {}
+    tags = (
+        json.loads(tracking.read_text(encoding="utf-8")).get("tags", {})
+        if tracking.exists()
+        else {}
+    )
     analyses = {name: folder / "analysis" / f"{name}.json" for name in ANALYSES}
     return _run(
         str(folder),
@@ -163,21 +186,32 @@ def _read_folder(folder: Path, split: str) -> Run:
         order=(folder / "results.json").stat().st_mtime,
         folder=str(folder),
         run_id=run_id.read_text(encoding="utf-8").strip() if run_id.exists() else None,
-        analyses={n: json.loads(f.read_text(encoding="utf-8")) for n, f in analyses.items() if f.exists()},
+        analyses={
+            n: json.loads(f.read_text(encoding="utf-8")) for n, f in analyses.items() if f.exists()
+        },
     )
 
 
 def _read_mlflow(client: Any, run: Any, uri: str, split: str) -> Run:
     run_id = run.info.run_id
     with tempfile.TemporaryDirectory() as folder:
-        files = {n: Path(client.download_artifacts(run_id, n, folder)) for n in ("recipe.yaml", "results.json")}
+        files = {
+            n: Path(client.download_artifacts(run_id, n, folder))
+            for n in ("recipe.yaml", "results.json")
+        }
         recipe = yaml.safe_load(files["recipe.yaml"].read_text(encoding="utf-8"))
         results = json.loads(files["results.json"].read_text(encoding="utf-8"))
     records: list[dict[str, Any]] = []
     for key in ("seconds", "loss", "validation_loss"):
         if key in run.data.metrics:
-            records += [{"step": m.step, key: m.value} for m in client.get_metric_history(run_id, key)]
-    link = f"{uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run_id}" if uri.startswith("http") else None
+            records += [
+                {"step": m.step, key: m.value} for m in client.get_metric_history(run_id, key)
+            ]
+    link = (
+        f"{uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+        if uri.startswith("http")
+        else None
+    )
     return _run(
         run.info.run_name,
         recipe,
@@ -193,17 +227,24 @@ def _read_mlflow(client: Any, run: Any, uri: str, split: str) -> Run:
 
 def _run(where: str, recipe: Any, results: Mapping[str, Any], split: str, **also: Any) -> Run:
     if split not in results["scores"]:
-        raise CompareError(f"has no scores of --split {split}, only of {', '.join(results['scores'])}")
+        raise CompareError(
+            f"has no scores of --split {split}, only of {', '.join(results['scores'])}"
+        )
     initial = (results.get("initial") or {}).get(split, {})
-    return Run(where, recipe, results["scores"][split], initial, tuple(results["train_domains"]), **also)
+    return Run(
+        where, recipe, results["scores"][split], initial, tuple(results["train_domains"]), **also
+    )
 
 
 def _few(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: record[key] for key in ("step", "seconds", "loss", "validation_loss") if key in record}
+    return {
+        key: record[key] for key in ("step", "seconds", "loss", "validation_loss") if key in record
+    }
 
 
 def course(records: Iterable[Mapping[str, Any]]) -> Course:
-    """Totals and a loss curve of at most CURVE_POINTS points: validation loss where there is one, else means of the loss."""
+    """Totals and a loss curve of at most CURVE_POINTS points: validation loss where there is one,
+    else means of the loss."""
     steps, seconds, loss, validation = 0, 0.0, {}, {}
     for record in records:
         step = int(record["step"])
@@ -212,14 +253,20 @@ def course(records: Iterable[Mapping[str, Any]]) -> Course:
             loss[step] = float(record["loss"])
         if record.get("validation_loss") is not None:
             validation[step] = float(record["validation_loss"])
-    points, kind = (sorted(validation.items()), "validation") if validation else (sorted(loss.items()), "training")
+    points, kind = (
+        (sorted(validation.items()), "validation")
+        if validation
+        else (sorted(loss.items()), "training")
+    )
     width = -(-len(points) // CURVE_POINTS) or 1
     bins = [points[start : start + width] for start in range(0, len(points), width)]
     curve = tuple((b[-1][0], math.fsum(v for _, v in b) / len(b)) for b in bins)
     return Course(steps, seconds or math.nan, kind, curve)
 
 
-def find(patterns: Sequence[str], experiment: str | None, uri: str, split: str) -> tuple[list[Run], list[str]]:
+def find(
+    patterns: Sequence[str], experiment: str | None, uri: str, split: str
+) -> tuple[list[Run], list[str]]:
     """Runs of the folders named; else of the experiment; else of runs/*."""
     if patterns or experiment is None:
         return from_folders(patterns or ["runs/*"], split)
@@ -230,4 +277,6 @@ def experiment_of(runs: Sequence[Run]) -> str:
     """The MLflow experiment of the first run; `paper` without runs."""
     if not runs:
         return "paper"
-    return (runs[0].recipe.get("tracking") or {}).get("experiment") or str(runs[0].recipe.get("name", "comparison"))
+    return (runs[0].recipe.get("tracking") or {}).get("experiment") or str(
+        runs[0].recipe.get("name", "comparison")
+    )

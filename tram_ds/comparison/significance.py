@@ -1,7 +1,8 @@
-"""Is a difference more than chance? The paper's tests, and a bootstrap over seeds, each with its sample size.
+"""Is a difference more than chance? The paper's tests, and a bootstrap over seeds, each with its
+sample size.
 
-A paired comparison of n values cannot have a p below 2 ** (1 - n), however large the difference: where that is above
-alpha, the answer is "not enough", never a p value.
+A paired comparison of n values cannot have a p below 2 ** (1 - n), however large the difference:
+where that is above alpha, the answer is "not enough", never a p value.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Verdict:
-    """A test's answer. p: None where the sample is too small; `why` then says what is missing. n: the sample size."""
+    """A test's answer. p: None where the sample is too small; `why` then says what is missing. n:
+    the sample size."""
 
     test: str
     n: int
@@ -54,26 +56,36 @@ def pairs_needed(alpha: float) -> int:
 
 
 def ks(a: Sequence[float], b: Sequence[float], alpha: float = 0.01) -> Verdict:
-    """Two-sample Kolmogorov-Smirnov: are the two sets of scores from one distribution? Pairing is not used."""
+    """Two-sample Kolmogorov-Smirnov: are the two sets of scores from one distribution? Pairing is
+    not used."""
     smallest = 2 / math.comb(len(a) + len(b), len(a)) if len(a) and len(b) else 1.0
     if smallest > alpha:
-        return Verdict("ks", min(len(a), len(b)), None, why=f"not enough domains: {min(len(a), len(b))}")
+        return Verdict(
+            "ks", min(len(a), len(b)), None, why=f"not enough domains: {min(len(a), len(b))}"
+        )
     found: Any = stats.ks_2samp(a, b)
     return Verdict("ks", min(len(a), len(b)), float(found.pvalue), float(found.statistic))
 
 
-def wilcoxon(a: Sequence[float], b: Sequence[float], alpha: float = 0.01, of: str = "domains") -> Verdict:
+def wilcoxon(
+    a: Sequence[float], b: Sequence[float], alpha: float = 0.01, of: str = "domains"
+) -> Verdict:
     """Signed ranks of the paired differences a - b. Equal pairs say nothing and do not count."""
     differences = np.asarray(a, float) - np.asarray(b, float)
     n = int(np.count_nonzero(differences))
     if n < pairs_needed(alpha):
-        return Verdict("wilcoxon", n, None, why=f"not enough {of}: {n} differ, {pairs_needed(alpha)} needed")
+        return Verdict(
+            "wilcoxon", n, None, why=f"not enough {of}: {n} differ, {pairs_needed(alpha)} needed"
+        )
     found: Any = stats.wilcoxon(differences)
     return Verdict("wilcoxon", n, float(found.pvalue), float(found.statistic))
 
 
-def bootstrap(a: Sequence[float], b: Sequence[float], alpha: float = 0.01, seed: int = 0) -> tuple[Interval | None, Verdict]:
-    """The mean of a - b, paired by seed, resampled over seeds: (interval, verdict). No interval for one pair."""
+def bootstrap(
+    a: Sequence[float], b: Sequence[float], alpha: float = 0.01, seed: int = 0
+) -> tuple[Interval | None, Verdict]:
+    """The mean of a - b, paired by seed, resampled over seeds: (interval, verdict). No interval for
+    one pair."""
     differences = np.asarray(a, float) - np.asarray(b, float)
     n = len(differences)
     missing = f"not enough seeds: {n} of {pairs_needed(alpha)}"
@@ -81,11 +93,15 @@ def bootstrap(a: Sequence[float], b: Sequence[float], alpha: float = 0.01, seed:
         return None, Verdict("bootstrap", n, None, why=missing)
     chosen = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
     means = differences[chosen].mean(axis=1)
-    interval = Interval(float(differences.mean()), *(float(q) for q in np.quantile(means, [0.025, 0.975])))
+    interval = Interval(
+        float(differences.mean()), *(float(q) for q in np.quantile(means, [0.025, 0.975]))
+    )
     if n < pairs_needed(alpha):
         return interval, Verdict("bootstrap", n, None, why=missing)
     beyond = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    return interval, Verdict("bootstrap", n, min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1)), interval.mean)
+    return interval, Verdict(
+        "bootstrap", n, min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1)), interval.mean
+    )
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:

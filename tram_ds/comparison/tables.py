@@ -1,4 +1,5 @@
-"""The blocks of a comparison: scores and their spread, the paper's figures and the difference, summary, significance."""
+"""The blocks of a comparison: scores and their spread, the paper's figures and the difference,
+summary, significance."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ SINGLE = 5  # tables of at most so many columns print mean and spread in one cel
 
 
 def scores(table: Table) -> Block:
-    """Means over seeds, best and worst of each column marked; the pre-trained model is not in the contest."""
+    """Means over seeds, best and worst of each column marked; the pre-trained model is not in the
+    contest."""
     layout, means = table.layout, table.means()
     spread = table.values.groupby(level="method").std()
     columns = tuple(means.columns)
@@ -29,17 +31,33 @@ def scores(table: Table) -> Block:
     for method in means.index:
         cells = [number(float(means.loc[method, c]), layout.digits) for c in columns]
         if in_cell and method in spread.index:
-            cells = [with_spread(c, float(spread.loc[method, n]), layout.digits) for c, n in zip(cells, columns, strict=True)]
+            cells = [
+                with_spread(c, float(spread.loc[method, n]), layout.digits)
+                for c, n in zip(cells, columns, strict=True)
+            ]
         rows.append((method, cells))
     counts = table.values.groupby(level="method").size()
-    seeds = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    notes = (f"mean over {seeds} seed{'s' * (seeds != '1')}{', ± standard deviation' * in_cell}", *table.notes)
+    seeds = (
+        f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    )
+    notes = (
+        f"mean over {seeds} seed{'s' * (seeds != '1')}{', ± standard deviation' * in_cell}",
+        *table.notes,
+    )
     missing = f"{layout.summary} needs every column" if means[layout.summary].isna().any() else ""
-    return Block("scores", layout.title, columns, marks(rows, layout), (*notes, missing) if missing else notes, marked=True)
+    return Block(
+        "scores",
+        layout.title,
+        columns,
+        marks(rows, layout),
+        (*notes, missing) if missing else notes,
+        marked=True,
+    )
 
 
 def spread(table: Table) -> list[Block]:
-    """Standard deviation over seeds and half the 95 % t interval of the mean, per column; none where no method has two seeds."""
+    """Standard deviation over seeds and half the 95 % t interval of the mean, per column; none
+    where no method has two seeds."""
     grouped = table.values.groupby(level="method")
     several = [m for m in table.methods if len(table.of(m)) > 1]
     if not several:
@@ -47,11 +65,17 @@ def spread(table: Table) -> list[Block]:
     digits, columns = max(2, table.layout.digits), tuple(table.values.columns)
     kinds: dict[str, tuple[str, Callable[[Column], float]]] = {
         "std": ("standard deviation over seeds", lambda v: float(v.std())),
-        "ci95": ("half the width of the 95 % t interval of the mean", lambda v: tests.t_half_width(v.tolist())),
+        "ci95": (
+            "half the width of the 95 % t interval of the mean",
+            lambda v: tests.t_half_width(v.tolist()),
+        ),
     }
     blocks = []
     for name, (title, measure) in kinds.items():
-        rows = [(m, [number(measure(grouped.get_group(m)[c]), digits) for c in columns]) for m in several]
+        rows = [
+            (m, [number(measure(grouped.get_group(m)[c]), digits) for c in columns])
+            for m in several
+        ]
         blocks.append(Block(name, f"{table.layout.title}: {title}", columns, rows))
     return blocks
 
@@ -66,14 +90,20 @@ def printed(layout: Layout, columns: Sequence[str] | None = None) -> Block:
         cells = [number(float(v), layout.digits) for v in values]
         if around is not None:
             widths = around.loc[str(method), shown].tolist()
-            cells = [with_spread(cell, width, layout.digits) for cell, width in zip(cells, widths, strict=True)]
+            cells = [
+                with_spread(cell, width, layout.digits)
+                for cell, width in zip(cells, widths, strict=True)
+            ]
         rows.append((str(method), cells))
     notes = ("± 95 % interval",) if around is not None else ()
-    return Block("paper", f"the paper: {layout.title}", tuple(shown), marks(rows, layout), notes, marked=True)
+    return Block(
+        "paper", f"the paper: {layout.title}", tuple(shown), marks(rows, layout), notes, marked=True
+    )
 
 
 def recomputed(layout: Layout) -> Frame:
-    """method -> printed and recomputed zero-shot average of the paper's table. ValueError where it prints none."""
+    """method -> printed and recomputed zero-shot average of the paper's table. ValueError where it
+    prints none."""
     if layout.paper is None or layout.train is None or len(layout.domains) < 2:
         raise ValueError(f"{layout.name}: the paper prints no average that could be recomputed")
     again = layout.paper[list(layout.zero_shot)].mean(axis=1)
@@ -92,11 +122,33 @@ def against_paper(table: Table) -> Block | None:
     if layout.summary not in theirs or (not complete and len(layout.domains) > 1):
         theirs = with_summary(layout.paper[[c for c in columns if c != layout.summary]], layout)
         columns = [*(c for c in columns if c != layout.summary), layout.summary]
-        notes = (f"{layout.summary} of both over the {sum(c in layout.zero_shot for c in columns)} domains that are here",)
+        notes = (
+            f"{layout.summary} of both over the {sum(c in layout.zero_shot for c in columns)} "
+            "domains that are here",
+        )
     methods = [m for m in means.index if m in theirs.index]
-    rows = [(m, [number(float(means.loc[m, c] - theirs.loc[m, c]), layout.digits, sign=True) for c in columns]) for m in methods]
+    rows = [
+        (
+            m,
+            [
+                number(float(means.loc[m, c] - theirs.loc[m, c]), layout.digits, sign=True)
+                for c in columns
+            ],
+        )
+        for m in methods
+    ]
     better = "negative" if layout.lower_is_better else "positive"
-    return Block("difference", "ours minus the paper", tuple(columns), rows, (f"{better} is better", *notes)) if rows else None
+    return (
+        Block(
+            "difference",
+            "ours minus the paper",
+            tuple(columns),
+            rows,
+            (f"{better} is better", *notes),
+        )
+        if rows
+        else None
+    )
 
 
 def summary(table: Table) -> Block:
@@ -104,14 +156,28 @@ def summary(table: Table) -> Block:
     layout = table.layout
     rows = []
     for method in table.means().index:
-        values = table.pretrained.to_frame().T if method == "pretrained" and table.pretrained is not None else table.of(method)
+        values = (
+            table.pretrained.to_frame().T
+            if method == "pretrained" and table.pretrained is not None
+            else table.of(method)
+        )
         rows.append((method, _summarised(values, layout)))
     trained = layout.train is not None
     average = "out-of-domain" if trained else "average"
     names = ("seeds", "in-domain", average, "95 % interval", "worst domain", "worst", "gap")
     shown = [i for i, name in enumerate(names) if trained or name not in ("in-domain", "gap")]
-    columns, kept = tuple(names[i] for i in shown), [(m, [cells[i] for i in shown]) for m, cells in rows]
-    notes = ("mean ± standard deviation over seeds; t interval; gap = in-domain's lead over out-of-domain",) if trained else ()
+    columns, kept = (
+        tuple(names[i] for i in shown),
+        [(m, [cells[i] for i in shown]) for m, cells in rows],
+    )
+    notes = (
+        (
+            "mean ± standard deviation over seeds; t interval; gap = in-domain's lead over "
+            "out-of-domain",
+        )
+        if trained
+        else ()
+    )
     return Block("summary", f"{layout.title}: summary", columns, kept, notes)
 
 
@@ -124,10 +190,16 @@ def _summarised(values: Frame, layout: Layout) -> list[Cell]:
     around = values.std() if n > 1 else mean * math.nan
     inside = float(mean[layout.train]) if layout.train in mean else math.nan
     average = float(mean[layout.summary])
-    interval = Cell(f"[{average - half:.{digits}f}, {average + half:.{digits}f}]") if math.isfinite(half) else Cell(NONE)
+    interval = (
+        Cell(f"[{average - half:.{digits}f}, {average + half:.{digits}f}]")
+        if math.isfinite(half)
+        else Cell(NONE)
+    )
     return [
         Cell(str(n), n),
-        with_spread(number(inside, digits), float(around.get(layout.train or "", math.nan)), digits),
+        with_spread(
+            number(inside, digits), float(around.get(layout.train or "", math.nan)), digits
+        ),
         with_spread(number(average, digits), float(around[layout.summary]), digits),
         interval,
         Cell(worst),
@@ -137,23 +209,32 @@ def _summarised(values: Frame, layout: Layout) -> list[Cell]:
 
 
 def baseline_of(table: Table, wanted: str | None) -> str:
-    """The method others are tested against: the one wanted, else plain training, else the first. ValueError if unknown."""
+    """The method others are tested against: the one wanted, else plain training, else the first.
+    ValueError if unknown."""
     there = list(table.means().index)
     if wanted is not None:
-        named = [m for m in there if m == wanted or (wanted == "base" and m in ("sgd", "adam", "adamw"))]
+        named = [
+            m for m in there if m == wanted or (wanted == "base" and m in ("sgd", "adam", "adamw"))
+        ]
         if not named:
             raise ValueError(f"--baseline {wanted}: no such row; there are {', '.join(there)}")
         return named[0]
-    return next((m for m in sorted_methods(there) if m.partition(" (")[0] in ("sgd", "adam", "adamw")), table.methods[0])
+    return next(
+        (m for m in sorted_methods(there) if m.partition(" (")[0] in ("sgd", "adam", "adamw")),
+        table.methods[0],
+    )
 
 
 def significance(table: Table, baseline: str, alpha: float) -> Block:
-    """Every method against the baseline: the paper's test over domains, and bootstrap and Wilcoxon paired by seed."""
+    """Every method against the baseline: the paper's test over domains, and bootstrap and Wilcoxon
+    paired by seed."""
     layout, means = table.layout, table.means()
     methods = [m for m in means.index if m != baseline]
     by_domain = []
     for method in methods:
-        pair = means.loc[[method, baseline], [c for c in means if c in layout.zero_shot]].dropna(axis=1)
+        pair = means.loc[[method, baseline], [c for c in means if c in layout.zero_shot]].dropna(
+            axis=1
+        )
         test = tests.ks if layout.test == "ks" else tests.wilcoxon
         by_domain.append(test(pair.loc[method].tolist(), pair.loc[baseline].tolist(), alpha))
     corrected = tests.holm([verdict.p for verdict in by_domain])
@@ -163,31 +244,54 @@ def significance(table: Table, baseline: str, alpha: float) -> Block:
         last = Cell(tests.p_text(holm), math.nan if holm is None else holm)
         rows.append((method, [*_by_seed(table, method, baseline, alpha), found, last]))
     test = "Kolmogorov-Smirnov" if layout.test == "ks" else "Wilcoxon"
-    columns = (f"Δ {layout.summary}", "95 % bootstrap", "bootstrap, seeds", "Wilcoxon, seeds", f"{test}, domains", "Holm p")
+    columns = (
+        f"Δ {layout.summary}",
+        "95 % bootstrap",
+        "bootstrap, seeds",
+        "Wilcoxon, seeds",
+        f"{test}, domains",
+        "Holm p",
+    )
     better = "below" if layout.lower_is_better else "above"
     notes = (
-        f"better is {better} zero; * is p < {alpha:g}, uncorrected; Holm: the last test, corrected for all rows",
-        f"by seed, n pairs cannot give p below 2^(1-n): {tests.pairs_needed(alpha)} seeds are needed for p < {alpha:g}",
-        f"{test} is the paper's test; it does not say of which samples: here, mean scores of the zero-shot domains",
+        f"better is {better} zero; * is p < {alpha:g}, uncorrected; Holm: the last test, "
+        "corrected for all rows",
+        f"by seed, n pairs cannot give p below 2^(1-n): {tests.pairs_needed(alpha)} seeds are "
+        f"needed for p < {alpha:g}",
+        f"{test} is the paper's test; it does not say of which samples: here, mean scores of the "
+        "zero-shot domains",
     )
     return Block("significance", f"{layout.title}: against {baseline}", columns, rows, notes)
 
 
 def _by_seed(table: Table, method: str, baseline: str, alpha: float) -> list[Cell]:
     name = table.layout.summary
-    both = pd.concat([table.of(method)[name].rename("a"), table.of(baseline)[name].rename("b")], axis=1, join="inner").dropna()
+    both = pd.concat(
+        [table.of(method)[name].rename("a"), table.of(baseline)[name].rename("b")],
+        axis=1,
+        join="inner",
+    ).dropna()
     a, b = both["a"].tolist(), both["b"].tolist()
     means = table.means()[name]
     digits = max(2, table.layout.digits)
-    delta = number(float(np.mean(both["a"] - both["b"])) if a else float(means[method] - means[baseline]), digits, sign=True)
+    delta = number(
+        float(np.mean(both["a"] - both["b"])) if a else float(means[method] - means[baseline]),
+        digits,
+        sign=True,
+    )
     interval, drawn = tests.bootstrap(a, b, alpha)
     ranked = tests.wilcoxon(a, b, alpha, of="seeds")
     shown = f"[{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]" if interval else NONE
-    return [delta, Cell(shown), *(Cell(v.text(alpha), math.nan if v.p is None else v.p) for v in (drawn, ranked))]
+    return [
+        delta,
+        Cell(shown),
+        *(Cell(v.text(alpha), math.nan if v.p is None else v.p) for v in (drawn, ranked)),
+    ]
 
 
 def transfer(table: Table) -> Block:
-    """Table 6: a measure in-domain and zero-shot, its deviation over domains, and how the one follows the other over seeds."""
+    """Table 6: a measure in-domain and zero-shot, its deviation over domains, and how the one
+    follows the other over seeds."""
     layout = table.layout
     outside = [c for c in table.values if c in layout.zero_shot]
     assert layout.train is not None
@@ -197,9 +301,27 @@ def transfer(table: Table) -> Block:
         inside = values[layout.train].tolist()
         rho = pearson(inside, values[layout.summary].tolist())
         single = [r for d in outside if (r := pearson(inside, values[d].tolist())) is not None]
-        numbers = (float(np.mean(inside)), float(values[layout.summary].mean()), float(values[outside].mean().std()))
-        correlation = (math.nan if rho is None else rho, float(np.std(single, ddof=1)) if len(single) > 1 else math.nan)
-        rows.append((method, [Cell(str(len(values)), len(values)), *(number(v, 2) for v in (*numbers, *correlation))]))
+        numbers = (
+            float(np.mean(inside)),
+            float(values[layout.summary].mean()),
+            float(values[outside].mean().std()),
+        )
+        correlation = (
+            math.nan if rho is None else rho,
+            float(np.std(single, ddof=1)) if len(single) > 1 else math.nan,
+        )
+        rows.append(
+            (
+                method,
+                [
+                    Cell(str(len(values)), len(values)),
+                    *(number(v, 2) for v in (*numbers, *correlation)),
+                ],
+            )
+        )
     columns = ("seeds", layout.train, "zs_avg", "zs_std", "pearson", "pearson_std")
-    notes = ("zs_std: over domains; pearson: in-domain with zs_avg over seeds (3 needed), its deviation over domains",)
+    notes = (
+        "zs_std: over domains; pearson: in-domain with zs_avg over seeds (3 needed), its "
+        "deviation over domains",
+    )
     return Block("transfer", layout.title, columns, rows, notes)

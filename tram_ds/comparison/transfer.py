@@ -1,4 +1,5 @@
-"""Does a measure on the training domain predict the zero-shot domains? (Table 6: in-domain, zero-shot, and their correlation.)"""
+"""Does a measure on the training domain predict the zero-shot domains? (Table 6: in-domain,
+zero-shot, and their correlation.)"""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ from typing import Any
 class Row:
     """One algorithm's line of Table 6.
 
-    in_domain: mean over the training domains and the runs. zero_shot: mean over the other domains and the runs;
-    zero_shot_std: standard deviation of the domains' means. pearson: correlation, over runs, of in_domain with the zero-shot
-    average; pearson_std: standard deviation of its correlations with the single domains. None where it is not defined: a
-    correlation needs three runs that differ.
+    in_domain: mean over the training domains and the runs. zero_shot: mean over the other domains
+    and the runs;
+    zero_shot_std: standard deviation of the domains' means. pearson: correlation, over runs, of
+    in_domain with the zero-shot average; pearson_std: standard deviation of its correlations with
+    the single domains. None where it is not defined: a correlation needs three runs that differ.
     """
 
     runs: int
@@ -28,9 +30,11 @@ class Row:
 
 
 def transfer(reports: Iterable[Mapping[str, Any]], what: str) -> dict[str, Row]:
-    """Algorithm -> its row, from the contents of analysis.json files; those without `what` (sharpness, cka, ...) are left out.
+    """Algorithm -> its row, from the contents of analysis.json files; those without `what`
+    (sharpness, cka, ...) are left out.
 
-    A domain counts where every run of its algorithm has it. ValueError for an algorithm whose runs trained on other domains.
+    A domain counts where every run of its algorithm has it. ValueError for an algorithm whose runs
+    trained on other domains.
     """
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for report in reports:
@@ -40,7 +44,8 @@ def transfer(reports: Iterable[Mapping[str, Any]], what: str) -> dict[str, Row]:
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """The correlation of two series of equal length; None for fewer than three pairs or a series that does not vary."""
+    """The correlation of two series of equal length; None for fewer than three pairs or a series
+    that does not vary."""
     if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1 or not all(map(math.isfinite, [*x, *y])):
         return None
     return statistics.correlation(x, y)
@@ -49,12 +54,23 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
 def _row(algorithm: str, runs: Sequence[Mapping[str, Any]], what: str) -> Row:
     trained = {tuple(run["train_domains"]) for run in runs}
     if len(trained) > 1:
-        raise ValueError(f"{what} of {algorithm}: its runs were trained on different domains ({trained}): compare them apart")
-    values = [{d: found[what]["value"] for d, found in run["domains"].items() if what in found} for run in runs]
+        raise ValueError(
+            f"{what} of {algorithm}: its runs were trained on different domains ({trained}): "
+            "compare them apart"
+        )
+    values = [
+        {d: found[what]["value"] for d, found in run["domains"].items() if what in found}
+        for run in runs
+    ]
     common = [d for d in values[0] if all(v.get(d) is not None for v in values)]
-    inside, outside = [d for d in common if d in next(iter(trained))], [d for d in common if d not in next(iter(trained))]
+    inside, outside = (
+        [d for d in common if d in next(iter(trained))],
+        [d for d in common if d not in next(iter(trained))],
+    )
     if not inside:
-        raise ValueError(f"{what} of {algorithm}: no run measured its training domain; add it to --domains")
+        raise ValueError(
+            f"{what} of {algorithm}: no run measured its training domain; add it to --domains"
+        )
     per_run = [statistics.fmean(v[d] for d in inside) for v in values]
     if not outside:
         return Row(len(runs), statistics.fmean(per_run), None, None, None, None)

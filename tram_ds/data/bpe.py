@@ -1,4 +1,5 @@
-"""A small byte-level BPE tokeniser trained on a source's own text, for when no pre-trained one is given."""
+"""A small byte-level BPE tokeniser trained on a source's own text, for when no pre-trained one is
+given."""
 
 from __future__ import annotations
 
@@ -26,26 +27,40 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTr
     The same texts give the same tokeniser, whatever the number of threads.
     """
     if vocab_size < 257:
-        raise DataError(f"vocab_size {vocab_size} is too small: the 256 bytes and {END_OF_TEXT} need 257")
+        raise DataError(
+            f"vocab_size {vocab_size} is too small: the 256 bytes and {END_OF_TEXT} need 257"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
+    )
 
 
 def source_tokenizer(
     source: Source, cache_dir: str | os.PathLike[str] | None = None, vocab_size: int = VOCAB_SIZE
 ) -> PreTrainedTokenizerFast:
-    """The tokeniser of a source: trained on the beginning of every train split it has, cached by that text."""
+    """The tokeniser of a source: trained on the beginning of every train split it has, cached by
+    that text."""
     domains = [domain for domain in source.domains() if "train" in source.splits(domain)]
     if not domains:
-        raise DataError("no domain has train text to build a tokeniser from; set task.tokenizer to a tokeniser folder")
-    samples = {domain: _beginning(source.read(domain, "train"), SAMPLE_CHARS // len(domains)) for domain in domains}
+        raise DataError(
+            "no domain has train text to build a tokeniser from; set task.tokenizer to a "
+            "tokeniser folder"
+        )
+    samples = {
+        domain: _beginning(source.read(domain, "train"), SAMPLE_CHARS // len(domains))
+        for domain in domains
+    }
     key = digest_of(VERSION, vocab_size, *samples.keys(), *samples.values())
     path = cache_root(cache_dir) / "tokenizers" / key
 

@@ -1,8 +1,10 @@
-"""Directories that are built once and never seen half-built, whoever else builds them and whenever they are killed.
+"""Directories that are built once and never seen half-built, whoever else builds them and whenever
+they are killed.
 
-A directory is filled under a temporary name beside its final one and renamed into place. Builders on one file system
-take turns through an flock, which the kernel drops when a process dies; where flock is not available they race and the
-loser discards its copy. Directories are created 0700 and files made private to the user (0600).
+A directory is filled under a temporary name beside its final one and renamed into place. Builders
+on one file system take turns through an flock, which the kernel drops when a process dies; where
+flock is not available they race and the loser discards its copy. Directories are created 0700 and
+files made private to the user (0600).
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ from tram_ds.runtime.errors import DataError
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The cache directory, created: `cache_dir`, or $TRAM_DS_CACHE, or ~/.cache/tram_ds."""
-    root = Path(cache_dir or os.environ.get("TRAM_DS_CACHE") or Path.home() / ".cache" / "tram_ds").expanduser()
+    root = Path(
+        cache_dir or os.environ.get("TRAM_DS_CACHE") or Path.home() / ".cache" / "tram_ds"
+    ).expanduser()
     _make(root)
     return root
 
 
 def build_once(path: Path, build: Callable[[Path], None], valid: Callable[[Path], bool]) -> Path:
-    """Returns `path` holding what `build(empty_directory)` wrote and `valid(path)` accepts; builds only if needed.
+    """Returns `path` holding what `build(empty_directory)` wrote and `valid(path)` accepts; builds
+    only if needed.
 
     A `path` that `valid` rejects (damaged after it was written) is removed and built again.
     """
@@ -35,7 +40,9 @@ def build_once(path: Path, build: Callable[[Path], None], valid: Callable[[Path]
         return path
     _make(path.parent)
     with _locked(path) as locked:
-        if locked:  # nobody on this machine can be building now: whatever lies here was left by a killed builder
+        # nobody on this machine can be building now: whatever lies here was left by a killed
+        # builder
+        if locked:
             _discard(path.parent.glob(_temporary_prefix(path) + "*"))
         if valid(path):
             return path
@@ -60,7 +67,9 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot create the cache folder {folder} ({error}); set TRAM_DS_CACHE to another") from error
+        raise DataError(
+            f"cannot create the cache folder {folder} ({error}); set TRAM_DS_CACHE to another"
+        ) from error
 
 
 def _temporary_prefix(path: Path) -> str:
@@ -70,7 +79,8 @@ def _temporary_prefix(path: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Holds the exclusive lock of `path`; yields False where the platform or the file system has none."""
+    """Holds the exclusive lock of `path`; yields False where the platform or the file system has
+    none."""
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,5 @@
-"""What was found out about a large file, remembered until the file changes: gigabytes are not hashed at every start."""
+"""What was found out about a large file, remembered until the file changes: gigabytes are not
+hashed at every start."""
 
 from __future__ import annotations
 
@@ -12,10 +13,17 @@ from typing import Any
 from tram_ds.data.cache import cache_root, digest_of
 
 
-def remembered(path: Path, question: str, compute: Callable[[], Any], cache_dir: str | os.PathLike[str] | None = None) -> Any:
-    """compute() about the file at `path`, as JSON on disk, valid while its size and modification time stay the same.
+def remembered(
+    path: Path,
+    question: str,
+    compute: Callable[[], Any],
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Any:
+    """compute() about the file at `path`, as JSON on disk, valid while its size and modification
+    time stay the same.
 
-    question: what is computed, with its version. Several processes may ask at once: each answer is written whole.
+    question: what is computed, with its version. Several processes may ask at once: each answer is
+    written whole.
     """
     real = path.resolve()
     stat = real.stat()

@@ -1,4 +1,5 @@
-"""A tiny made-up text source for smoke runs and tests: instant, needs nothing, the same on every machine."""
+"""A tiny made-up text source for smoke runs and tests: instant, needs nothing, the same on every
+machine."""
 
 from __future__ import annotations
 
@@ -11,11 +12,31 @@ from tram_ds.runtime.errors import DataError
 
 DOMAINS = ("animals", "colours", "numbers", "weather")
 LINES = {"train": 400, "valid": 60, "test": 60}
-SYLLABLES = ("ba", "ce", "di", "fo", "gu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu", "an", "er", "in")
+SYLLABLES = (
+    "ba",
+    "ce",
+    "di",
+    "fo",
+    "gu",
+    "ka",
+    "le",
+    "mi",
+    "no",
+    "pu",
+    "ra",
+    "se",
+    "ti",
+    "vo",
+    "zu",
+    "an",
+    "er",
+    "in",
+)
 
 
 class GeneratedSource:
-    """Lines of made-up words. A domain draws them from a vocabulary of its own, half of it common to all domains."""
+    """Lines of made-up words. A domain draws them from a vocabulary of its own, half of it common
+    to all domains."""
 
     def domains(self) -> list[str]:
         return list(DOMAINS)
@@ -36,7 +57,9 @@ class GeneratedSource:
         if domain not in DOMAINS:
             raise unknown_domain(domain, DOMAINS, "generated")
         if split not in LINES:
-            raise DataError(f"domain '{domain}' of generated has no {split} split; it has {', '.join(LINES)}")
+            raise DataError(
+                f"domain '{domain}' of generated has no {split} split; it has {', '.join(LINES)}"
+            )
 
 
 def _line(domain: str, split: str, number: int) -> str:

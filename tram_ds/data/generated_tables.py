@@ -1,4 +1,5 @@
-"""Tiny made-up sentence pairs and images in exactly the local layouts, for smoke runs and tests, always the same."""
+"""Tiny made-up sentence pairs and images in exactly the local layouts, for smoke runs and tests,
+always the same."""
 
 from __future__ import annotations
 
@@ -46,7 +47,10 @@ def images_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
     def build(folder: Path) -> None:
         for split, count in IMAGES.items():
-            images = [{"bytes": _image(split, number), "path": f"{split}{number}.png"} for number in range(count)]
+            images = [
+                {"bytes": _image(split, number), "path": f"{split}{number}.png"}
+                for number in range(count)
+            ]
             columns = {"image": images, "label": [number % len(CLASSES) for number in range(count)]}
             write(folder / f"{split}-00000-of-00001.parquet", columns, {"label": list(CLASSES)})
 
@@ -55,7 +59,9 @@ def images_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 def write(path: Path, columns: dict[str, Any], class_names: dict[str, list[str]]) -> None:
     """A parquet file with the description that Hugging Face data sets keep in theirs."""
-    features = {name: {"names": names, "_type": "ClassLabel"} for name, names in class_names.items()}
+    features = {
+        name: {"names": names, "_type": "ClassLabel"} for name, names in class_names.items()
+    }
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
 
@@ -66,12 +72,19 @@ def _built(kind: str, build: Any, cache_dir: str | os.PathLike[str] | None) -> P
 
 
 def _pair(language: str, split: str, number: int) -> tuple[str, str, int]:
-    """Entailed: some of the premise's words. Neutral: other words. Contradicted: those words and a negation."""
+    """Entailed: some of the premise's words. Neutral: other words. Contradicted: those words and a
+    negation."""
     draws = hashlib.sha256(f"{language}/{split}/{number}".encode()).digest()
     words = [f"{language}{draw % 40}" for draw in draws[:8]]
     label = number % 3
-    hypothesis = words[1:4] if label != 1 else [f"{language}{40 + draw % 20}" for draw in draws[8:11]]
-    return " ".join(words) + ".", " ".join([*(["not"] if label == 2 else []), *hypothesis]) + ".", label
+    hypothesis = (
+        words[1:4] if label != 1 else [f"{language}{40 + draw % 20}" for draw in draws[8:11]]
+    )
+    return (
+        " ".join(words) + ".",
+        " ".join([*(["not"] if label == 2 else []), *hypothesis]) + ".",
+        label,
+    )
 
 
 def _image(split: str, number: int) -> bytes:

@@ -1,4 +1,5 @@
-"""Files of Hugging Face data sets, through the client's cache; one error, with the way out, for all that can fail."""
+"""Files of Hugging Face data sets, through the client's cache; one error, with the way out, for all
+that can fail."""
 
 from __future__ import annotations
 
@@ -7,13 +8,19 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from tram_ds.runtime.errors import DataError
 
 
 def hub_file(repo: str, name: str, revision: str | None, instead: str) -> Path:
-    """One file of a data set repository, downloaded on first use. instead: where to put the file without a network."""
+    """One file of a data set repository, downloaded on first use. instead: where to put the file
+    without a network."""
     try:
         return Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision))
     except Exception as error:  # the client's errors come from four libraries
@@ -21,21 +28,39 @@ def hub_file(repo: str, name: str, revision: str | None, instead: str) -> Path:
 
 
 def hub_files(repo: str, pattern: str, revision: str | None, instead: str) -> list[Path]:
-    """The files of a data set repository that match `pattern` (of their path in it), sorted by name; at least one."""
+    """The files of a data set repository that match `pattern` (of their path in it), sorted by
+    name; at least one."""
     try:
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=[pattern]))
+        folder = Path(
+            snapshot_download(
+                repo, repo_type="dataset", revision=revision, allow_patterns=[pattern]
+            )
+        )
     except Exception as error:
         raise _unreachable(repo, pattern, revision, instead, error) from error
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
     found = [folder / name for name in names if fnmatch(name, pattern)]
     if not found:
-        raise _unreachable(repo, pattern, revision, instead, FileNotFoundError(f"no such file; it has {_some(names)}"))
+        raise _unreachable(
+            repo,
+            pattern,
+            revision,
+            instead,
+            FileNotFoundError(f"no such file; it has {_some(names)}"),
+        )
     return found
 
 
-def _unreachable(repo: str, name: str, revision: str | None, instead: str, error: Exception) -> DataError:
+def _unreachable(
+    repo: str, name: str, revision: str | None, instead: str, error: Exception
+) -> DataError:
     at = f" at revision {revision}" if revision else ""
-    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+    reason = (
+        f"{type(error).__name__}: "
+        f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+    )
     if isinstance(error, RevisionNotFoundError):
         reason = "the hub has no such revision: set task.revision to a branch, tag or commit of it"
     elif isinstance(error, RepositoryNotFoundError):
@@ -43,7 +68,8 @@ def _unreachable(repo: str, name: str, revision: str | None, instead: str, error
     elif isinstance(error, EntryNotFoundError) and isinstance(error, HfHubHTTPError):
         reason = "the data set has no such file"
     return DataError(
-        f"cannot get {name} of the hub data set {repo}{at} ({reason}). Without a network: {instead}; or copy a "
+        f"cannot get {name} of the hub data set {repo}{at} ({reason}). Without a network: "
+        f"{instead}; or copy a "
         "hub cache that holds it (HF_HOME) and set HF_HUB_OFFLINE=1"
     )
 

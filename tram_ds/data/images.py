@@ -1,4 +1,5 @@
-"""Labelled images: CIFAR-100, Stanford Cars and Oxford Flowers from the hub, or any folder of parquet files."""
+"""Labelled images: CIFAR-100, Stanford Cars and Oxford Flowers from the hub, or any folder of
+parquet files."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set on the hub. repositories, files, rows: by split; classes: how many labels it has."""
+    """A data set on the hub. repositories, files, rows: by split; classes: how many labels it
+    has."""
 
     name: str
     image: str
@@ -36,7 +38,9 @@ class ImageSet:
     rows: Mapping[str, int]
 
 
-IMAGE_SETS = {  # task.data -> what the hub holds under it; no commit is known to be good for ever, so none is pinned
+# task.data -> what the hub holds under it; no commit is known to be good for ever, so none is
+# pinned
+IMAGE_SETS = {
     "uoft-cs/cifar100": ImageSet(
         name="cifar100",
         image="img",
@@ -51,7 +55,10 @@ IMAGE_SETS = {  # task.data -> what the hub holds under it; no commit is known t
         image="image",
         label="label",
         classes=196,
-        repositories={"train": "Multimodal-Fatima/StanfordCars_train", "test": "Multimodal-Fatima/StanfordCars_test"},
+        repositories={
+            "train": "Multimodal-Fatima/StanfordCars_train",
+            "test": "Multimodal-Fatima/StanfordCars_test",
+        },
         files={"train": "data/train-*.parquet", "test": "data/test-*.parquet"},
         rows={"train": 8_144, "test": 8_041},
     ),
@@ -82,18 +89,32 @@ class Images(Sequence[tuple[Image.Image, int]]):
         stored = self.table[index][0]
         data = stored["bytes"] if isinstance(stored, dict) else stored
         if not data:
-            raise DataError(f"{self.where}: row {index} names a file but holds no image; store the images' bytes")
+            raise DataError(
+                f"{self.where}: row {index} names a file but holds no image; store the images' "
+                "bytes"
+            )
         try:
             image = Image.open(io.BytesIO(data)).convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.where}: the image of row {index} cannot be decoded: {error}") from error
+        except (
+            UnidentifiedImageError,
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:
+            raise DataError(
+                f"{self.where}: the image of row {index} cannot be decoded: {error}"
+            ) from error
         return image, int(self.labels[index])
 
 
 class ImageSource:
-    """The splits of one data set. name: what its scores are called. classes: names of the labels, by number."""
+    """The splits of one data set. name: what its scores are called. classes: names of the labels,
+    by number."""
 
-    def __init__(self, data: str, cache_dir: str | os.PathLike[str] | None, revision: str | None) -> None:
+    def __init__(
+        self, data: str, cache_dir: str | os.PathLike[str] | None, revision: str | None
+    ) -> None:
         path = Path(data).expanduser()
         self.data, self.cache_dir = data, cache_dir
         self.known = None if path.is_dir() else IMAGE_SETS.get(data)
@@ -113,7 +134,8 @@ class ImageSource:
         return [split for split in SPLITS if self.root and find_parquet(self.root, split)]
 
     def open(self, split: str) -> Images:
-        """The rows of a split. DataError for what is missing, an unknown label, or another number of rows than known."""
+        """The rows of a split. DataError for what is missing, an unknown label, or another number
+        of rows than known."""
         files = self._files(split)
         schema = read_schema(files[0])
         image, label = self._columns(schema, files[0])
@@ -128,7 +150,9 @@ class ImageSource:
     def _files(self, split: str) -> list[Path]:
         if split not in self.splits():
             there = ", ".join(self.splits())
-            raise DataError(f"task.data {self.data} has no {split} split; it has {there} (expected {LAYOUT})")
+            raise DataError(
+                f"task.data {self.data} has no {split} split; it has {there} (expected {LAYOUT})"
+            )
         if self.known is None:
             return find_parquet(self.root or Path(), split)
         instead = f"set task.data to a folder that holds {LAYOUT}"
@@ -138,12 +162,17 @@ class ImageSource:
     def _columns(self, schema: pa.Schema, path: Path) -> tuple[str, str]:
         if self.known:
             return self.known.image, self.known.label
-        images = [field.name for field in schema if pa.types.is_struct(field.type) or "binary" in str(field.type)]
+        images = [
+            field.name
+            for field in schema
+            if pa.types.is_struct(field.type) or "binary" in str(field.type)
+        ]
         named = [name for name in LABEL_COLUMNS if name in schema.names]
         labels = named or list(class_names(schema))
         if len(images) != 1 or not labels:
             raise DataError(
-                f"{path}: one image column (a struct with bytes, or binary) and a label column (one of "
+                f"{path}: one image column (a struct with bytes, or binary) and a label column "
+                "(one of "
                 f"{', '.join(LABEL_COLUMNS)}) are needed; it has {', '.join(schema.names)}"
             )
         return images[0], labels[0]
@@ -152,25 +181,33 @@ class ImageSource:
         if self.known and len(table) != self.known.rows[split]:
             raise DataError(
                 f"the {split} split of {self.known.repositories[split]} has {len(table)} rows, "
-                f"{self.known.rows[split]} expected: the repository may hold two generations of files, or lack some. "
-                "Set task.revision to a commit with one whole generation (`train,test` for two repositories), or task.data "
+                f"{self.known.rows[split]} expected: the repository may hold two generations of "
+                "files, or lack some. "
+                "Set task.revision to a commit with one whole generation (`train,test` for two "
+                "repositories), or task.data "
                 f"to a folder that holds {LAYOUT}"
             )
 
 
 def _folder(data: str, path: Path, cache_dir: str | os.PathLike[str] | None) -> Path:
-    """The folder that holds train*.parquet: the one named, or one inside it as in a clone of a hub repository."""
+    """The folder that holds train*.parquet: the one named, or one inside it as in a clone of a hub
+    repository."""
     if data == "generated":
         from tram_ds.data.generated_tables import images_folder
 
         return images_folder(cache_dir)
     if not path.is_dir():
         raise DataError(
-            f"task.data '{data}' is neither 'generated', one of {', '.join(IMAGE_SETS)}, nor a folder on this machine; "
+            f"task.data '{data}' is neither 'generated', one of {', '.join(IMAGE_SETS)}, nor a "
+            "folder on this machine; "
             f"give a folder that holds {LAYOUT}"
         )
     inside = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    found = [folder for folder in (path, *inside) if find_parquet(folder, "train") or find_parquet(folder, "test")]
+    found = [
+        folder
+        for folder in (path, *inside)
+        if find_parquet(folder, "train") or find_parquet(folder, "test")
+    ]
     if not found:
         there = ", ".join(sorted(entry.name for entry in path.iterdir())[:40]) or "nothing"
         raise DataError(f"data folder {path} has no images: expected {LAYOUT}, found {there}")
@@ -183,7 +220,8 @@ def _classes(table: Table, label: str, names: list[str] | None, where: str) -> l
     if pa.types.is_integer(column.type):
         return names or [str(number) for number in range(max(column.unique().to_pylist()) + 1)]
     if "string" in str(column.type):
-        return sorted(column.unique().to_pylist())  # lexicographic, as the hub numbers them: 1, 10, 100, ...
+        # lexicographic, as the hub numbers them: 1, 10, 100, ...
+        return sorted(column.unique().to_pylist())
     raise DataError(f"{where}: column {label} holds {column.type}; numbers or texts are needed")
 
 
@@ -192,11 +230,16 @@ def _numbers(column: pa.ChunkedArray, classes: list[str], where: str) -> np.ndar
     if "string" in str(column.type):
         number = {name: index for index, name in enumerate(classes)}
         if unknown := sorted(set(column.unique().to_pylist()) - set(number)):
-            raise DataError(f"{where}: label '{unknown[0]}' is not among the {len(classes)} classes of the train split")
+            raise DataError(
+                f"{where}: label '{unknown[0]}' is not among the {len(classes)} classes of the "
+                "train split"
+            )
         return np.array([number[name] for name in column.to_pylist()], dtype=np.int64)
     labels = column.to_numpy().astype(np.int64)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):
         row = int(wrong[0])
-        raise DataError(f"{where}: row {row} has label {labels[row]}, outside 0 to {len(classes) - 1}")
+        raise DataError(
+            f"{where}: row {row} has label {labels[row]}, outside 0 to {len(classes) - 1}"
+        )
     return labels

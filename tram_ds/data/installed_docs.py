@@ -1,8 +1,10 @@
-"""The embedded corpus: prose from the documentation every installation of this project brings along.
+"""The embedded corpus: prose from the documentation every installation of this project brings
+along.
 
-One domain per package. Docstrings are read with `ast` from the source files, so no package is imported. Paragraphs are
-joined to one line each, filtered for prose and deduplicated fuzzily across all domains, then split by their hash: no
-paragraph, nor a near copy, is in two splits or two domains. The text depends on the installed versions: log the digest.
+One domain per package. Docstrings are read with `ast` from the source files, so no package is
+imported. Paragraphs are joined to one line each, filtered for prose and deduplicated fuzzily across
+all domains, then split by their hash: no paragraph, nor a near copy, is in two splits or two
+domains. The text depends on the installed versions: log the digest.
 """
 
 from __future__ import annotations
@@ -44,7 +46,17 @@ DOMAINS = ("python_library", "python_reference", *PACKAGES)
 TRAIN_CHARS = 800_000  # per domain; valid and test follow at about a twentieth each
 SOURCE_CHARS = 6_000_000  # source read per domain: bounds the time
 HELD_OUT_PERCENT = 6  # of the paragraphs, for each of valid and test
-SKIP = {"tests", "test", "testing", "_internal", "site-packages", "dist-packages", "idlelib", "turtledemo", "lib2to3"}
+SKIP = {
+    "tests",
+    "test",
+    "testing",
+    "_internal",
+    "site-packages",
+    "dist-packages",
+    "idlelib",
+    "turtledemo",
+    "lib2to3",
+}
 
 _HEADING = re.compile(r"^.*\n[ \t]*[-=~^*]{3,}[ \t]*$", re.MULTILINE)  # a title and its underline
 _NEITHER_LETTER_NOR_SPACE = re.compile(r"(?:[^\w ]|[\d_])+")
@@ -52,8 +64,13 @@ _NOT_A_LETTER = re.compile(r"[\W\d_]+")
 
 
 def cached_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """A folder `<domain>/{train,valid,test}.txt` of the corpus, extracted on first use (seconds) and then kept."""
-    path = cache_root(cache_dir) / "installed_docs" / digest_of(VERSION, platform.python_version(), *_versions())
+    """A folder `<domain>/{train,valid,test}.txt` of the corpus, extracted on first use (seconds)
+    and then kept."""
+    path = (
+        cache_root(cache_dir)
+        / "installed_docs"
+        / digest_of(VERSION, platform.python_version(), *_versions())
+    )
 
     def build(folder: Path) -> None:
         with _collector_paused():
@@ -62,15 +79,21 @@ def cached_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
             (folder / domain).mkdir(mode=0o700)
             for split, text in splits.items():
                 (folder / domain / f"{split}.txt").write_text(text, encoding="utf-8", newline="\n")
-        sizes = {domain: {split: len(text) for split, text in splits.items()} for domain, splits in corpus.items()}
+        sizes = {
+            domain: {split: len(text) for split, text in splits.items()}
+            for domain, splits in corpus.items()
+        }
         manifest = {"versions": _versions(), "characters": sizes, "sha256": corpus_digest(corpus)}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
     return build_once(path, build, lambda folder: (folder / "manifest.json").is_file())
 
 
-def extract(domains: Iterable[str] = DOMAINS, train_chars: int = TRAIN_CHARS) -> dict[str, dict[str, str]]:
-    """domain -> {train, valid, test} -> text, one paragraph per line; domains that are not installed are left out."""
+def extract(
+    domains: Iterable[str] = DOMAINS, train_chars: int = TRAIN_CHARS
+) -> dict[str, dict[str, str]]:
+    """domain -> {train, valid, test} -> text, one paragraph per line; domains that are not
+    installed are left out."""
     seen_edges: set[str] = set()
     seen_shingles: set[int] = set()
     corpus = {}
@@ -88,18 +111,24 @@ def extract(domains: Iterable[str] = DOMAINS, train_chars: int = TRAIN_CHARS) ->
         if all(splits.values()):
             corpus[domain] = {split: "\n".join(lines) + "\n" for split, lines in splits.items()}
     if not corpus:
-        raise DataError("installed_docs found no documentation on this machine; set task.data to a folder of domains")
+        raise DataError(
+            "installed_docs found no documentation on this machine; set task.data to a folder of "
+            "domains"
+        )
     return corpus
 
 
 def corpus_digest(corpus: dict[str, dict[str, str]]) -> str:
     """sha256 (hex) of the whole corpus."""
-    return hashlib.sha256(json.dumps(corpus, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(corpus, sort_keys=True, ensure_ascii=True).encode()
+    ).hexdigest()
 
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Without cyclic garbage collection: syntax trees hold no cycles, and beside torch it would double the time."""
+    """Without cyclic garbage collection: syntax trees hold no cycles, and beside torch it would
+    double the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -143,16 +172,20 @@ def _documents(domain: str) -> Iterator[str]:
 
 
 def _source_files(root: Path) -> list[Path]:
-    """Python files under `root`, shallow ones first (the public face of a package), without tests."""
+    """Python files under `root`, shallow ones first (the public face of a package), without
+    tests."""
     found = []
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in SKIP and not name.startswith((".", "__"))]
+        folders[:] = [
+            name for name in folders if name not in SKIP and not name.startswith((".", "__"))
+        ]
         found += [Path(folder) / name for name in names if name.endswith(".py")]
     return sorted(found, key=lambda path: (len(path.parts), path.relative_to(root).as_posix()))
 
 
 def _strings(path: Path, everything: bool = False) -> Iterator[str]:
-    """Docstrings of a file, and the strings of its top-level calls (`add_docstr(f, "...")`); or every string in it."""
+    """Docstrings of a file, and the strings of its top-level calls (`add_docstr(f, "...")`); or
+    every string in it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's files
@@ -160,7 +193,11 @@ def _strings(path: Path, everything: bool = False) -> Iterator[str]:
     except (OSError, SyntaxError, ValueError, RecursionError):
         return
     if everything:
-        yield from (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+        yield from (
+            n.value
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        )
         return
     todo: list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = [tree]
     while todo:
@@ -175,7 +212,8 @@ def _strings(path: Path, everything: bool = False) -> Iterator[str]:
 
 
 def _paragraphs(documents: Iterable[str]) -> Iterator[str]:
-    """Prose paragraphs, each on one line: >= 80 characters, no doctest, >= 80 % letters and spaces."""
+    """Prose paragraphs, each on one line: >= 80 characters, no doctest, >= 80 % letters and
+    spaces."""
     for document in documents:
         if len(document) < 80:
             continue
@@ -203,11 +241,22 @@ def _is_copy(paragraph: str, seen_edges: set[str], seen_shingles: set[int]) -> b
 
 
 def _shingles(paragraph: str) -> set[int]:
-    """Hashes of the runs of six words that begin with a long one: a sample on which copies agree."""
+    """Hashes of the runs of six words that begin with a long one: a sample on which copies
+    agree."""
     words = re.findall(r"[a-z]+", paragraph.lower())
-    return {zlib.crc32(" ".join(words[i : i + 6]).encode()) for i in range(len(words) - 5) if len(words[i]) > 6}
+    return {
+        zlib.crc32(" ".join(words[i : i + 6]).encode())
+        for i in range(len(words) - 5)
+        if len(words[i]) > 6
+    }
 
 
 def _split_of(paragraph: str) -> str:
     percent = int.from_bytes(hashlib.sha256(paragraph.encode()).digest()[:4], "big") % 100
-    return "test" if percent < HELD_OUT_PERCENT else "valid" if percent < 2 * HELD_OUT_PERCENT else "train"
+    return (
+        "test"
+        if percent < HELD_OUT_PERCENT
+        else "valid"
+        if percent < 2 * HELD_OUT_PERCENT
+        else "train"
+    )

@@ -1,7 +1,10 @@
-"""M2D2 (machelreid/m2d2): 11 Wikipedia and 11 S2ORC domains, each a `<config>.tar.gz` with train, valid and test text.
+"""M2D2 (machelreid/m2d2): 11 Wikipedia and 11 S2ORC domains, each a `<config>.tar.gz` with train,
+valid and test text.
 
-Archives are read as streams: nothing is unpacked, and no text is held in memory. Their text is that of the same files
-in a folder: lines are not stripped, bytes that are not UTF-8 (the files are cut at a byte count) become U+FFFD.
+Archives are read as streams: nothing is unpacked, and no text is held in memory. Their text is that
+of the same files
+in a folder: lines are not stripped, bytes that are not UTF-8 (the files are cut at a byte count)
+become U+FFFD.
 """
 
 from __future__ import annotations
@@ -21,12 +24,23 @@ from typing import Any
 
 from tram_ds.data.digests import remembered
 from tram_ds.data.hub import hub_file
-from tram_ds.data.sources import CHUNK, HUB_ID, SPLITS, FolderSource, Source, check_domain_name, unknown_domain
+from tram_ds.data.sources import (
+    CHUNK,
+    HUB_ID,
+    SPLITS,
+    FolderSource,
+    Source,
+    check_domain_name,
+    unknown_domain,
+)
 from tram_ds.runtime.errors import DataError
 
 UTF8 = codecs.getincrementaldecoder("utf-8")
-TEST_SETS = "m2d2_test_sets.tar.gz"  # m2d2_test_sets/<config>/test.txt, from the data set's own repository
-PAPER = {  # the paper's split -> its abbreviation -> the data set's config, spelled as there; the first is trained on
+# m2d2_test_sets/<config>/test.txt, from the data set's own repository
+TEST_SETS = "m2d2_test_sets.tar.gz"
+# the paper's split -> its abbreviation -> the data set's config, spelled as there; the first is
+# trained on
+PAPER = {
     "s2orc": {
         "MATH": "math_l1",
         "ART": "Art",
@@ -57,11 +71,16 @@ PAPER = {  # the paper's split -> its abbreviation -> the data set's config, spe
 ABBREVIATIONS = {config: short for table in PAPER.values() for short, config in table.items()}
 
 
-def hub_source(cache_dir: str | os.PathLike[str] | None = None, revision: str | None = None) -> Source:
+def hub_source(
+    cache_dir: str | os.PathLike[str] | None = None, revision: str | None = None
+) -> Source:
     """The 22 domains of the paper from the hub, each downloaded when first read."""
 
     def fetch(domain: str) -> Path:
-        instead = f"put {domain}.tar.gz (data/{domain}.tar.gz there) into a folder and set task.data to that folder"
+        instead = (
+            f"put {domain}.tar.gz (data/{domain}.tar.gz there) into a folder and set "
+            "task.data to that folder"
+        )
         return hub_file(HUB_ID, f"data/{domain}.tar.gz", revision, instead)
 
     return ArchiveSource(HUB_ID, sorted(ABBREVIATIONS), fetch, cache_dir)
@@ -73,9 +92,11 @@ def archives_in(folder: Path) -> list[Path]:
 
 
 def local_source(path: Path, cache_dir: str | os.PathLike[str] | None = None) -> Source:
-    """An archive, or a folder of archives `<domain>.tar.gz`, the test-only archive and `<domain>/` text folders.
+    """An archive, or a folder of archives `<domain>.tar.gz`, the test-only archive and `<domain>/`
+    text folders.
 
-    Where a split is there twice, text folders come before archives, and those before the test-only archive.
+    Where a split is there twice, text folders come before archives, and those before the test-only
+    archive.
     """
     archives = archives_in(path) if path.is_dir() else [path]
     own = {domain_of(archive): archive for archive in archives if archive.name != TEST_SETS}
@@ -94,10 +115,15 @@ def domain_of(archive: Path) -> str:
 
 
 class ArchiveSource:
-    """One archive per domain, `fetch`ed when first read and taken to have all three splits until then."""
+    """One archive per domain, `fetch`ed when first read and taken to have all three splits until
+    then."""
 
     def __init__(
-        self, where: str, domains: Iterable[str], fetch: Callable[[str], Path], cache_dir: str | os.PathLike[str] | None
+        self,
+        where: str,
+        domains: Iterable[str],
+        fetch: Callable[[str], Path],
+        cache_dir: str | os.PathLike[str] | None,
     ) -> None:
         self.where, self.names, self.cache_dir = where, list(domains), cache_dir
         self.fetch = cache(fetch)
@@ -176,18 +202,25 @@ class Merged:
 def index_of(archive: Path, cache_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
     """{"sha256", "domains": domain -> split -> member name} of an archive.
 
-    The first call reads it all, so that a damaged or unsafe archive is refused (DataError) before anything is used.
+    The first call reads it all, so that a damaged or unsafe archive is refused (DataError) before
+    anything is used.
     """
     return remembered(archive, "m2d2 index 1", lambda: _scan(archive), cache_dir)
 
 
-def member_digest(archive: Path, domain: str, split: str, cache_dir: str | os.PathLike[str] | None) -> str:
+def member_digest(
+    archive: Path, domain: str, split: str, cache_dir: str | os.PathLike[str] | None
+) -> str:
     """A key of the member's content: the archive's sha256 with the member's name, hashed."""
     member = _member(archive, domain, split, cache_dir)
-    return hashlib.sha256(f"{index_of(archive, cache_dir)['sha256']}\0{member}".encode()).hexdigest()
+    return hashlib.sha256(
+        f"{index_of(archive, cache_dir)['sha256']}\0{member}".encode()
+    ).hexdigest()
 
 
-def read_member(archive: Path, domain: str, split: str, cache_dir: str | os.PathLike[str] | None) -> Iterator[str]:
+def read_member(
+    archive: Path, domain: str, split: str, cache_dir: str | os.PathLike[str] | None
+) -> Iterator[str]:
     """The member's text in chunks."""
     return _chunks(archive, _member(archive, domain, split, cache_dir))
 
@@ -203,7 +236,9 @@ def _chunks(archive: Path, wanted: str) -> Iterator[str]:
                 return
 
 
-def _member(archive: Path, domain: str, split: str, cache_dir: str | os.PathLike[str] | None) -> str:
+def _member(
+    archive: Path, domain: str, split: str, cache_dir: str | os.PathLike[str] | None
+) -> str:
     splits = _splits(archive, domain, cache_dir)
     if split not in splits:
         there = ", ".join(splits) or "nothing"
@@ -215,7 +250,9 @@ def _splits(archive: Path, domain: str, cache_dir: str | os.PathLike[str] | None
     check_domain_name(domain)
     domains = index_of(archive, cache_dir)["domains"]
     if domain not in domains:
-        raise unknown_domain(domain, domains, f"{archive} (expected {domain}/train.txt, valid.txt and test.txt)")
+        raise unknown_domain(
+            domain, domains, f"{archive} (expected {domain}/train.txt, valid.txt and test.txt)"
+        )
     return {split: domains[domain][split] for split in SPLITS if split in domains[domain]}
 
 
@@ -225,7 +262,12 @@ def _scan(archive: Path) -> dict[str, Any]:
     with _stream(archive) as (tar, raw):
         for member in tar:
             parts = _safe_parts(archive, member)
-            if member.isfile() and len(parts) > 1 and parts[-1] in splits and not parts[-2].startswith("."):
+            if (
+                member.isfile()
+                and len(parts) > 1
+                and parts[-1] in splits
+                and not parts[-2].startswith(".")
+            ):
                 domains.setdefault(parts[-2], {}).setdefault(splits[parts[-1]], member.name)
         digest = raw.finish()
     return {"sha256": digest, "domains": domains}
@@ -234,9 +276,13 @@ def _scan(archive: Path) -> dict[str, Any]:
 def _safe_parts(archive: Path, member: tarfile.TarInfo) -> tuple[str, ...]:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{archive} is refused: its member '{member.name}' points outside the archive")
+        raise DataError(
+            f"{archive} is refused: its member '{member.name}' points outside the archive"
+        )
     if not (member.isfile() or member.isdir()):
-        raise DataError(f"{archive} is refused: its member '{member.name}' is a link or a device, not a file")
+        raise DataError(
+            f"{archive} is refused: its member '{member.name}' is a link or a device, not a file"
+        )
     return path.parts
 
 
@@ -257,7 +303,8 @@ class _Hashed(io.RawIOBase):
         return len(data)
 
     def finish(self) -> str:
-        """Reads to the end, which checks the checksum of the compressed data; the sha256 of the file."""
+        """Reads to the end, which checks the checksum of the compressed data; the sha256 of the
+        file."""
         while self.unpacked.read(CHUNK):
             pass
         while self.read(CHUNK):
@@ -275,4 +322,6 @@ def _stream(archive: Path) -> Iterator[tuple[tarfile.TarFile, _Hashed]]:
                 with tarfile.open(fileobj=unpacked, mode="r|", bufsize=CHUNK) as tar:
                     yield tar, raw
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{archive} is damaged or no tar.gz archive ({error}): delete it and get it again") from error
+        raise DataError(
+            f"{archive} is damaged or no tar.gz archive ({error}): delete it and get it again"
+        ) from error

@@ -1,4 +1,5 @@
-"""A small byte-level BPE tokeniser for sentence pairs, for fresh models: special tokens have the ids models expect."""
+"""A small byte-level BPE tokeniser for sentence pairs, for fresh models: special tokens have the
+ids models expect."""
 
 from __future__ import annotations
 
@@ -14,15 +15,22 @@ from tram_ds.runtime.errors import DataError
 
 VERSION = 1  # raise it when the training changes: it is part of the cache key
 VOCAB_SIZE = 4096
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # XLM-R's ids; its position ids start after the padding's
+# XLM-R's ids; its position ids start after the padding's
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
 
 def pair_tokenizer(
-    digest: str, texts: Iterable[str], cache_dir: str | os.PathLike[str] | None = None, vocab_size: int = VOCAB_SIZE
+    digest: str,
+    texts: Iterable[str],
+    cache_dir: str | os.PathLike[str] | None = None,
+    vocab_size: int = VOCAB_SIZE,
 ) -> PreTrainedTokenizerFast:
-    """Pairs become <s> a </s></s> b </s>. Trained once on `texts`, whose digest is `digest`, and kept in the cache."""
+    """Pairs become <s> a </s></s> b </s>. Trained once on `texts`, whose digest is `digest`, and
+    kept in the cache."""
     if vocab_size < 256 + len(SPECIAL):
-        raise DataError(f"vocab_size {vocab_size} is too small: the 256 bytes and {', '.join(SPECIAL)} need 260")
+        raise DataError(
+            f"vocab_size {vocab_size} is too small: the 256 bytes and {', '.join(SPECIAL)} need 260"
+        )
     path = cache_root(cache_dir) / "tokenizers" / f"pairs-{digest_of(VERSION, vocab_size, digest)}"
 
     def build(folder: Path) -> None:
@@ -46,7 +54,13 @@ def _train(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[start, end]
     )
-    names = {"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>"}
+    names = {
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+    }
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **names)
 
 

@@ -15,7 +15,8 @@ from typing import Protocol
 
 from tram_ds.runtime.errors import DataError
 
-SPLITS = {"train": ("train",), "valid": ("valid", "validation", "eval"), "test": ("test",)}  # split -> its file names
+# split -> its file names
+SPLITS = {"train": ("train",), "valid": ("valid", "validation", "eval"), "test": ("test",)}
 CHUNK = 1 << 20  # characters per chunk
 HUB_ID = "machelreid/m2d2"  # the one data set of text domains on the hub
 
@@ -32,7 +33,8 @@ class Source(Protocol):
         ...
 
     def read(self, domain: str, split: str) -> Iterator[str]:
-        """The split's text in chunks of any size; the whole is never in memory. DataError if it is not there."""
+        """The split's text in chunks of any size; the whole is never in memory. DataError if it is
+        not there."""
         ...
 
     def digest(self, domain: str, split: str) -> str:
@@ -43,7 +45,8 @@ class Source(Protocol):
 class FolderSource:
     """`<root>/<domain>/{train,valid,test}.txt`; the valid file may be called validation or eval.
 
-    Bytes that are not UTF-8 (files are often cut at a byte count) become U+FFFD. A domain may have only test.txt.
+    Bytes that are not UTF-8 (files are often cut at a byte count) become U+FFFD. A domain may have
+    only test.txt.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -52,7 +55,8 @@ class FolderSource:
             raise DataError(f"data folder {self.root} is not a directory")
         if not self.domains():
             raise DataError(
-                f"data folder {self.root} has no domain: expected {self.root}/<domain>/{{train,valid,test}}.txt, "
+                f"data folder {self.root} has no domain: expected "
+                f"{self.root}/<domain>/{{train,valid,test}}.txt, "
                 f"found {_some(sorted(p.name for p in self.root.iterdir()))}"
             )
 
@@ -83,32 +87,47 @@ class FolderSource:
 
     @staticmethod
     def _files(folder: Path) -> dict[str, Path]:
-        candidates = {split: [folder / f"{name}.txt" for name in names] for split, names in SPLITS.items()}
-        return {split: found[0] for split, paths in candidates.items() if (found := [p for p in paths if p.is_file()])}
+        candidates = {
+            split: [folder / f"{name}.txt" for name in names] for split, names in SPLITS.items()
+        }
+        return {
+            split: found[0]
+            for split, paths in candidates.items()
+            if (found := [p for p in paths if p.is_file()])
+        }
 
     def _path(self, domain: str, split: str) -> Path:
         files = self._files(self._folder(domain))
         if split not in files:
             names = " or ".join(f"{name}.txt" for name in SPLITS[split])
             there = ", ".join(path.name for path in files.values())
-            raise DataError(f"domain '{domain}' in {self.root} has no {split} split ({names}); it has {there}")
+            raise DataError(
+                f"domain '{domain}' in {self.root} has no {split} split ({names}); it has {there}"
+            )
         return files[split]
 
 
 def refuse_revision(data: str, revision: str | None) -> None:
     """DataError if a hub revision is given for data that is not on the hub."""
     if revision is not None:
-        raise DataError(f"task.revision {revision} is for data on the hub, and task.data {data} is not: remove it")
+        raise DataError(
+            f"task.revision {revision} is for data on the hub, and task.data {data} is not: "
+            "remove it"
+        )
 
 
 def check_domain_name(domain: str) -> None:
     """Refuses names that could leave the data folder or hide in it."""
     if not domain or domain.startswith(".") or any(c in domain for c in "/\\:\0"):
-        raise DataError(f"'{domain}' is not a domain name: it may not be empty, start with '.' or contain / \\ or :")
+        raise DataError(
+            f"'{domain}' is not a domain name: it may not be empty, start with '.' or contain / "
+            "\\ or :"
+        )
 
 
 def unknown_domain(domain: str, domains: Iterable[str], where: str) -> DataError:
-    """The error for a domain that is not there, with the nearest name and the list of those that are."""
+    """The error for a domain that is not there, with the nearest name and the list of those that
+    are."""
     domains = list(domains)
     lowered = {name.lower(): name for name in domains}
     near = difflib.get_close_matches(domain.lower(), lowered, n=1, cutoff=0.5)

@@ -1,4 +1,5 @@
-"""Rows of parquet files, memory-mapped: converted once to an Arrow file in the cache, then read row by row."""
+"""Rows of parquet files, memory-mapped: converted once to an Arrow file in the cache, then read row
+by row."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ BATCH = 256  # rows converted at once: bounds the memory
 class Table(Sequence[tuple[Any, ...]]):
     """Rows as tuples of Python values, in the order of `columns`; read when asked for.
 
-    names: column -> class names, of those columns that the files' own description calls class labels.
+    names: column -> class names, of those columns that the files' own description calls class
+    labels.
     """
 
     def __init__(self, table: pa.Table, names: dict[str, list[str]], digest: str) -> None:
@@ -49,21 +51,29 @@ def find_parquet(folder: Path, split: str) -> list[Path]:
     return sorted(path for path in folder.glob(f"{split}*.parquet") if path.is_file())
 
 
-def open_table(files: Sequence[Path], columns: Sequence[str], cache_dir: str | os.PathLike[str] | None = None) -> Table:
+def open_table(
+    files: Sequence[Path], columns: Sequence[str], cache_dir: str | os.PathLike[str] | None = None
+) -> Table:
     """The `columns` of all rows of parquet files, one file after the other.
 
-    DataError for a missing column (lists what is there), a missing value, no rows, or a damaged file.
+    DataError for a missing column (lists what is there), a missing value, no rows, or a damaged
+    file.
     """
     schemas = [read_schema(path) for path in files]
     for path, schema in zip(files, schemas, strict=True):
         if missing := [name for name in columns if name not in schema.names]:
-            raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+            raise DataError(
+                f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}"
+            )
     wanted = pa.schema([schemas[0].field(name) for name in columns])
     digest = digest_of(VERSION, *columns, *(file_digest(path, cache_dir) for path in files))
     target = cache_root(cache_dir) / "tables" / digest
 
     def build(folder: Path) -> None:
-        with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, wanted) as writer:
+        with (
+            pa.OSFile(str(folder / "rows.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, wanted) as writer,
+        ):
             for path in files:
                 _copy(path, wanted, writer)
 
@@ -81,14 +91,21 @@ def read_schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged or no parquet file ({_first(error)}): get it again") from error
+        raise DataError(
+            f"{path} is damaged or no parquet file ({_first(error)}): get it again"
+        ) from error
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Column -> names of its classes, from the description that Hugging Face data sets keep in their files."""
+    """Column -> names of its classes, from the description that Hugging Face data sets keep in
+    their files."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        labels = {name: feature for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+        labels = {
+            name: feature
+            for name, feature in features.items()
+            if feature.get("_type") == "ClassLabel"
+        }
         return {name: [str(n) for n in feature["names"]] for name, feature in labels.items()}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
@@ -106,7 +123,9 @@ def _copy(path: Path, wanted: pa.Schema, writer: Any) -> None:
             writer.write_batch(batch.cast(wanted))
             row += len(batch)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read after row {row} ({_first(error)}): get it again") from error
+        raise DataError(
+            f"{path} cannot be read after row {row} ({_first(error)}): get it again"
+        ) from error
 
 
 def _mapped(folder: Path) -> pa.Table | None:

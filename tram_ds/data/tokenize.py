@@ -1,9 +1,11 @@
-"""Text to tokens on disk, once: a memory-mapped cache keyed by what was read and by what tokenised it.
+"""Text to tokens on disk, once: a memory-mapped cache keyed by what was read and by what tokenised
+it.
 
-The rule: every line is tokenised on its own, with its trailing newline and without special tokens, and the tokens are
-concatenated. A line longer than LINE characters is cut there. So memory is bounded, and the tokens do not depend on
-how the text was cut into chunks. For tokenisers of the GPT-2 kind this equals tokenising the whole text at once where
-lines have no outer white space and no two blank lines follow each other, as in M2D2.
+The rule: every line is tokenised on its own, with its trailing newline and without special tokens,
+and the tokens are concatenated. A line longer than LINE characters is cut there. So memory is
+bounded, and the tokens do not depend on how the text was cut into chunks. For tokenisers of the
+GPT-2 kind this equals tokenising the whole text at once where lines have no outer white space and
+no two blank lines follow each other, as in M2D2.
 """
 
 from __future__ import annotations
@@ -37,14 +39,18 @@ def tokenize(
 ) -> np.ndarray:
     """(T,) read-only memory map of the split's token ids, uint16 or uint32; built on first use.
 
-    `max_tokens` stops there: only so much is read, and the result is the beginning of the whole. Safe when several
-    processes ask at once and when a builder is killed.
+    `max_tokens` stops there: only so much is read, and the result is the beginning of the whole.
+    Safe when several processes ask at once and when a builder is killed.
     """
-    key = digest_of(VERSION, source.digest(domain, split), tokenizer_digest(tokenizer), max_tokens or "all")
+    key = digest_of(
+        VERSION, source.digest(domain, split), tokenizer_digest(tokenizer), max_tokens or "all"
+    )
     path = cache_root(cache_dir) / "tokens" / f"{domain}-{split}-{key}"
 
     def build(folder: Path) -> None:
-        header = write_tokens(folder / "tokens.bin", source.read(domain, split), tokenizer, max_tokens)
+        header = write_tokens(
+            folder / "tokens.bin", source.read(domain, split), tokenizer, max_tokens
+        )
         if not header["count"]:
             raise DataError(f"the {split} split of domain '{domain}' holds no text to tokenise")
         header |= {"domain": domain, "split": split, "version": VERSION}
@@ -54,12 +60,18 @@ def tokenize(
     header = _header(folder)
     if header is None:
         raise DataError(f"the token cache {folder} is damaged; delete it and run again")
-    tokens = np.memmap(folder / "tokens.bin", dtype=header["dtype"], mode="r", shape=(header["count"],))
+    tokens = np.memmap(
+        folder / "tokens.bin", dtype=header["dtype"], mode="r", shape=(header["count"],)
+    )
     return tokens.view(np.ndarray)  # still mapped; slices are cheaper than the subclass's
 
 
 def write_tokens(
-    path: Path, chunks: Iterable[str], tokenizer: Any, max_tokens: int | None = None, batch_chars: int = BATCH
+    path: Path,
+    chunks: Iterable[str],
+    tokenizer: Any,
+    max_tokens: int | None = None,
+    batch_chars: int = BATCH,
 ) -> dict[str, Any]:
     """Writes the token ids of the text at `path`; returns {count, dtype, vocab_size, sha256}."""
     vocab_size = vocabulary_size(tokenizer)
@@ -67,7 +79,9 @@ def write_tokens(
     digest, count = hashlib.sha256(), 0
     with path.open("wb") as file:
         for batch in _batches(lines(chunks), batch_chars):
-            encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            encoded = tokenizer(
+                batch, add_special_tokens=False, return_attention_mask=False, verbose=False
+            )
             ids = np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int64)
             if max_tokens is not None:
                 ids = ids[: max_tokens - count]
@@ -77,18 +91,26 @@ def write_tokens(
             count += len(ids)
             if max_tokens is not None and count >= max_tokens:
                 break
-    return {"count": count, "dtype": dtype.name, "vocab_size": vocab_size, "sha256": digest.hexdigest()}
+    return {
+        "count": count,
+        "dtype": dtype.name,
+        "vocab_size": vocab_size,
+        "sha256": digest.hexdigest(),
+    }
 
 
 def lines(chunks: Iterable[str], limit: int = LINE) -> Iterator[str]:
-    """The lines of a chunked text, each with its newline (the last may lack it), cut every `limit` characters."""
+    """The lines of a chunked text, each with its newline (the last may lack it), cut every `limit`
+    characters."""
     rest = ""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split("\n")
         for line in whole:
             yield from _cut(line + "\n", limit)
         if len(rest) >= limit:
-            *pieces, rest = [*_cut(rest, limit), ""] if len(rest) % limit == 0 else _cut(rest, limit)
+            *pieces, rest = (
+                [*_cut(rest, limit), ""] if len(rest) % limit == 0 else _cut(rest, limit)
+            )
             yield from pieces
     if rest:
         yield rest
@@ -132,7 +154,8 @@ class Blocks(Sequence[np.ndarray]):
 def blocks(tokens: np.ndarray, seq_len: int, keep_partial: bool) -> Blocks:
     """Cuts tokens (T,) into consecutive rows of `seq_len`.
 
-    Training drops the shorter last row; evaluation keeps it (`keep_partial`) if it has the 2 tokens a prediction needs.
+    Training drops the shorter last row; evaluation keeps it (`keep_partial`) if it has the 2 tokens
+    a prediction needs.
     """
     full, rest = divmod(len(tokens), seq_len)
     return Blocks(tokens, seq_len, full + (1 if keep_partial and rest >= 2 else 0))
@@ -156,7 +179,8 @@ def _batches(pieces: Iterable[str], batch_chars: int) -> Iterator[list[str]]:
 
 
 def _header(folder: Path) -> dict[str, Any] | None:
-    """The header of a complete cache folder; None if it is missing, unreadable or does not fit its tokens."""
+    """The header of a complete cache folder; None if it is missing, unreadable or does not fit its
+    tokens."""
     try:
         header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
         size = (folder / "tokens.bin").stat().st_size

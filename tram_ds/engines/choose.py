@@ -1,4 +1,5 @@
-"""Engines are found by name: `engine: zero` is tram_ds.engines.zero.build, imported only when asked for."""
+"""Engines are found by name: `engine: zero` is tram_ds.engines.zero.build, imported only when asked
+for."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from tram_ds.runtime.ranks import Job
 
 @dataclass(frozen=True)
 class Settings:
-    """What every engine's `build` gets. optimizer: model -> torch optimizer over it. config: the engine's config file."""
+    """What every engine's `build` gets. optimizer: model -> torch optimizer over it. config: the
+    engine's config file."""
 
     job: Job
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
@@ -29,7 +31,8 @@ class Settings:
 
 
 def choose(name: str, job: Job) -> str:
-    """`auto` resolved: zero under the deepspeed launcher, fsdp2 for several GPUs, replicated otherwise."""
+    """`auto` resolved: zero under the deepspeed launcher, fsdp2 for several GPUs, replicated
+    otherwise."""
     if name != "auto":
         return name
     if job.launcher == "deepspeed":

@@ -1,12 +1,15 @@
-"""Engine for FSDP2: `fully_shard`ed modules, one mesh, fp32 sharded parameters, fp32 or bf16 working copy, CPU offload.
+"""Engine for FSDP2: `fully_shard`ed modules, one mesh, fp32 sharded parameters, fp32 or bf16
+working copy, CPU offload.
 
-Collectives: `backward` gathers parameters and reduce-scatters gradients (per module, FSDP2's own) and all-reduces four sums;
-`norm` all-reduces one scalar over the SHARD group (under 2-D hybrid sharding the replicas hold the same elements);
-`data_sum` all-reduces over the job. `moved` writes local shards and needs none.
+Collectives: `backward` gathers parameters and reduce-scatters gradients (per module, FSDP2's own)
+and all-reduces four sums; `norm` all-reduces one scalar over the SHARD group (under 2-D hybrid
+sharding the replicas hold the same elements); `data_sum` all-reduces over the job. `moved` writes
+local shards and needs none.
 
-Three facts of FSDP2 shape this file. Parameters are captured once: after a no-grad forward `parameters()` may yield
-unsharded tensors. The root stays gathered after a no-grad forward, so every module is resharded before its shards change,
-or the next forward would read stale weights. Only in-place writes reach the all-gather.
+Three facts of FSDP2 shape this file. Parameters are captured once: after a no-grad forward
+`parameters()` may yield unsharded tensors. The root stays gathered after a no-grad forward, so
+every module is resharded before its shards change, or the next forward would read stale weights.
+Only in-place writes reach the all-gather.
 """
 
 from __future__ import annotations
@@ -19,7 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, Shard
 
 from tram_ds.engines import protocol as base
@@ -27,7 +36,8 @@ from tram_ds.engines.shards import Lazy, Shards, Span
 
 
 class FSDP2:
-    """masters: the sharded fp32 parameters. They are the working copy too, so `moved` overwrites and puts them back."""
+    """masters: the sharded fp32 parameters. They are the working copy too, so `moved` overwrites
+    and puts them back."""
 
     displaced, undivided = False, False
 
@@ -53,7 +63,11 @@ class FSDP2:
         self.layout = tuple(_span(names[p], p) for p in names)
         self.optimizer, self.clip_norm, self.schedule = optimizer, clip_norm, schedule
         _refuse_stale_optimizer(optimizer, self.parameters)
-        self.device = torch.device("cuda", torch.cuda.current_device()) if _on_gpu(self.mesh) else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if _on_gpu(self.mesh)
+            else torch.device("cpu")
+        )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.replicas = self.world_size // self.mesh.size(self.mesh.ndim - 1)
         self.owns = self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
@@ -74,7 +88,10 @@ class FSDP2:
     def raw_gradient(self) -> Shards:
         for p in self.parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        return Shards((_local(p.grad).detach().view(-1) for p in self.parameters if p.grad is not None), self.layout)
+        return Shards(
+            (_local(p.grad).detach().view(-1) for p in self.parameters if p.grad is not None),
+            self.layout,
+        )
 
     def grads(self) -> Lazy:
         return base.mean_gradient(self)
@@ -119,11 +136,16 @@ class FSDP2:
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward_one(self, loss: Tensor, last: bool) -> None:
-        # Every micro-batch is reduce-scattered: waiting for the last would hold a full unsharded fp32 gradient per rank.
+        # Every micro-batch is reduce-scattered: waiting for the last would hold a full unsharded
+        # fp32 gradient per rank.
         loss.backward()
 
     def backward(
-        self, batches: Sequence[Any], objective: base.Objective, weighted: base.Weighted | None = None, alone: bool = False
+        self,
+        batches: Sequence[Any],
+        objective: base.Objective,
+        weighted: base.Weighted | None = None,
+        alone: bool = False,
     ) -> base.Means:
         assert not alone, "a sharded engine has no gradient of one rank"
         return base.run_pass(self, batches, objective, weighted)
@@ -143,7 +165,10 @@ class FSDP2:
 
     def moments(self) -> dict[str, Shards]:
         found = base.named_moments(self.optimizer, self.parameters)
-        return {key: Shards((_local(t).view(-1) for t in tensors), self.layout) for key, tensors in found.items()}
+        return {
+            key: Shards((_local(t).view(-1) for t in tensors), self.layout)
+            for key, tensors in found.items()
+        }
 
     def load(self, params: Shards, moments: dict[str, Shards], steps: int) -> None:
         self._theta, self.steps = None, steps
@@ -160,22 +185,33 @@ def shard(
     shard_size: int | None = None,
     device_type: str = "cpu",
 ) -> FSDPModule:
-    """fully_shard over the whole job: every transformer block a unit, the rest in the root. Collective.
+    """fully_shard over the whole job: every transformer block a unit, the rest in the root.
+    Collective.
 
-    dtype: of the working copy; gradients are reduced in fp32. offload: masters, gradients and moments live on the CPU.
-    shard_size: ranks per shard group (2-D hybrid sharding: replicated across groups); None shards over all ranks.
-    ValueError where shard_size does not divide the number of ranks.
+    dtype: of the working copy; gradients are reduced in fp32. offload: masters, gradients and
+    moments live on the CPU.
+    shard_size: ranks per shard group (2-D hybrid sharding: replicated across groups); None shards
+    over all ranks. ValueError where shard_size does not divide the number of ranks.
     """
     world = dist.get_world_size()
     if shard_size is not None and world % shard_size:
-        raise ValueError(f"engine config shard_size={shard_size} does not divide {world} ranks: choose one of {_divisors(world)}")
+        raise ValueError(
+            f"engine config shard_size={shard_size} does not divide {world} ranks: choose one of "
+            f"{_divisors(world)}"
+        )
     hybrid = shard_size is not None and shard_size < world
     mesh = (
-        init_device_mesh(device_type, (world // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
+        init_device_mesh(
+            device_type, (world // shard_size, shard_size), mesh_dim_names=("replicate", "shard")
+        )
         if hybrid and shard_size
         else init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
     )
-    policy = MixedPrecisionPolicy() if dtype == torch.float32 else MixedPrecisionPolicy(dtype, torch.float32)
+    policy = (
+        MixedPrecisionPolicy()
+        if dtype == torch.float32
+        else MixedPrecisionPolicy(dtype, torch.float32)
+    )
     pinned = device_type == "cuda"  # pinning needs an accelerator
     options: dict[str, Any] = {
         "mesh": mesh,
@@ -184,13 +220,19 @@ def shard(
     }
     for block in transformer_blocks(model):
         fully_shard(block, reshard_after_forward=reshard_after_forward, **options)
-    # The root is resharded explicitly: FSDP2's default leaves it gathered, and stale after the weights move.
+    # The root is resharded explicitly: FSDP2's default leaves it gathered, and stale after the
+    # weights move.
     return fully_shard(model, reshard_after_forward=True, **options)
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a Hugging Face model: the members of its longest ModuleList of one class."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and len({type(b) for b in m}) == 1]
+    """The repeated blocks of a Hugging Face model: the members of its longest ModuleList of one
+    class."""
+    lists = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.ModuleList) and len(m) and len({type(b) for b in m}) == 1
+    ]
     return list(max(lists, key=len, default=[]))
 
 
@@ -208,16 +250,22 @@ def _divisors(n: int) -> list[int]:
 
 def _dtensor(p: nn.Parameter, name: str) -> DTensor:
     if not isinstance(p, DTensor):
-        raise ValueError(f"parameter {name} is not sharded: fully_shard the root module too, without ignored_params")
+        raise ValueError(
+            f"parameter {name} is not sharded: fully_shard the root module too, without "
+            "ignored_params"
+        )
     return p
 
 
 def _span(name: str, p: nn.Parameter) -> Span:
-    """FSDP2 shards dimension 0 into equal chunks, the last ones short or empty: contiguous in the flattened parameter."""
+    """FSDP2 shards dimension 0 into equal chunks, the last ones short or empty: contiguous in the
+    flattened parameter."""
     assert isinstance(p, DTensor)
     placement = p.placements[-1]
     if not (isinstance(placement, Shard) and placement.dim == 0):
-        raise ValueError(f"parameter {name} is placed {p.placements}: only sharding of dimension 0 is supported")
+        raise ValueError(
+            f"parameter {name} is placed {p.placements}: only sharding of dimension 0 is supported"
+        )
     rows, per_row = p.shape[0] if p.dim() else 1, p.numel() // max(p.shape[0] if p.dim() else 1, 1)
     mesh = p.device_mesh
     chunk = -(-rows // mesh.size(mesh.ndim - 1))
@@ -230,15 +278,22 @@ def _working_dtype(units: Sequence[FSDPModule]) -> torch.dtype:
 
 
 def _refuse_stale_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
-    """An optimizer made before fully_shard holds parameters that no longer exist, and would train nothing."""
+    """An optimizer made before fully_shard holds parameters that no longer exist, and would train
+    nothing."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not {id(p) for p in parameters} <= held:
-        raise ValueError("the optimizer does not hold the sharded parameters: build it after fully_shard, over all of them")
+        raise ValueError(
+            "the optimizer does not hold the sharded parameters: build it after fully_shard, over "
+            "all of them"
+        )
 
 
 def build(model: nn.Module, settings: Any) -> FSDP2:
-    """See tram_ds.engines.build: shards block by block from the CPU, so a GPU never holds the whole model."""
-    sharded = shard(model, dtype=settings.dtype, device_type=settings.job.device.type, **settings.config)
+    """See tram_ds.engines.build: shards block by block from the CPU, so a GPU never holds the whole
+    model."""
+    sharded = shard(
+        model, dtype=settings.dtype, device_type=settings.job.device.type, **settings.config
+    )
     assert isinstance(sharded, nn.Module)
     optimizer = settings.optimizer(sharded)
     return FSDP2(sharded, optimizer, clip_norm=settings.clip_norm, schedule=settings.schedule)

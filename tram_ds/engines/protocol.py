@@ -1,9 +1,11 @@
-"""The one protocol behind which every engine hides its sharding, and the parts of it that are the same for all.
+"""The one protocol behind which every engine hides its sharding, and the parts of it that are the
+same for all.
 
-Communication contract. Every rank of the job calls every method in the same order with the same number of micro-batches.
-`norm`, `data_sum`, `backward`, `moved` and `descend` are collective; `params`, `grads` and `working` are local. A pass has one
-small all-reduce: its sums and the squared norm of its gradient travel together.
-Everything a method returns is identical on all ranks where it is a scalar, and rank-local where it is Shards.
+Communication contract. Every rank of the job calls every method in the same order with the same
+number of micro-batches. `norm`, `data_sum`, `backward`, `moved` and `descend` are collective;
+`params`, `grads` and `working` are local. A pass has one
+small all-reduce: its sums and the squared norm of its gradient travel together. Everything a method
+returns is identical on all ranks where it is a scalar, and rank-local where it is Shards.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Terms:
     """What one micro-batch adds to a pass.
 
     objective: () with its graph, a sum over this micro-batch's counted targets.
-    sums: (4,) float64: task loss, counted targets, distance, and the positions the distance is summed over.
+    sums: (4,) float64: task loss, counted targets, distance, and the positions the distance is
+    summed over.
     """
 
     objective: Tensor
@@ -35,12 +38,14 @@ class Terms:
 
 
 Objective = Callable[[int, Any], Terms]
-Weighted = Callable[[Shards, Shards, Shards], Shards]  # (theta, g, g), a part of each -> what is to be measured of g
+# (theta, g, g), a part of each -> what is to be measured of g
+Weighted = Callable[[Shards, Shards, Shards], Shards]
 
 
 @dataclass(frozen=True)
 class Means:
-    """Global means of one pass, () float64 each, the same on every rank. norm: of its (weighted) mean gradient."""
+    """Global means of one pass, () float64 each, the same on every rank. norm: of its (weighted)
+    mean gradient."""
 
     loss: Tensor
     distance: Tensor
@@ -52,7 +57,9 @@ class Means:
         """From Terms.sums and the squared norm of the summed gradient, (5,), over all ranks."""
         loss, targets, distance, positions, squares = sums.unbind()
         counted = targets.clamp(min=1)
-        return Means(loss / counted, distance / positions.clamp(min=1), targets, squares.sqrt() / counted)
+        return Means(
+            loss / counted, distance / positions.clamp(min=1), targets, squares.sqrt() / counted
+        )
 
 
 @dataclass(frozen=True)
@@ -72,33 +79,40 @@ class Engine(Protocol):
     rank: int
     world_size: int
     dtype: torch.dtype  # of the working copy
-    shard_group: Any | None  # the ranks over which params() is cut into pieces; None: every rank has all of it
+    # the ranks over which params() is cut into pieces; None: every rank has all of it
+    shard_group: Any | None
     owns: bool  # this rank's pieces are the ones to write where replicas hold the same
     steps: int  # base-optimizer steps taken
     undivided: bool  # a rank can have a whole gradient of its own
-    displaced: bool  # inside moved(): the working copy is not theta_t, and nothing may be saved or loaded
+    # inside moved(): the working copy is not theta_t, and nothing may be saved or loaded
+    displaced: bool
 
     def params(self, keep: bool = False) -> Shards:
-        """theta_t of this rank, fp32 masters. Valid until descend(), or for good with `keep`; never written by the caller."""
+        """theta_t of this rank, fp32 masters. Valid until descend(), or for good with `keep`; never
+        written by the caller."""
         ...
 
     def grads(self) -> Lazy:
-        """The last pass's gradient: reduced, mean over the global batch, fp32, unclipped; layout as params().
+        """The last pass's gradient: reduced, mean over the global batch, fp32, unclipped; layout as
+        params().
 
         Read from the engine's own buffers: gone with the next backward(); realise() what must last.
         """
         ...
 
     def put_gradient(self, g: Shards | Lazy) -> None:
-        """Makes `g`, a mean over the global batch, the gradient that descend() uses, instead of the last pass's."""
+        """Makes `g`, a mean over the global batch, the gradient that descend() uses, instead of the
+        last pass's."""
         ...
 
     def working(self) -> Lazy:
-        """What the next forward pass reads of this rank's spans, in the working copy's precision, as fp32."""
+        """What the next forward pass reads of this rank's spans, in the working copy's precision,
+        as fp32."""
         ...
 
     def norm(self, x: Shards | Lazy) -> Tensor:
-        """() float64: global 2-norm, every parameter element counted once in the job. Collective."""
+        """() float64: global 2-norm, every parameter element counted once in the job.
+        Collective."""
         ...
 
     def data_sum(self, x: Tensor) -> Tensor:
@@ -106,10 +120,13 @@ class Engine(Protocol):
         ...
 
     def moved(self, to: Shards | Lazy, until_descent: bool = False) -> AbstractContextManager[None]:
-        """Working copy := `to`; on exit, also by an exception, theta_t is back bit for bit. Collective.
+        """Working copy := `to`; on exit, also by an exception, theta_t is back bit for bit.
+        Collective.
 
-        until_descent: the caller promises that no forward pass comes before descend(), which overwrites the working copy
-        anyway: where it is apart from the masters, a normal exit then leaves it, `displaced`, and saves a gather.
+        until_descent: the caller promises that no forward pass comes before descend(), which
+        overwrites the working copy
+        anyway: where it is apart from the masters, a normal exit then leaves it, `displaced`, and
+        saves a gather.
         """
         ...
 
@@ -118,9 +135,14 @@ class Engine(Protocol):
         ...
 
     def backward(
-        self, batches: Sequence[Any], objective: Objective, weighted: Weighted | None = None, alone: bool = False
+        self,
+        batches: Sequence[Any],
+        objective: Objective,
+        weighted: Weighted | None = None,
+        alone: bool = False,
     ) -> Means:
-        """Clears the gradient, runs forward and backward over every micro-batch, reduces. Collective.
+        """Clears the gradient, runs forward and backward over every micro-batch, reduces.
+        Collective.
 
         weighted: an element-wise rule, linear in g, whose norm is to be measured; None: g itself.
         alone: nothing is reduced; gradient and Means are this rank's own. Only where `undivided`.
@@ -128,9 +150,11 @@ class Engine(Protocol):
         ...
 
     def descend(self, finite: Tensor, grad_norm: Tensor) -> StepInfo:
-        """Clips, takes one base-optimizer step, publishes; leaves weights and moments untouched and says so if not finite.
+        """Clips, takes one base-optimizer step, publishes; leaves weights and moments untouched and
+        says so if not finite.
 
-        finite: () bool, the same on every rank: whether the passes before were. grad_norm: () of the gradient to descend by.
+        finite: () bool, the same on every rank: whether the passes before were. grad_norm: () of
+        the gradient to descend by.
         """
         ...
 
@@ -139,7 +163,8 @@ class Engine(Protocol):
         ...
 
     def moments(self) -> dict[str, Shards]:
-        """The base optimizer's per-parameter state by its torch name (exp_avg, ...), live, layout as params()."""
+        """The base optimizer's per-parameter state by its torch name (exp_avg, ...), live, layout
+        as params()."""
         ...
 
     def load(self, params: Shards, moments: dict[str, Shards], steps: int) -> None:
@@ -162,24 +187,32 @@ class Passes(Protocol):
     def data_sum(self, x: Tensor) -> Tensor: ...
     def clear(self) -> None: ...
     def backward_one(self, loss: Tensor, last: bool) -> None: ...
-    def raw_gradient(self) -> Shards: ...  # of the sum over the global batch, live, in the engine's own precision
+    # of the sum over the global batch, live, in the engine's own precision
+    def raw_gradient(self) -> Shards: ...
     def optimizer_groups(self) -> list[dict[str, Any]]: ...
     def optimizer_step(self) -> None: ...
 
 
 def run_pass(
-    engine: Passes, batches: Sequence[Any], objective: Objective, weighted: Weighted | None, alone: bool = False
+    engine: Passes,
+    batches: Sequence[Any],
+    objective: Objective,
+    weighted: Weighted | None,
+    alone: bool = False,
 ) -> Means:
     """Engine.backward for every engine.
 
-    Gradients are of sums; engines average over ranks, so the loss is multiplied by world_size. The division by the global
-    count of targets happens once, after the single reduction that also brings the count and the norm: no mean of means.
+    Gradients are of sums; engines average over ranks, so the loss is multiplied by world_size. The
+    division by the global count of targets happens once, after the single reduction that also
+    brings the count and the norm: no mean of means.
     """
     engine.clear()
     sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
     for index, batch in enumerate(batches):
         terms = objective(index, batch)
-        engine.backward_one(terms.objective * (1 if alone else engine.world_size), last=index == len(batches) - 1)
+        engine.backward_one(
+            terms.objective * (1 if alone else engine.world_size), last=index == len(batches) - 1
+        )
         sums += terms.sums
     squares = squared_norm(engine, weighted) / (1 if alone else engine.replicas)
     found = torch.cat([sums, squares[None]])
@@ -197,7 +230,11 @@ def squared_norm(engine: Passes, weighted: Weighted | None) -> Tensor:
 
 def wide(shards: Shards) -> Shards | Lazy:
     """fp32, part by part where the pieces are not."""
-    return shards if all(t.dtype in (torch.float32, torch.float64) for t in shards) else Lazy(Shards.wide, shards)
+    return (
+        shards
+        if all(t.dtype in (torch.float32, torch.float64) for t in shards)
+        else Lazy(Shards.wide, shards)
+    )
 
 
 def mean_gradient(engine: Passes) -> Lazy:
@@ -207,7 +244,8 @@ def mean_gradient(engine: Passes) -> Lazy:
 
 
 def take_step(engine: Passes, finite: Tensor, grad_norm: Tensor) -> StepInfo:
-    """Engine.descend for every engine: one host synchronisation, to decide whether the step is taken."""
+    """Engine.descend for every engine: one host synchronisation, to decide whether the step is
+    taken."""
     gradient = engine.raw_gradient()
     groups = engine.optimizer_groups()
     base_lr = [group.setdefault("initial_lr", group["lr"]) for group in groups]
@@ -229,7 +267,8 @@ def take_step(engine: Passes, finite: Tensor, grad_norm: Tensor) -> StepInfo:
 
 
 def parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
-    """Trainable parameters -> unsharded names, tied parameters once, in the module's order. The layout every engine uses."""
+    """Trainable parameters -> unsharded names, tied parameters once, in the module's order. The
+    layout every engine uses."""
     return {p: name for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -239,24 +278,40 @@ def optimizer_steps(optimizer: torch.optim.Optimizer) -> int:
     return int(max(counts, default=0.0))
 
 
-def named_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-    """The tensors in a torch optimizer's state that are as large as their parameter, by name; the step count is not one."""
-    keys = [k for k, v in optimizer.state.get(parameters[0], {}).items() if isinstance(v, Tensor) and k != "step"]
+def named_moments(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
+) -> dict[str, list[Tensor]]:
+    """The tensors in a torch optimizer's state that are as large as their parameter, by name; the
+    step count is not one."""
+    keys = [
+        k
+        for k, v in optimizer.state.get(parameters[0], {}).items()
+        if isinstance(v, Tensor) and k != "step"
+    ]
     return {key: [optimizer.state[p][key] for p in parameters] for key in keys}
 
 
 def refuse_half_precision(module: nn.Module) -> None:
-    """ValueError where a trainable parameter is not fp32: an ascent step smaller than bf16's spacing would vanish in it."""
+    """ValueError where a trainable parameter is not fp32: an ascent step smaller than bf16's
+    spacing would vanish in it."""
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
-                f"parameter {name} is {parameter.dtype}: most of a perturbation is lost in half-precision weights. Load the "
-                "model in float32 and set model.dtype: bfloat16 for a bf16 working copy over fp32 masters"
+                f"parameter {name} is {parameter.dtype}: most of a perturbation is lost in "
+                "half-precision weights. Load the "
+                "model in float32 and set model.dtype: bfloat16 for a bf16 working copy over fp32 "
+                "masters"
             )
 
 
-def load_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], moments: dict[str, Shards], steps: int) -> None:
-    """Fills a torch optimizer's state for `parameters`, in order, from shards with one piece per parameter."""
+def load_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    moments: dict[str, Shards],
+    steps: int,
+) -> None:
+    """Fills a torch optimizer's state for `parameters`, in order, from shards with one piece per
+    parameter."""
     for index, parameter in enumerate(parameters):
         state: dict[str, Any] = {key: torch.zeros_like(parameter.detach()) for key in moments}
         for key, shards in moments.items():
@@ -269,7 +324,8 @@ def load_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor],
 
 
 def step_count(optimizer: torch.optim.Optimizer, steps: int, device: torch.device) -> Tensor | int:
-    """A new step count of the kind this optimizer keeps: DeepSpeed's are numbers, torch's fused ones lie on the device."""
+    """A new step count of the kind this optimizer keeps: DeepSpeed's are numbers, torch's fused
+    ones lie on the device."""
     if type(optimizer).__module__.startswith("deepspeed"):
         return steps
     there = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)

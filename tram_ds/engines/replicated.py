@@ -1,7 +1,9 @@
-"""Engine for replicated weights: one process, or DistributedDataParallel. Every rank owns every parameter whole.
+"""Engine for replicated weights: one process, or DistributedDataParallel. Every rank owns every
+parameter whole.
 
-Collectives: `backward` all-reduces the gradient over the job on its last micro-batch (DDP) and the four sums; `data_sum`
-all-reduces its argument; `norm`, `moved` and `descend` need none, because weights and reduced gradients are equal on all ranks.
+Collectives: `backward` all-reduces the gradient over the job on its last micro-batch (DDP) and the
+four sums; `data_sum` all-reduces its argument; `norm`, `moved` and `descend` need none, because
+weights and reduced gradients are equal on all ranks.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from tram_ds.engines.shards import Lazy, Shards, Span
 
 
 class Replicated:
-    """masters: the model's own fp32 parameters; with dtype bfloat16 the working copy is autocast's cast of them."""
+    """masters: the model's own fp32 parameters; with dtype bfloat16 the working copy is autocast's
+    cast of them."""
 
     displaced, undivided = False, True
 
@@ -34,15 +37,24 @@ class Replicated:
         schedule: base.Schedule | None = None,
     ):
         self.model: Any = model
-        self.module: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        self.module: nn.Module = (
+            model.module if isinstance(model, DistributedDataParallel) else model
+        )
         base.refuse_half_precision(self.module)
         names = base.parameter_names(self.module)
         self.parameters = list(names)
         self.layout = tuple(Span(names[p], 0, p.numel(), tuple(p.shape)) for p in self.parameters)
-        self.optimizer, self.dtype, self.clip_norm, self.schedule = optimizer, dtype, clip_norm, schedule
+        self.optimizer, self.dtype, self.clip_norm, self.schedule = (
+            optimizer,
+            dtype,
+            clip_norm,
+            schedule,
+        )
         self.device = self.parameters[0].device
         distributed = isinstance(model, DistributedDataParallel)
-        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        self.rank, self.world_size = (
+            (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        )
         self.shard_group, self.owns, self.replicas = None, self.rank == 0, self.world_size
         self.steps = base.optimizer_steps(optimizer)
         self.targets = torch.ones((), dtype=torch.float64, device=self.device)
@@ -52,7 +64,8 @@ class Replicated:
         return Shards((p.detach() for p in self.parameters), self.layout)
 
     def params(self, keep: bool = False) -> Shards:
-        """A snapshot: the masters are also the working copy, which `moved` overwrites. Taken once a step."""
+        """A snapshot: the masters are also the working copy, which `moved` overwrites. Taken once a
+        step."""
         if self._theta is None:
             self._theta = self._live().clone()
         return self._theta
@@ -104,12 +117,17 @@ class Replicated:
         loss.backward()
 
     def backward(
-        self, batches: Sequence[Any], objective: base.Objective, weighted: base.Weighted | None = None, alone: bool = False
+        self,
+        batches: Sequence[Any],
+        objective: base.Objective,
+        weighted: base.Weighted | None = None,
+        alone: bool = False,
     ) -> base.Means:
         if self.world_size == 1:
             return base.run_pass(self, batches, objective, weighted, alone)
 
-        def synchronised(index: int, batch: Any) -> base.Terms:  # DDP reads the flag in forward, so it is set before it
+        # DDP reads the flag in forward, so it is set before it
+        def synchronised(index: int, batch: Any) -> base.Terms:
             self.model.require_backward_grad_sync = not alone and index == len(batches) - 1
             return objective(index, batch)
 
@@ -140,13 +158,23 @@ class Replicated:
 
 
 def build(model: nn.Module, settings: Any) -> Replicated:
-    """See tram_ds.engines.build: DDP over the job's ranks, or the bare model in a single process."""
+    """See tram_ds.engines.build: DDP over the job's ranks, or the bare model in a single
+    process."""
     job = settings.job
     model = model.to(job.device)
     wrapped: nn.Module = model
     if job.world_size > 1:
         ids = [job.device.index] if job.device.type == "cuda" else None
-        # Buffers of a transformer never change; broadcasting them would rewrite tensors that a live graph still needs.
-        wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # Buffers of a transformer never change; broadcasting them would rewrite tensors that a live
+        # graph still needs.
+        wrapped = DistributedDataParallel(
+            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     optimizer = settings.optimizer(model)
-    return Replicated(wrapped, optimizer, dtype=settings.dtype, clip_norm=settings.clip_norm, schedule=settings.schedule)
+    return Replicated(
+        wrapped,
+        optimizer,
+        dtype=settings.dtype,
+        clip_norm=settings.clip_norm,
+        schedule=settings.schedule,
+    )

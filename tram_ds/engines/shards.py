@@ -1,7 +1,9 @@
-"""Element-wise arithmetic over the fp32 parameter shards that one rank owns; it reads like the maths.
+"""Element-wise arithmetic over the fp32 parameter shards that one rank owns; it reads like the
+maths.
 
-Shards hold tensors. Lazy holds a rule and computes it in parts of at most PART elements when it is read, so that a formula
-of several operations passes over memory once and has no temporary of the model's size.
+Shards hold tensors. Lazy holds a rule and computes it in parts of at most PART elements when it is
+read, so that a formula of several operations passes over memory once and has no temporary of the
+model's size.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-PART = {"cpu": 1 << 19, "cuda": 1 << 24}  # elements: what stays in a core's cache; what keeps a GPU busy
+# elements: what stays in a core's cache; what keeps a GPU busy
+PART = {"cpu": 1 << 19, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where a shard tensor lies: elements [start, start + length) of the flattened parameter `name` of shape `shape`."""
+    """Where a shard tensor lies: elements [start, start + length) of the flattened parameter `name`
+    of shape `shape`."""
 
     name: str
     start: int
@@ -31,7 +35,8 @@ Cut = list[tuple[int, int, int]]  # (piece, from element, to element), one part 
 
 
 class Shards(Sequence[Tensor]):
-    """One tensor per span, contiguous pieces of parameters, padding excluded; all arithmetic is element-wise and local.
+    """One tensor per span, contiguous pieces of parameters, padding excluded; all arithmetic is
+    element-wise and local.
 
     Scalars may be Python numbers or () tensors; a () tensor never leaves its device for the host.
     """
@@ -60,25 +65,34 @@ class Shards(Sequence[Tensor]):
         return self._new(op(self.tensors, self.scalar(other)))
 
     def scalar(self, value: Tensor | float) -> Tensor | float:
-        """A () tensor in the dtype and on the device of these shards: fp32 shards times an fp64 norm stay fp32."""
+        """A () tensor in the dtype and on the device of these shards: fp32 shards times an fp64
+        norm stay fp32."""
         if not isinstance(value, Tensor) or not self.tensors:
             return value
         return value.detach().to(device=self.tensors[0].device, dtype=self.tensors[0].dtype)
 
     def __add__(self, other: Shards | Lazy | float) -> Shards:
-        return NotImplemented if isinstance(other, Lazy) else self._binary(torch._foreach_add, other)
+        return (
+            NotImplemented if isinstance(other, Lazy) else self._binary(torch._foreach_add, other)
+        )
 
     def __sub__(self, other: Shards | Lazy) -> Shards:
-        return NotImplemented if isinstance(other, Lazy) else self._binary(torch._foreach_sub, other)
+        return (
+            NotImplemented if isinstance(other, Lazy) else self._binary(torch._foreach_sub, other)
+        )
 
     def __mul__(self, other: Shards | Lazy | Tensor | float) -> Shards:
-        return NotImplemented if isinstance(other, Lazy) else self._binary(torch._foreach_mul, other)
+        return (
+            NotImplemented if isinstance(other, Lazy) else self._binary(torch._foreach_mul, other)
+        )
 
     def __rmul__(self, other: Tensor | float) -> Shards:
         return self * other
 
     def __truediv__(self, other: Shards | Lazy) -> Shards:
-        return NotImplemented if isinstance(other, Lazy) else self._binary(torch._foreach_div, other)
+        return (
+            NotImplemented if isinstance(other, Lazy) else self._binary(torch._foreach_div, other)
+        )
 
     def __abs__(self) -> Shards:
         return self._new(torch._foreach_abs(self.tensors)) if self.tensors else self
@@ -92,8 +106,11 @@ class Shards(Sequence[Tensor]):
         return self._new(torch._foreach_reciprocal(self.tensors)) if self.tensors else self
 
     def map(self, f: Callable[[Span, Tensor], Tensor]) -> Shards:
-        """f(span, tensor) for every piece: where a rule depends on the parameter's name or shape."""
-        return self._new(f(span, tensor) for span, tensor in zip(self.layout, self.tensors, strict=True))
+        """f(span, tensor) for every piece: where a rule depends on the parameter's name or
+        shape."""
+        return self._new(
+            f(span, tensor) for span, tensor in zip(self.layout, self.tensors, strict=True)
+        )
 
     def wide(self) -> Shards:
         """fp32 where the pieces are of half precision; the same tensors where they are not."""
@@ -111,7 +128,8 @@ class Shards(Sequence[Tensor]):
         return self
 
     def cuts(self) -> list[Cut]:
-        """All non-empty pieces in parts of about PART elements: small pieces together, large ones in several parts."""
+        """All non-empty pieces in parts of about PART elements: small pieces together, large ones
+        in several parts."""
         limit = PART.get(self.tensors[0].device.type, PART["cuda"]) if self.tensors else 1
         found: list[Cut] = []
         room = 0
@@ -157,17 +175,25 @@ class Shards(Sequence[Tensor]):
 
     def dot(self, other: Shards | Lazy) -> Tensor:
         """() float64: the inner product of this rank's pieces."""
-        return total(lambda a, b: torch.stack([x.double() @ y.double() for x, y in zip(a, b, strict=True)]).sum(), self, other)
+        return total(
+            lambda a, b: torch.stack(
+                [x.double() @ y.double() for x, y in zip(a, b, strict=True)]
+            ).sum(),
+            self,
+            other,
+        )
 
     def square_sum(self, device: torch.device | str = "cpu") -> Tensor:
-        """() float64 on the shards' device: the sum of squares of this rank's pieces; sums of squares add up over ranks."""
+        """() float64 on the shards' device: the sum of squares of this rank's pieces; sums of
+        squares add up over ranks."""
         pieces = [tensor for tensor in self.tensors if tensor.numel()]
         if not pieces:
             return torch.zeros((), dtype=torch.float64, device=device)
         return torch.stack(torch._foreach_norm(pieces)).double().square().sum()
 
     def equal(self, other: Shards | Lazy) -> bool:
-        """Bitwise equality of this rank's pieces (synchronises with the device: not for the step)."""
+        """Bitwise equality of this rank's pieces (synchronises with the device: not for the
+        step)."""
         return all(torch.equal(a, b) for a, b in zip(self.tensors, other.realise(), strict=True))
 
 
@@ -210,7 +236,11 @@ class Lazy:
         return Lazy(operator.sub, other, self)
 
     def __mul__(self, other: Shards | Lazy | Tensor | float) -> Lazy:
-        return Lazy(operator.mul, self, other) if isinstance(other, Shards | Lazy) else Lazy(lambda x: x * other, self)
+        return (
+            Lazy(operator.mul, self, other)
+            if isinstance(other, Shards | Lazy)
+            else Lazy(lambda x: x * other, self)
+        )
 
     __rmul__ = __mul__
 
@@ -227,10 +257,14 @@ class Lazy:
         return total(lambda x: x.square_sum(device), self, device=device)
 
 
-def total(f: Callable[..., Tensor], *sources: Shards | Lazy, device: torch.device | str = "cpu") -> Tensor:
+def total(
+    f: Callable[..., Tensor], *sources: Shards | Lazy, device: torch.device | str = "cpu"
+) -> Tensor:
     """() float64: the sum over all parts of f(*parts)."""
     found = [f(*(source.part(cut) for source in sources)).double() for cut in sources[0].cuts()]
-    return torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64, device=device)
+    return (
+        torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64, device=device)
+    )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

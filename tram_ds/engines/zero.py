@@ -1,13 +1,16 @@
-"""Engine for DeepSpeed ZeRO stages 0-3, fp32 and bf16, with optimizer and parameter offload. The only file that imports it.
+"""Engine for DeepSpeed ZeRO stages 0-3, fp32 and bf16, with optimizer and parameter offload. The
+only file that imports it.
 
-Collectives: `backward` is DeepSpeed's own reduction (and, at stage 3, gathering) plus five sums; `norm` all-reduces one scalar
-over the partition group (none at stage 0); `moved` gathers the working copy on its way in and, unless `descend` is next, out;
-`descend` is DeepSpeed's step.
+Collectives: `backward` is DeepSpeed's own reduction (and, at stage 3, gathering) plus five sums;
+`norm` all-reduces one scalar over the partition group (none at stage 0); `moved` gathers the
+working copy on its way in and, unless `descend` is next, out; `descend` is DeepSpeed's step.
 
-What DeepSpeed would do silently and this engine does not: the accumulation boundary is set explicitly (or stage 2 keeps only
-the last micro-batch); gradients are cleared between the passes (or they add up); stage 3's padding is zeroed; its persistent
-parameters are released and gathered again when the weights move; `round_robin_gradients` is refused (its map of parameters
-to partitions is wrong); Adam's state at stage 0 with bf16 is emptied of the step DeepSpeed takes when it is built.
+What DeepSpeed would do silently and this engine does not: the accumulation boundary is set
+explicitly (or stage 2 keeps only the last micro-batch); gradients are cleared between the passes
+(or they add up); stage 3's padding is zeroed; its persistent parameters are released and gathered
+again when the weights move; `round_robin_gradients` is refused (its map of parameters to partitions
+is wrong); Adam's state at stage 0 with bf16 is emptied of the step DeepSpeed takes when it is
+built.
 """
 
 from __future__ import annotations
@@ -31,11 +34,14 @@ from tram_ds.engines.zero_storage import Bf16Partitioned, Partitioned, Stage3, S
 
 
 class Zero:
-    """masters: DeepSpeed's fp32 partitions, viewed parameter by parameter, so padding is never part of a Shards."""
+    """masters: DeepSpeed's fp32 partitions, viewed parameter by parameter, so padding is never part
+    of a Shards."""
 
     displaced, undivided = False, False
 
-    def __init__(self, engine: Any, *, clip_norm: float | None = None, schedule: base.Schedule | None = None):
+    def __init__(
+        self, engine: Any, *, clip_norm: float | None = None, schedule: base.Schedule | None = None
+    ):
         _refuse(engine)
         self.model, self.module = engine, engine.module
         self.storage = _storage(engine)
@@ -46,7 +52,9 @@ class Zero:
         self.schedule = schedule
         names: dict[Any, str] = dict(base.parameter_names(self.module))
         self.fragments = self.storage.fragments()
-        self.layout = tuple(Span(names[f.parameter], f.start, f.length, _shape(f.parameter)) for f in self.fragments)
+        self.layout = tuple(
+            Span(names[f.parameter], f.start, f.length, _shape(f.parameter)) for f in self.fragments
+        )
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.shard_group = self.storage.group
@@ -58,11 +66,14 @@ class Zero:
         self._theta: Shards | None = None
 
     def _view(self, flats: Sequence[Tensor]) -> Shards:
-        pieces = (flats[f.flat].detach().view(-1)[f.offset : f.offset + f.length] for f in self.fragments)
+        pieces = (
+            flats[f.flat].detach().view(-1)[f.offset : f.offset + f.length] for f in self.fragments
+        )
         return Shards(pieces, self.layout)
 
     def params(self, keep: bool = False) -> Shards:
-        """Live views of the masters where the working copy is other memory: `moved` then costs no copy of the weights."""
+        """Live views of the masters where the working copy is other memory: `moved` then costs no
+        copy of the weights."""
         live = self._view(self.storage.masters())
         if self.storage.separate:
             return live.clone() if keep else live
@@ -72,7 +83,9 @@ class Zero:
 
     def raw_gradient(self) -> Shards:
         pieces = self.storage.gradient()
-        return Shards((_within(pieces[f.flat], f.offset, f.length) for f in self.fragments), self.layout)
+        return Shards(
+            (_within(pieces[f.flat], f.offset, f.length) for f in self.fragments), self.layout
+        )
 
     def grads(self) -> Lazy:
         return base.mean_gradient(self)
@@ -128,12 +141,17 @@ class Zero:
         self.storage.clear()
 
     def backward_one(self, loss: Tensor, last: bool) -> None:
-        # DeepSpeed divides by gradient_accumulation_steps and averages over ranks; run_pass wants a sum.
+        # DeepSpeed divides by gradient_accumulation_steps and averages over ranks; run_pass wants a
+        # sum.
         self.model.set_gradient_accumulation_boundary(last)
         self.model.backward(loss * self.model.gradient_accumulation_steps())
 
     def backward(
-        self, batches: Sequence[Any], objective: base.Objective, weighted: base.Weighted | None = None, alone: bool = False
+        self,
+        batches: Sequence[Any],
+        objective: base.Objective,
+        weighted: base.Weighted | None = None,
+        alone: bool = False,
     ) -> base.Means:
         assert not alone, "a sharded engine has no gradient of one rank"
         return base.run_pass(self, batches, objective, weighted)
@@ -147,7 +165,8 @@ class Zero:
 
     def descend(self, finite: Tensor, grad_norm: Tensor) -> base.StepInfo:
         info = base.take_step(self, finite, grad_norm)
-        if self.displaced and info.skipped:  # a step taken has published theta_{t+1} over theta_t + epsilon
+        # a step taken has published theta_{t+1} over theta_t + epsilon
+        if self.displaced and info.skipped:
             self._restore(self.params())
         self._theta, self.displaced = None, False
         return info
@@ -159,7 +178,9 @@ class Zero:
     def set_masters(self, value: Callable[[Span], Tensor]) -> None:
         """Masters := value(span), working copy after them. Collective."""
         masters = self._view(self.storage.masters())
-        masters.copy_(masters.map(lambda span, piece: value(span).to(piece.device).view(piece.shape)))
+        masters.copy_(
+            masters.map(lambda span, piece: value(span).to(piece.device).view(piece.shape))
+        )
         self.storage.restore()
 
     def load(self, params: Shards, moments: dict[str, Shards], steps: int) -> None:
@@ -172,12 +193,15 @@ class Zero:
                 state["step"] = base.step_count(optimizer, steps, key.device)
             optimizer.state[key] = state
         for name, shards in moments.items():
-            self._view(self.storage.cut([optimizer.state[key][name] for key in self.storage.state_keys()])).copy_(shards)
+            self._view(
+                self.storage.cut([optimizer.state[key][name] for key in self.storage.state_keys()])
+            ).copy_(shards)
         self.storage.restore()
 
 
 def _within(pieces: Sequence[Tensor], offset: int, length: int) -> Tensor:
-    """A flat view of elements [offset, offset + length) of the pieces laid end to end; a fragment never straddles two."""
+    """A flat view of elements [offset, offset + length) of the pieces laid end to end; a fragment
+    never straddles two."""
     for piece in pieces:
         if offset + length <= piece.numel():
             return piece.detach().view(-1)[offset : offset + length]
@@ -194,7 +218,8 @@ def _storage(engine: Any) -> Storage:
     if isinstance(optimizer, BF16_Optimizer):
         return Bf16Partitioned(optimizer, all_gather_dp_groups)
     if hasattr(optimizer, "fp16_groups"):
-        # Its constructor took an optimizer step with zero gradients: undo what that left in the moments and the masters.
+        # Its constructor took an optimizer step with zero gradients: undo what that left in the
+        # moments and the masters.
         optimizer.optimizer.state.clear()
         whole = Whole(engine, optimizer)
         with torch.no_grad():
@@ -207,18 +232,32 @@ def _storage(engine: Any) -> Storage:
 def _refuse(engine: Any) -> None:
     """ValueError for what cannot be trained right, naming the setting."""
     if engine.optimizer is None:
-        raise ValueError("the DeepSpeed engine has no optimizer: pass optimizer= to deepspeed.initialize")
+        raise ValueError(
+            "the DeepSpeed engine has no optimizer: pass optimizer= to deepspeed.initialize"
+        )
     if getattr(engine.optimizer, "round_robin_gradients", False):
-        raise ValueError("zero_optimization.round_robin_gradients: true maps parameters to wrong partitions: set it to false")
+        raise ValueError(
+            "zero_optimization.round_robin_gradients: true maps parameters to wrong partitions: "
+            "set it to false"
+        )
     if engine.fp16_enabled():
-        raise ValueError("fp16.enabled: true needs loss scaling, under which a perturbation has no fixed size: use bf16")
+        raise ValueError(
+            "fp16.enabled: true needs loss scaling, under which a perturbation has no fixed size: "
+            "use bf16"
+        )
     accumulated = getattr(engine.optimizer, "averaged_gradients", None) or {}
-    if any(v is not None for v in accumulated.values()) or any(p.grad is not None for p in engine.module.parameters()):
-        raise ValueError("the DeepSpeed engine is in the middle of an accumulation: call engine.step() before wrapping it")
+    if any(v is not None for v in accumulated.values()) or any(
+        p.grad is not None for p in engine.module.parameters()
+    ):
+        raise ValueError(
+            "the DeepSpeed engine is in the middle of an accumulation: call engine.step() before "
+            "wrapping it"
+        )
 
 
 def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside DeepSpeed's wrapper; its param_groups are the ones that move the weights."""
+    """The torch optimizer inside DeepSpeed's wrapper; its param_groups are the ones that move the
+    weights."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
@@ -227,7 +266,8 @@ def _shape(p: nn.Parameter) -> tuple[int, ...]:
 
 
 def build(model: nn.Module, settings: Any) -> Zero:
-    """See tram_ds.engines.build: fills in what the recipe owns (batch sizes, precision) and nothing else."""
+    """See tram_ds.engines.build: fills in what the recipe owns (batch sizes, precision) and nothing
+    else."""
     deepspeed.init_distributed(dist_backend=None)
     config = {
         **settings.config,
@@ -238,10 +278,19 @@ def build(model: nn.Module, settings: Any) -> Zero:
     }
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if settings.dtype == torch.bfloat16 and stage in (2, 3):
-        config["data_types"] = {"grad_accum_dtype": "fp32"}  # sharded there; at stage 1 it would be a full fp32 copy
-    exact = {name: p.detach().clone() for name, p in model.named_parameters()} if settings.dtype == torch.bfloat16 else {}
-    wrapped = deepspeed.initialize(model=model, optimizer=settings.optimizer(model), config=config)[0]
+        # sharded there; at stage 1 it would be a full fp32 copy
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    exact = (
+        {name: p.detach().clone() for name, p in model.named_parameters()}
+        if settings.dtype == torch.bfloat16
+        else {}
+    )
+    wrapped = deepspeed.initialize(model=model, optimizer=settings.optimizer(model), config=config)[
+        0
+    ]
     engine = Zero(wrapped, clip_norm=settings.clip_norm, schedule=settings.schedule)
     if exact:  # DeepSpeed makes its fp32 masters from weights it has already rounded to bf16
-        engine.set_masters(lambda span: exact[span.name].flatten()[span.start : span.start + span.length])
+        engine.set_masters(
+            lambda span: exact[span.name].flatten()[span.start : span.start + span.length]
+        )
     return engine

@@ -1,8 +1,10 @@
-"""Where each DeepSpeed optimizer wrapper keeps masters, reduced gradients and working weights (verified on DeepSpeed 0.19).
+"""Where each DeepSpeed optimizer wrapper keeps masters, reduced gradients and working weights
+(verified on DeepSpeed 0.19).
 
-DeepSpeed has no public access to these shards that is local, cheap and the same for every stage: the safe_get_* functions
-cost a collective per parameter or exist at stage 3 only. Everything internal that the engine touches is therefore confined to
-the four storages below; each checks what it relies on when it is built. This file does not import deepspeed.
+DeepSpeed has no public access to these shards that is local, cheap and the same for every stage:
+the safe_get_* functions cost a collective per parameter or exist at stage 3 only. Everything
+internal that the engine touches is therefore confined to the four storages below; each checks what
+it relies on when it is built. This file does not import deepspeed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 
 
 class Fragment(NamedTuple):
-    """Elements [start, start + length) of `parameter` lie at [offset, offset + length) of this rank's tensor number `flat`."""
+    """Elements [start, start + length) of `parameter` lie at [offset, offset + length) of this
+    rank's tensor number `flat`."""
 
     parameter: nn.Parameter
     flat: int
@@ -26,18 +29,23 @@ class Fragment(NamedTuple):
 
 
 class Storage(Protocol):
-    """Flat tensors, one per DeepSpeed group or sub-group. `publish` and `restore` are collective, the rest is local."""
+    """Flat tensors, one per DeepSpeed group or sub-group. `publish` and `restore` are collective,
+    the rest is local."""
 
-    group: Any  # process group over which the masters are partitioned; None: replicated on every rank
-    separate: bool  # masters and working copy are different memory: nothing needs to be saved before publish
+    # process group over which the masters are partitioned; None: replicated on every rank
+    group: Any
+    # masters and working copy are different memory: nothing needs to be saved before publish
+    separate: bool
 
     def masters(self) -> list[Tensor]: ...
     def working(self) -> list[Tensor]:
-        """This rank's part of the working copy, aligned with masters(); written in place by the caller of publish()."""
+        """This rank's part of the working copy, aligned with masters(); written in place by the
+        caller of publish()."""
         ...
 
     def gradient(self) -> list[list[Tensor]]:
-        """The reduced gradient in place: for each of masters() the pieces that laid end to end are aligned with it."""
+        """The reduced gradient in place: for each of masters() the pieces that laid end to end are
+        aligned with it."""
         ...
 
     def fragments(self) -> list[Fragment]: ...
@@ -55,16 +63,19 @@ class Storage(Protocol):
         ...
 
     def restore(self) -> None:
-        """Every rank's next forward pass reads the masters again, bit for bit what the last step published."""
+        """Every rank's next forward pass reads the masters again, bit for bit what the last step
+        published."""
         ...
 
 
 def requires(owner: Any, *names: str) -> None:
-    """Fails at build time, not in the middle of a step, where another DeepSpeed version moved what we rely on."""
+    """Fails at build time, not in the middle of a step, where another DeepSpeed version moved what
+    we rely on."""
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
         raise ValueError(
-            f"this DeepSpeed's {type(owner).__name__} lacks {', '.join(missing)}: tram_ds is verified with deepspeed 0.19"
+            f"this DeepSpeed's {type(owner).__name__} lacks {', '.join(missing)}: tram_ds is "
+            "verified with deepspeed 0.19"
         )
 
 
@@ -74,16 +85,29 @@ class Partitioned:
     separate = True
 
     def __init__(self, optimizer: Any, all_gather: Callable[..., None]):
-        requires(optimizer, "single_partition_of_fp32_groups", "averaged_gradients", "all_grad_tensors", "bit16_groups",
-                 "parallel_partitioned_bit16_groups", "real_dp_process_group", "update_lp_params", "cpu_offload",
-                 "_release_preflattened_grad_buffers", "micro_step_id", "bit16_groups_flat")  # fmt: skip
+        requires(
+            optimizer,
+            "single_partition_of_fp32_groups",
+            "averaged_gradients",
+            "all_grad_tensors",
+            "bit16_groups",
+            "parallel_partitioned_bit16_groups",
+            "real_dp_process_group",
+            "update_lp_params",
+            "cpu_offload",
+            "_release_preflattened_grad_buffers",
+            "micro_step_id",
+            "bit16_groups_flat",
+        )
         self.o, self.all_gather, self.group = optimizer, all_gather, optimizer.dp_process_group
 
     def masters(self) -> list[Tensor]:
         return [m.detach() for m in self.o.single_partition_of_fp32_groups]
 
     def working(self) -> list[Tensor]:
-        groups = zip(self.o.parallel_partitioned_bit16_groups, self.o.real_dp_process_group, strict=True)
+        groups = zip(
+            self.o.parallel_partitioned_bit16_groups, self.o.real_dp_process_group, strict=True
+        )
         return [parts[dist.get_rank(group)].detach() for parts, group in groups]
 
     def gradient(self) -> list[list[Tensor]]:
@@ -94,7 +118,8 @@ class Partitioned:
 
     def _pieces(self, i: int) -> list[Tensor]:
         pieces = self.o.averaged_gradients[i]
-        flat = getattr(pieces, "flat_partition", None)  # bf16 parameters with fp32 accumulation keep one flat buffer
+        # bf16 parameters with fp32 accumulation keep one flat buffer
+        flat = getattr(pieces, "flat_partition", None)
         return [flat] if flat is not None else list(pieces)
 
     def fragments(self) -> list[Fragment]:
@@ -107,7 +132,8 @@ class Partitioned:
         return states
 
     def clear(self) -> None:
-        """DeepSpeed's own overflow path plus the start of its step; the dict objects must stay, DeepSpeed holds them."""
+        """DeepSpeed's own overflow path plus the start of its step; the dict objects must stay,
+        DeepSpeed holds them."""
         o = self.o
         o.micro_step_id = -1
         o.zero_grad(set_to_none=True)
@@ -139,8 +165,15 @@ class Bf16Partitioned:
     separate = True
 
     def __init__(self, optimizer: Any, all_gather: Callable[..., None]):
-        requires(optimizer, "fp32_groups_flat_partition", "fp32_groups_gradient_flat_partition", "bf16_groups",
-                 "bf16_partitioned_groups", "real_dp_process_group", "update_lp_params")  # fmt: skip
+        requires(
+            optimizer,
+            "fp32_groups_flat_partition",
+            "fp32_groups_gradient_flat_partition",
+            "bf16_groups",
+            "bf16_partitioned_groups",
+            "real_dp_process_group",
+            "update_lp_params",
+        )
         self.o, self.all_gather, self.group = optimizer, all_gather, optimizer.dp_process_group
 
     def masters(self) -> list[Tensor]:
@@ -179,23 +212,42 @@ class Bf16Partitioned:
 
 
 class Stage3:
-    """DeepSpeedZeroOptimizer_Stage3, with or without optimizer and parameter offload (to the CPU)."""
+    """DeepSpeedZeroOptimizer_Stage3, with or without optimizer and parameter offload (to the
+    CPU)."""
 
     def __init__(self, optimizer: Any):
-        requires(optimizer, "fp32_partitioned_groups_flat", "fp16_partitioned_groups_flat", "fp16_groups", "groups_padding",
-                 "averaged_gradients", "persistent_parameters", "grad_partitions_flat_buffer", "offload_optimizer",
-                 "empty_partition_cache", "_get_param_partition_rank")  # fmt: skip
+        requires(
+            optimizer,
+            "fp32_partitioned_groups_flat",
+            "fp16_partitioned_groups_flat",
+            "fp16_groups",
+            "groups_padding",
+            "averaged_gradients",
+            "persistent_parameters",
+            "grad_partitions_flat_buffer",
+            "offload_optimizer",
+            "empty_partition_cache",
+            "_get_param_partition_rank",
+        )
         if any(flat is None for flat in optimizer.fp16_partitioned_groups_flat):
-            raise ValueError("parameters offloaded to NVMe cannot be perturbed: set offload_param.device to cpu")
+            raise ValueError(
+                "parameters offloaded to NVMe cannot be perturbed: set offload_param.device to cpu"
+            )
         self.o, self.group = optimizer, optimizer.dp_process_group
-        pairs = zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True)
+        pairs = zip(
+            optimizer.fp32_partitioned_groups_flat,
+            optimizer.fp16_partitioned_groups_flat,
+            strict=True,
+        )
         self.separate = all(m.data_ptr() != w.data_ptr() for m, w in pairs)
         for tensors in (self.masters(), self.working()):
             self._zero_padding(tensors)
 
     def _zero_padding(self, tensors: Sequence[Tensor]) -> None:
         """The last rank's padding is uninitialised memory: one NaN there and every norm is NaN."""
-        for group, (tensor, paddings) in enumerate(zip(tensors, self.o.groups_padding, strict=True)):
+        for group, (tensor, paddings) in enumerate(
+            zip(tensors, self.o.groups_padding, strict=True)
+        ):
             offset = 0
             for p, padding in zip(self.o.fp16_groups[group], paddings, strict=True):
                 offset += p.partition_numel()
@@ -248,10 +300,12 @@ class Stage3:
                     m.grad.zero_()
         else:
             o.averaged_gradients = {}
-        o.grad_partitions_flat_buffer.zero_()  # a parameter unused in the next pass would keep this pass's gradient
+        # a parameter unused in the next pass would keep this pass's gradient
+        o.grad_partitions_flat_buffer.zero_()
 
     def release(self) -> None:
-        """Before the working copy changes: persistent and prefetched parameters are gathered copies, stale afterwards."""
+        """Before the working copy changes: persistent and prefetched parameters are gathered
+        copies, stale afterwards."""
         self.o.empty_partition_cache()
 
     def publish(self) -> None:
@@ -267,7 +321,8 @@ class Stage3:
 
 
 class Whole:
-    """Stage 0: every rank holds everything. fp32: a plain torch optimizer; bf16: FP16_Optimizer or FP16_UnfusedOptimizer."""
+    """Stage 0: every rank holds everything. fp32: a plain torch optimizer; bf16: FP16_Optimizer or
+    FP16_UnfusedOptimizer."""
 
     group = None
 
@@ -277,7 +332,9 @@ class Whole:
         if self.separate:
             self.pairs = [(m, p) for p, m in _half_and_master(optimizer)]
         else:
-            self.pairs = [(p, p) for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
+            self.pairs = [
+                (p, p) for g in optimizer.param_groups for p in g["params"] if p.requires_grad
+            ]
 
     def masters(self) -> list[Tensor]:
         return [m.detach().view(-1) for m, _ in self.pairs]
@@ -301,7 +358,11 @@ class Whole:
     def cut(self, states: list[Tensor]) -> list[Tensor]:
         if not hasattr(self.o, "fp32_groups_flat"):
             return states
-        return [piece for half, flat in zip(self.o.fp16_groups, states, strict=True) for _, piece in _cut(half, flat)]
+        return [
+            piece
+            for half, flat in zip(self.o.fp16_groups, states, strict=True)
+            for _, piece in _cut(half, flat)
+        ]
 
     def clear(self) -> None:
         self.o.zero_grad(set_to_none=True)
@@ -317,7 +378,8 @@ class Whole:
 
 
 def _half_and_master(optimizer: Any) -> list[tuple[nn.Parameter, Tensor]]:
-    """(bf16 parameter, fp32 master with its elements) at stage 0, from per-parameter or flat masters."""
+    """(bf16 parameter, fp32 master with its elements) at stage 0, from per-parameter or flat
+    masters."""
     if hasattr(optimizer, "fp32_groups"):  # FP16_UnfusedOptimizer
         groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
         return [pair for half, master in groups for pair in zip(half, master, strict=True)]
@@ -332,7 +394,8 @@ def _cut(parameters: Sequence[nn.Parameter], flat: Tensor) -> list[tuple[nn.Para
 
 
 def _mapped(groups: Sequence[Sequence[Any]]) -> list[Fragment]:
-    """Fragments from DeepSpeed's own map of low-precision parameters to this rank's high-precision flat partition."""
+    """Fragments from DeepSpeed's own map of low-precision parameters to this rank's high-precision
+    flat partition."""
     found = []
     for index, group in enumerate(groups):
         for p in group:

@@ -1,4 +1,5 @@
-"""What a run is judged by: validation on the training domain, final scores on every domain, the exported weights."""
+"""What a run is judged by: validation on the training domain, final scores on every domain, the
+exported weights."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ Scores = dict[str, dict[str, dict[str, float]]]  # split -> domain -> metric -> 
 
 @dataclass
 class Judge:
-    """Scores the weights of an engine by a task. Every method is collective; files are written by rank 0."""
+    """Scores the weights of an engine by a task. Every method is collective; files are written by
+    rank 0."""
 
     recipe: Recipe
     task: Any
@@ -33,14 +35,21 @@ class Judge:
     beat: Callable[[str], None] = lambda _: None
 
     def validation_loss(self) -> float:
-        """Mean loss on the validation split of the training domains: nothing zero-shot takes part in selection."""
-        rows = {d: r for d, r in self.task.eval_sets("validation").items() if d in self.task.train_domains}
+        """Mean loss on the validation split of the training domains: nothing zero-shot takes part
+        in selection."""
+        rows = {
+            d: r
+            for d, r in self.task.eval_sets("validation").items()
+            if d in self.task.train_domains
+        }
         scores = self._evaluate(rows)
         return math.fsum(s["loss"] for s in scores.values()) / len(scores)
 
     def score(self) -> Scores:
         """Every domain of every split of eval.splits."""
-        return {split: self._evaluate(self.task.eval_sets(split)) for split in self.recipe.eval.splits}
+        return {
+            split: self._evaluate(self.task.eval_sets(split)) for split in self.recipe.eval.splits
+        }
 
     def initial(self) -> Scores | None:
         """The scores before the first step, kept in a file for a run that is resumed."""
@@ -78,7 +87,8 @@ class Judge:
         barrier()
 
     def export(self, folder: str) -> None:
-        """The current weights in Hugging Face format, with the tokenizer or image processor beside them."""
+        """The current weights in Hugging Face format, with the tokenizer or image processor beside
+        them."""
         companion = getattr(self.task, "tokenizer", None) or getattr(self.task, "processor", None)
         export(self.engine, self.run_dir / folder, companion)
 
@@ -99,7 +109,9 @@ class Judge:
             "train_domains": list(self.task.train_domains),
             "selected": self._best() if best else {"step": self.engine.steps},
             "scores": scores,
-            "zero_shot_average": {split: self._averages(domains) for split, domains in scores.items()},
+            "zero_shot_average": {
+                split: self._averages(domains) for split, domains in scores.items()
+            },
             "initial": initial,
         }
         self._write("results.json", results)
@@ -112,7 +124,11 @@ class Judge:
 
     def _best(self) -> dict[str, float]:
         file = self.run_dir / "best.json"
-        return json.loads(file.read_text()) if file.exists() else {"step": -1, "validation_loss": math.inf}
+        return (
+            json.loads(file.read_text())
+            if file.exists()
+            else {"step": -1, "validation_loss": math.inf}
+        )
 
     def _write(self, name: str, content: Any) -> None:
         if self.engine.rank == 0:

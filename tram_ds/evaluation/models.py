@@ -1,6 +1,8 @@
-"""Scores models that exist: exports, hub ids and the pre-trained model, on any domains of a recipe's task.
+"""Scores models that exist: exports, hub ids and the pre-trained model, on any domains of a
+recipe's task.
 
-Every rank holds the whole model and scores its share of the rows; the numbers do not depend on how many ranks there are.
+Every rank holds the whole model and scores its share of the rows; the numbers do not depend on how
+many ranks there are.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ Scores = dict[str, dict[str, float]]  # domain -> metric -> value
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to score. path: an export; None is the recipe's own model. checkpoint: a folder of weights for that."""
+    """A model to score. path: an export; None is the recipe's own model. checkpoint: a folder of
+    weights for that."""
 
     name: str
     path: str | None = None
@@ -52,7 +55,8 @@ class Candidate:
 
 
 def candidates(paths: Sequence[str], pretrained: bool) -> list[Candidate]:
-    """The pre-trained model first, then each path: an export, a run folder (its export), a checkpoint or a hub id."""
+    """The pre-trained model first, then each path: an export, a run folder (its export), a
+    checkpoint or a hub id."""
     found = [Candidate("pre-trained")] if pretrained else []
     unique = len({Path(path).name for path in paths}) == len(paths)
     for path in paths:
@@ -61,52 +65,93 @@ def candidates(paths: Sequence[str], pretrained: bool) -> list[Candidate]:
         if (folder / MANIFEST).is_file():
             found.append(Candidate(name, checkpoint=folder))
         else:
-            found.append(Candidate(name, str(folder / "export") if (folder / "export").is_dir() else path))
+            found.append(
+                Candidate(name, str(folder / "export") if (folder / "export").is_dir() else path)
+            )
     return found
 
 
 def score_all(
-    recipe: Recipe, chosen: Sequence[Candidate], domains: Sequence[str] | None, split: Split, job: Job
+    recipe: Recipe,
+    chosen: Sequence[Candidate],
+    domains: Sequence[str] | None,
+    split: Split,
+    job: Job,
 ) -> dict[str, Any]:
-    """The report: scores of every model on every domain, and their zero-shot average. Collective over the job.
+    """The report: scores of every model on every domain, and their zero-shot average. Collective
+    over the job.
 
-    domains: those scored; None means the recipe's. Data, tokenisers and configs of all models are checked first.
+    domains: those scored; None means the recipe's. Data, tokenisers and configs of all models are
+    checked first.
     """
     if not chosen:
         raise DataError("no model to evaluate: name one with --model, or leave --no-pretrained out")
     tasks = [_build(_with_model(_evaluating(recipe, domains, split), c.path)) for c in chosen]
-    report: dict[str, Any] = {"recipe": recipe.name, "task": recipe.task.name, "data": recipe.task.data, "split": split}
-    report |= {"metric": tasks[0].metric, "train_domains": list(tasks[0].train_domains), "models": []}
+    report: dict[str, Any] = {
+        "recipe": recipe.name,
+        "task": recipe.task.name,
+        "data": recipe.task.data,
+        "split": split,
+    }
+    report |= {
+        "metric": tasks[0].metric,
+        "train_domains": list(tasks[0].train_domains),
+        "models": [],
+    }
     with joined(job, "replicated"):
         for candidate, task in zip(chosen, tasks, strict=True):
             scores, fresh = _score(recipe, candidate, task, domains, split, job)
             average = zero_shot_average(scores, task.train_domains, task.metric)
-            name = "untrained" if candidate.pretrained and recipe.model.path is None else candidate.name
+            name = (
+                "untrained"
+                if candidate.pretrained and recipe.model.path is None
+                else candidate.name
+            )
             path = candidate.path or candidate.checkpoint or recipe.model.path
             entry = {"name": name, "path": None if path is None else str(path), "scores": scores}
-            entry |= {"untrained_head": fresh, "zero_shot_average": None if math.isnan(average) else average}
+            entry |= {
+                "untrained_head": fresh,
+                "zero_shot_average": None if math.isnan(average) else average,
+            }
             report["models"].append(entry)
     return report
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report's main metric as text: a row per model, a column per domain (M2D2's with the paper's names)."""
+    """The report's main metric as text: a row per model, a column per domain (M2D2's with the
+    paper's names)."""
     metric = report["metric"]
     domains = list(report["models"][0]["scores"])
-    heads = [str(ABBREVIATIONS.get(name, name)) + "*" * (name in report["train_domains"]) for name in domains]
+    heads = [
+        str(ABBREVIATIONS.get(name, name)) + "*" * (name in report["train_domains"])
+        for name in domains
+    ]
     rows = [["model", *heads, "zero-shot"]]
     for entry in report["models"]:
-        values = [entry["scores"][domain][metric] for domain in domains] + [entry["zero_shot_average"]]
+        values = [entry["scores"][domain][metric] for domain in domains] + [
+            entry["zero_shot_average"]
+        ]
         note = " (untrained head)" if entry["untrained_head"] else ""
         rows.append([entry["name"] + note, *(_shown(value, metric) for value in values)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(t.ljust(w) if not i else t.rjust(w) for i, (t, w) in enumerate(zip(r, widths, strict=True))) for r in rows]
+    lines = [
+        "  ".join(
+            t.ljust(w) if not i else t.rjust(w)
+            for i, (t, w) in enumerate(zip(r, widths, strict=True))
+        )
+        for r in rows
+    ]
     title = f"{metric} on {report['split']} of {report['data']} (* trained on)"
     return "\n".join([title, *(line.rstrip() for line in lines)])
 
 
 def _score(
-    recipe: Recipe, candidate: Candidate, task: Any, domains: Sequence[str] | None, split: Split, job: Job
+    recipe: Recipe,
+    candidate: Candidate,
+    task: Any,
+    domains: Sequence[str] | None,
+    split: Split,
+    job: Job,
 ) -> tuple[Scores, bool]:
     """(scores, whether the head was never trained)."""
     model = task.model()
@@ -116,41 +161,64 @@ def _score(
     if model.new_weights and candidate.path is not None:
         raise DataError(
             f"'{candidate.path}' lacks {len(model.new_weights)} weights of {type(model).__name__} "
-            f"({', '.join(model.new_weights[:3])}): it was not trained for this task; only the pre-trained row may lack them"
+            f"({', '.join(model.new_weights[:3])}): it was not trained for this task; only the "
+            "pre-trained row may lack them"
         )
-    rows = {name: r for name, r in task.eval_sets(split).items() if domains is None or name in domains}
+    rows = {
+        name: r for name, r in task.eval_sets(split).items() if domains is None or name in domains
+    }
     if not rows:
-        raise DataError(f"none of the domains chosen has a {split} split: {', '.join(domains or task.eval_domains)}")
+        raise DataError(
+            f"none of the domains chosen has a {split} split: "
+            f"{', '.join(domains or task.eval_domains)}"
+        )
     batch = recipe.eval.batch or recipe.train.micro_batch
     half = recipe.model.dtype == "bfloat16"
     precision = torch.autocast(job.device.type, dtype=torch.bfloat16) if half else nullcontext()
     with precision, _bar(candidate.name, rows, batch, job) as bar:
         model = model.to(job.device)
-        scores = evaluate(model, task, rows, batch, job.rank, job.world_size, job.device, _data_sum(job), _told(bar))
+        scores = evaluate(
+            model,
+            task,
+            rows,
+            batch,
+            job.rank,
+            job.world_size,
+            job.device,
+            _data_sum(job),
+            _told(bar),
+        )
     return scores, fresh
 
 
 def fill(model: nn.Module, folder: Path) -> None:
-    """The weights and buffers of a training checkpoint, in place. CheckpointError if it is damaged or of another model."""
+    """The weights and buffers of a training checkpoint, in place. CheckpointError if it is damaged
+    or of another model."""
     manifest = checkpoint_files.verify(folder)
     parameters = {name: p for p, name in parameter_names(model).items()}
     shapes = {name: list(p.shape) for name, p in parameters.items()}
     saved = manifest["parameters"]
     differing = sorted(name for name in {*shapes, *saved} if shapes.get(name) != saved.get(name))
     if differing:
-        raise CheckpointError(f"{folder} is of another model than the recipe's: {', '.join(differing[:5])} differ")
+        raise CheckpointError(
+            f"{folder} is of another model than the recipe's: {', '.join(differing[:5])} differ"
+        )
     tensors = {f"theta/{name}": Flat.of(p.detach(), 0, p.numel()) for name, p in parameters.items()}
     tensors |= {f"buffer/{name}": Flat.of(b, 0, b.numel()) for name, b in buffers(model)}
     checkpoint_tensors.read(tensors, folder, Peers(1))
 
 
 def _build(recipe: Recipe) -> Any:
-    return importlib.import_module(f"tram_ds.tasks.{recipe.task.name}").build(recipe, training=False)
+    return importlib.import_module(f"tram_ds.tasks.{recipe.task.name}").build(
+        recipe, training=False
+    )
 
 
 def _evaluating(recipe: Recipe, domains: Sequence[str] | None, split: Split) -> Recipe:
     """The recipe that opens what is scored, and nothing else."""
-    task = recipe.task if domains is None else recipe.task.model_copy(update={"eval": list(domains)})
+    task = (
+        recipe.task if domains is None else recipe.task.model_copy(update={"eval": list(domains)})
+    )
     scored = recipe.eval.model_copy(update={"splits": [split], "every_steps": None})
     return recipe.model_copy(update={"task": task, "eval": scored})
 
@@ -172,7 +240,14 @@ def _data_sum(job: Job) -> Callable[[Tensor], Tensor]:
 
 def _bar(name: str, rows: Mapping[str, Sequence[Any]], batch: int, job: Job) -> tqdm[Any]:
     total = sum(math.ceil(math.ceil(len(r) / job.world_size) / batch) for r in rows.values())
-    return tqdm(total=total, desc=name, unit="batch", disable=job.rank != 0, dynamic_ncols=True, mininterval=0.5)
+    return tqdm(
+        total=total,
+        desc=name,
+        unit="batch",
+        disable=job.rank != 0,
+        dynamic_ncols=True,
+        mininterval=0.5,
+    )
 
 
 def _told(bar: tqdm[Any]) -> Callable[[str, int, int], None]:

@@ -1,7 +1,8 @@
 """Scores a model on every domain, over all ranks, with one reduction per domain.
 
-Communication: every rank calls `model` the same number of times, in the same order, whatever its share of the rows, so
-that the collectives inside a sharded model match; then `data_sum` once per domain. All ranks get the same result.
+Communication: every rank calls `model` the same number of times, in the same order, whatever its
+share of the rows, so that the collectives inside a sharded model match; then `data_sum` once per
+domain. All ranks get the same result.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ def evaluate(
     data_sum: Callable[[Tensor], Tensor] = lambda x: x,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """domain -> the task's metrics, in the order of `rows_by_domain`; independent of batch size and world size.
+    """domain -> the task's metrics, in the order of `rows_by_domain`; independent of batch size and
+    world size.
 
-    batch_size: rows of one forward pass on one rank. data_sum: sum over ranks of a (3,) fp64 tensor on `device`.
+    batch_size: rows of one forward pass on one rank. data_sum: sum over ranks of a (3,) fp64 tensor
+    on `device`.
     progress: called as (domain, batches done, batches in all of this rank) after every batch.
     """
     results = {}
@@ -44,7 +47,9 @@ def evaluate(
             sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss sum, count, correct
             batches = _batches(len(rows), batch_size, rank, world_size)
             for done, (indices, weight) in enumerate(batches, start=1):
-                batch = {k: v.to(device) for k, v in task.collate([rows[i] for i in indices]).items()}
+                batch = {
+                    k: v.to(device) for k, v in task.collate([rows[i] for i in indices]).items()
+                }
                 output = forward(model, batch)
                 if weight:
                     sums += evaluation_sums(task, output, batch)
@@ -56,7 +61,8 @@ def evaluate(
 
 
 def evaluation_sums(task: Task, output: Output, batch: Batch) -> Tensor:
-    """(3,) fp64 loss sum, count, correct; a task may define a method of this name to score by another rule."""
+    """(3,) fp64 loss sum, count, correct; a task may define a method of this name to score by
+    another rule."""
     own = getattr(task, "evaluation_sums", None)
     if own is not None:
         return own(output, batch)
@@ -64,15 +70,21 @@ def evaluation_sums(task: Task, output: Output, batch: Batch) -> Tensor:
     return torch.stack([x.double() for x in (output.loss_sum, count, task.correct(output, batch))])
 
 
-def zero_shot_average(results: Mapping[str, Mapping[str, float]], train_domain: str | Iterable[str], metric: str) -> float:
-    """Unweighted mean of a metric over the domains that were not trained on; NaN if there are none."""
+def zero_shot_average(
+    results: Mapping[str, Mapping[str, float]], train_domain: str | Iterable[str], metric: str
+) -> float:
+    """Unweighted mean of a metric over the domains that were not trained on; NaN if there are
+    none."""
     trained = {train_domain} if isinstance(train_domain, str) else set(train_domain)
     values = [scores[metric] for domain, scores in results.items() if domain not in trained]
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def _batches(num_rows: int, batch_size: int, rank: int, world_size: int) -> list[tuple[list[int], int]]:
-    """(row indices, weight) of each batch of a rank, as many on every rank; one out of rows repeats a row, weight 0."""
+def _batches(
+    num_rows: int, batch_size: int, rank: int, world_size: int
+) -> list[tuple[list[int], int]]:
+    """(row indices, weight) of each batch of a rank, as many on every rank; one out of rows repeats
+    a row, weight 0."""
     if batch_size < 1:
         raise ValueError(f"evaluation batch size {batch_size}: at least 1 is needed")
     mine = list(range(rank, num_rows, world_size))

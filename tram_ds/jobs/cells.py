@@ -27,19 +27,27 @@ class Cell:
 
 
 def cells(
-    name: str | None = None, overrides: Sequence[str] = (), seeds: str | None = None, sweep_name: str | None = None
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    seeds: str | None = None,
+    sweep_name: str | None = None,
 ) -> list[Cell]:
-    """Every run, in the order of the sweep file. `name` takes the place of its recipes, `seeds` of its seeds.
+    """Every run, in the order of the sweep file. `name` takes the place of its recipes, `seeds` of
+    its seeds.
 
     RecipeError for what cannot be run, and where two runs share a folder.
     """
     if name is None and sweep_name is None:
-        raise RecipeError("nothing to submit: give --recipe, or --sweep with a file that names its recipes")
+        raise RecipeError(
+            "nothing to submit: give --recipe, or --sweep with a file that names its recipes"
+        )
     file = sweep.read(sweep_name) if sweep_name else Sweep(base=[str(name)], grid={})
     base = [name] if name else file.base
     grid = file.grid | ({"train.seed": parse_seeds(seeds)} if seeds is not None else {})
     found = sweep.cells(file.model_copy(update={"base": base, "grid": grid}), overrides)
-    return [Cell(recipe.load(cell.base, cell.overrides), Path.cwd() / cell.run_dir) for cell in found]
+    return [
+        Cell(recipe.load(cell.base, cell.overrides), Path.cwd() / cell.run_dir) for cell in found
+    ]
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -49,6 +57,8 @@ def parse_seeds(text: str) -> list[int]:
         found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if not first <= last < first + 10_000:
-            raise RecipeError(f"--seeds {short(text)}: expected numbers and rising ranges such as 1-20 or 0,2,5-7")
+            raise RecipeError(
+                f"--seeds {short(text)}: expected numbers and rising ranges such as 1-20 or 0,2,5-7"
+            )
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return list(seeds)

@@ -1,7 +1,9 @@
-"""Checks before a run is queued. Each gives one line: ok or problem, what was found, and how to fix it.
+"""Checks before a run is queued. Each gives one line: ok or problem, what was found, and how to fix
+it.
 
-Every check is a function of the context that returns what it found, or raises Problem. Under a launcher all ranks run the
-same checks in the same order, so that those with a collective in them meet.
+Every check is a function of the context that returns what it found, or raises Problem. Under a
+launcher all ranks run the same checks in the same order, so that those with a collective in them
+meet.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class Problem(Exception):
 
 @dataclass
 class Context:
-    """What is checked. world: ranks of the run, which may be more than those of this job (see slurm)."""
+    """What is checked. world: ranks of the run, which may be more than those of this job (see
+    slurm)."""
 
     recipe: Recipe
     job: Job
@@ -94,17 +97,22 @@ class Check:
 def batch(context: Context) -> str:
     """The batch sizes fit the number of ranks."""
     micros = accumulation(context.recipe, context.world)
-    return f"{context.world} rank(s) x micro_batch {context.recipe.train.micro_batch} x {micros} accumulated"
+    return (
+        f"{context.world} rank(s) x micro_batch {context.recipe.train.micro_batch} x {micros} "
+        "accumulated"
+    )
 
 
 def data(context: Context) -> str:
-    """Files, columns, vocabulary: what the task itself checks. The first time it also fills the token cache."""
+    """Files, columns, vocabulary: what the task itself checks. The first time it also fills the
+    token cache."""
     task = tasks.build(context.recipe)
     return f"{context.recipe.task.name}: {len(task.train_rows()):,} training rows"
 
 
 def run_folder(context: Context) -> str:
-    """Rank 0 writes a file in the folder above the run's; every rank, so every node, must be able to read it."""
+    """Rank 0 writes a file in the folder above the run's; every rank, so every node, must be able
+    to read it."""
     folder = _existing(context.recipe.resolved_run_dir().absolute())
     word = secrets.token_hex(8) if context.job.rank == 0 else ""
     file = folder / ".tram_ds-doctor"
@@ -113,17 +121,24 @@ def run_folder(context: Context) -> str:
         if context.job.rank == 0:
             file.write_text(word)
     except OSError as error:
-        problem = Problem(f"{folder} cannot be written: {error.strerror}", "set run_dir to a folder of yours")
+        problem = Problem(
+            f"{folder} cannot be written: {error.strerror}", "set run_dir to a folder of yours"
+        )
     barrier()
     if problem is None and not file.is_file():
         where = f"rank {context.job.rank} on {os.uname().nodename}"
-        problem = Problem(f"{folder}: {where} does not see what rank 0 wrote", "set run_dir to a file system all nodes share")
+        problem = Problem(
+            f"{folder}: {where} does not see what rank 0 wrote",
+            "set run_dir to a file system all nodes share",
+        )
     barrier()
     if context.job.rank == 0:
         file.unlink(missing_ok=True)
     if problem:
         raise problem
-    return f"{folder} is writable" + (f" and shared by {context.job.world_size} ranks" if context.job.world_size > 1 else "")
+    return f"{folder} is writable" + (
+        f" and shared by {context.job.world_size} ranks" if context.job.world_size > 1 else ""
+    )
 
 
 def disk(context: Context) -> str:
@@ -131,9 +146,14 @@ def disk(context: Context) -> str:
     folder = _existing(context.recipe.resolved_run_dir().absolute())
     one = doctor_memory.checkpoint_bytes(context.recipe, context.parameters)
     needed, free = one * (context.recipe.checkpoint.keep + 1), shutil.disk_usage(folder).free
-    found = f"{_size(free)} free, {context.recipe.checkpoint.keep} + 1 checkpoints of {_size(one)} need {_size(needed)}"
+    found = (
+        f"{_size(free)} free, {context.recipe.checkpoint.keep} + 1 checkpoints of "
+        f"{_size(one)} need {_size(needed)}"
+    )
     if free < needed:
-        raise Problem(found, "free some, set checkpoint.keep=1, or set run_dir to a larger file system")
+        raise Problem(
+            found, "free some, set checkpoint.keep=1, or set run_dir to a larger file system"
+        )
     return found
 
 
@@ -142,12 +162,19 @@ def tracking(context: Context) -> str:
     section = context.recipe.tracking
     if not section.enabled:
         return "off"
-    uri = section.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    uri = (
+        section.uri
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    )
     shown = redact(uri)
     database = sqlite_path(uri)
     if database is not None:
         if not os.access(_existing(database.absolute().parent), os.W_OK):
-            raise Problem(f"{shown}: the folder cannot be written", "set tracking.uri, or tracking.enabled=false")
+            raise Problem(
+                f"{shown}: the folder cannot be written",
+                "set tracking.uri, or tracking.enabled=false",
+            )
         return shown
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_SECONDS) as answer:
@@ -155,16 +182,26 @@ def tracking(context: Context) -> str:
     except (OSError, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError) and error.code < 500:
             return f"{shown} answers ({error.code})"
-        fix = "start it, correct tracking.uri, or train anyway: launch/sync.py uploads the run later"
-        raise Problem(f"{shown} does not answer within {SERVER_SECONDS} s: {redact(str(error))}", fix) from None
+        fix = (
+            "start it, correct tracking.uri, or train anyway: launch/sync.py uploads the run later"
+        )
+        raise Problem(
+            f"{shown} does not answer within {SERVER_SECONDS} s: {redact(str(error))}", fix
+        ) from None
     return f"{shown} answers"
 
 
 def launcher(context: Context) -> str:
     """What the recipe's engine and the launcher need is installed."""
     if context.recipe.engine.name == "zero":
-        if not all(shutil.which(tool) for tool in ("g++", "ninja")) and context.job.device.type == "cpu":
-            raise Problem("DeepSpeed compiles an operator at its first start: no g++ or ninja", "install g++, pip install ninja")
+        if (
+            not all(shutil.which(tool) for tool in ("g++", "ninja"))
+            and context.job.device.type == "cpu"
+        ):
+            raise Problem(
+                "DeepSpeed compiles an operator at its first start: no g++ or ninja",
+                "install g++, pip install ninja",
+            )
         version = f", deepspeed {metadata.version('deepspeed')}"
     else:
         version = ""
@@ -177,58 +214,93 @@ def launcher(context: Context) -> str:
 def communication(context: Context) -> str:
     """An all-reduce over the world, on the devices the run will use."""
     if context.job.world_size == 1:
-        return "one process: nothing to reduce (start doctor.py as you would train.py to check more)"
+        return (
+            "one process: nothing to reduce (start doctor.py as you would train.py to check more)"
+        )
     start, world = time.monotonic(), context.job.world_size
     for device in {"cpu", context.job.device.type}:
         ones = torch.ones(1, device=device)
         dist.all_reduce(ones)
         if int(ones) != world:
-            raise Problem(f"the sum of ones over {world} ranks is {int(ones)} on {device}", "look at NCCL_DEBUG=INFO")
-    return f"all-reduce over {world} ranks in {time.monotonic() - start:.2f} s ({dist.get_backend()})"
+            raise Problem(
+                f"the sum of ones over {world} ranks is {int(ones)} on {device}",
+                "look at NCCL_DEBUG=INFO",
+            )
+    return (
+        f"all-reduce over {world} ranks in {time.monotonic() - start:.2f} s ({dist.get_backend()})"
+    )
 
 
 def builds(_: Context) -> str:
-    """No lock of a dead process: DeepSpeed compiles operators at its first start, and waits for such a lock for ever."""
+    """No lock of a dead process: DeepSpeed compiles operators at its first start, and waits for
+    such a lock for ever."""
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
     for lock in folder.glob("**/lock"):
         minutes = (time.time() - lock.stat().st_mtime) / 60
         if minutes > STALE:
-            found = f"{lock} is {minutes:.0f} minutes old: its process probably died, and every start waits for it"
+            found = (
+                f"{lock} is {minutes:.0f} minutes old: its process probably died, and every "
+                "start waits for it"
+            )
             raise Problem(found, "remove that file, unless something is compiling right now")
     return f"nothing is being compiled in {folder}"
 
 
 def memory(context: Context) -> str:
-    """The parts that do not depend on the batch against the GPU: activations and logits come on top."""
+    """The parts that do not depend on the batch against the GPU: activations and logits come on
+    top."""
     needed = doctor_memory.rank_bytes(context.recipe, context.parameters, context.planned)
     found = f"{_size(needed)} of states per rank on {context.world} rank(s), activations on top"
     if context.job.device.type == "cpu":
         return f"{found}; no GPU here to compare with"
     free, total = torch.cuda.mem_get_info(context.job.device)
     if needed > 0.9 * total:
-        way = "engine=fsdp2 or zero with config zero3.json, more ranks, model.dtype=bfloat16, or offload"
+        way = (
+            "engine=fsdp2 or zero with config zero3.json, more ranks, model.dtype=bfloat16, or "
+            "offload"
+        )
         raise Problem(f"{found}, of {_size(total)}", way)
     if free < 0.9 * total:
-        raise Problem(f"only {_size(free)} of the GPU's {_size(total)} are free", "see nvidia-smi: another job is on it")
+        raise Problem(
+            f"only {_size(free)} of the GPU's {_size(total)} are free",
+            "see nvidia-smi: another job is on it",
+        )
     return f"{found}, of {_size(total)}"
 
 
 def smoke(context: Context) -> str:
-    """One step of the same recipe with a tiny model, in a process of its own per rank, in a folder thrown away."""
+    """One step of the same recipe with a tiny model, in a process of its own per rank, in a folder
+    thrown away."""
     port = _agreed_port(context.job)
     with tempfile.TemporaryDirectory(prefix="tram_ds-doctor-") as folder:
         script = str(ROOT / "launch" / "train.py")
-        sets = ["train.steps=1", "schedule.warmup_steps=0", "tracking.enabled=false", f"run_dir={folder}/run-{port}"]
+        sets = [
+            "train.steps=1",
+            "schedule.warmup_steps=0",
+            "tracking.enabled=false",
+            f"run_dir={folder}/run-{port}",
+        ]
         command = [sys.executable, script, *context.recipe_arguments, "--smoke", *sets]
         extra = {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"} if port else {}
         start = time.monotonic()
         try:
-            done = subprocess.run(command, env={**os.environ, **extra}, capture_output=True, text=True, timeout=SMOKE_SECONDS)
+            done = subprocess.run(
+                command,
+                env={**os.environ, **extra},
+                capture_output=True,
+                text=True,
+                timeout=SMOKE_SECONDS,
+            )
         except subprocess.TimeoutExpired:
-            raise Problem(f"no end within {SMOKE_SECONDS} s", "a rank hangs: start again with NCCL_DEBUG=INFO") from None
+            raise Problem(
+                f"no end within {SMOKE_SECONDS} s", "a rank hangs: start again with NCCL_DEBUG=INFO"
+            ) from None
     if done.returncode:
         last = redact(" | ".join((done.stderr or done.stdout).strip().splitlines()[-2:]))
-        raise Problem(f"train.py --smoke ended with {done.returncode}: {last}", "start it by hand to see the rest")
+        raise Problem(
+            f"train.py --smoke ended with {done.returncode}: {last}",
+            "start it by hand to see the rest",
+        )
     return f"one step in {time.monotonic() - start:.0f} s with its start"
 
 
@@ -249,7 +321,8 @@ RANK_0 = ("disk", "tracking", "launcher")  # what only rank 0 of a run does
 
 
 def examine(context: Context, skip: tuple[str, ...] = ()) -> bool:
-    """Runs every check, prints the lines (rank 0: all; other ranks: their problems); whether all ranks found all well."""
+    """Runs every check, prints the lines (rank 0: all; other ranks: their problems); whether all
+    ranks found all well."""
     well = True
     with distributed.joined(context.job, "replicated"):
         for name, function in CHECKS.items():
@@ -271,7 +344,9 @@ def _outcome(name: str, function: Callable[[Context], str], context: Context) ->
         return Check(name, False, problem.found, problem.fix)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         text = redact(" ".join(str(error).split())) or type(error).__name__
-        return Check(name, False, text, "change what it names, in the recipe or on the command line")
+        return Check(
+            name, False, text, "change what it names, in the recipe or on the command line"
+        )
 
 
 def _existing(folder: Path) -> Path:
@@ -280,7 +355,8 @@ def _existing(folder: Path) -> Path:
 
 
 def _agreed_port(job: Job) -> int:
-    """A port that is free where rank 0 runs, the same number on every rank; 0 in a single process."""
+    """A port that is free where rank 0 runs, the same number on every rank; 0 in a single
+    process."""
     if job.world_size == 1:
         return 0
     with socket.socket() as probe:

@@ -1,4 +1,5 @@
-"""Submission to SLURM: a folder with a snapshot of code and recipes, a readable job script in it, and sbatch."""
+"""Submission to SLURM: a folder with a snapshot of code and recipes, a readable job script in it,
+and sbatch."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class SlurmError(RuntimeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """A submission, not yet written: `files` by name inside `folder`, and the sbatch commands to run there."""
+    """A submission, not yet written: `files` by name inside `folder`, and the sbatch commands to
+    run there."""
 
     folder: Path
     files: Mapping[str, str]
@@ -46,20 +48,30 @@ class Plan:
 
     @property
     def scripts(self) -> list[str]:
-        """The job scripts among `files`: that of the runs, and where there is one, that of the job after them."""
+        """The job scripts among `files`: that of the runs, and where there is one, that of the job
+        after them."""
         return [name for name in (JOB, AFTER) if name in self.files]
 
     def commands(self, job_id: str = "JOB_ID") -> list[list[str]]:
         """sbatch for the runs and, where there is one, for the job after them."""
         commands = [["sbatch", "--parsable", JOB]]
         if AFTER in self.files:
-            commands.append(["sbatch", "--parsable", f"--dependency=afterok:{job_id}", "--kill-on-invalid-dep=yes", AFTER])
+            commands.append(
+                [
+                    "sbatch",
+                    "--parsable",
+                    f"--dependency=afterok:{job_id}",
+                    "--kill-on-invalid-dep=yes",
+                    AFTER,
+                ]
+            )
         return commands
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What SLURM answered: the ids of the job (or array) and of the one after it, and when it expects to start."""
+    """What SLURM answered: the ids of the job (or array) and of the one after it, and when it
+    expects to start."""
 
     plan: Plan
     job: str
@@ -88,8 +100,8 @@ class Submitted:
 def plan(cells: Sequence[Cell], slurm: Slurm, array: bool = False, name: str | None = None) -> Plan:
     """What submitting `cells` would write and run. Finished runs are left out.
 
-    array: one job with a task per cell, needed for several. name: of the job; None = the recipe's. Raises RecipeError for
-    batch sizes that do not fit the ranks.
+    array: one job with a task per cell, needed for several. name: of the job; None = the recipe's.
+    Raises RecipeError for batch sizes that do not fit the ranks.
     """
     for cell in cells:
         accumulation(cell.recipe, slurm.world_size)
@@ -98,9 +110,16 @@ def plan(cells: Sequence[Cell], slurm: Slurm, array: bool = False, name: str | N
     array = array or len(cells) > 1
     name = name or cells[0].recipe.name
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
-    place = Path(os.path.commonpath([cell.run_dir.parent for cell in cells])) if array else cells[0].run_dir
+    place = (
+        Path(os.path.commonpath([cell.run_dir.parent for cell in cells]))
+        if array
+        else cells[0].run_dir
+    )
     folder = place / (f"slurm-{_plain(name)}-{stamp}" if array else f"slurm-{stamp}")
-    entries = [{"recipe": f"cells/{index:04d}.yaml", "run_dir": str(cell.run_dir)} for index, cell in enumerate(todo)]
+    entries = [
+        {"recipe": f"cells/{index:04d}.yaml", "run_dir": str(cell.run_dir)}
+        for index, cell in enumerate(todo)
+    ]
     files = {entry["recipe"]: dump(cell.recipe) for entry, cell in zip(entries, todo, strict=True)}
     files[CELLS] = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
     files[JOB] = job_script(name, slurm, folder, len(todo) if array else None)
@@ -125,7 +144,8 @@ def job_script(name: str, slurm: Slurm, folder: Path, cells: int | None) -> str:
         "time": slurm.time,
         "constraint": slurm.constraint,
         "exclusive": slurm.exclusive or None,
-        "array": cells and f"0-{cells - 1}" + (f"%{slurm.array_limit}" if slurm.array_limit else ""),
+        "array": cells
+        and f"0-{cells - 1}" + (f"%{slurm.array_limit}" if slurm.array_limit else ""),
         "signal": f"B:USR2@{slurm.signal_seconds}",
         "requeue": True,
         "open-mode": "append",
@@ -138,14 +158,20 @@ def job_script(name: str, slurm: Slurm, folder: Path, cells: int | None) -> str:
         "command": f"sbatch {JOB}",
         "commit": git_commit(),
     }
-    return _render("job.sbatch.j2", f"{_ranks(slurm)} of {short(name)}", slurm, folder, options, values)
+    return _render(
+        "job.sbatch.j2", f"{_ranks(slurm)} of {short(name)}", slurm, folder, options, values
+    )
 
 
 def after_command(slurm: Slurm) -> str | None:
     """The shell command that follows an array, if any."""
     if slurm.after.command is not None:
         return None if slurm.after.command == "none" else slurm.after.command
-    return '"$python" "$submitted/code/launch/compare.py" "$@"' if (ROOT / "launch" / "compare.py").exists() else None
+    return (
+        '"$python" "$submitted/code/launch/compare.py" "$@"'
+        if (ROOT / "launch" / "compare.py").exists()
+        else None
+    )
 
 
 def after_script(name: str, slurm: Slurm, folder: Path, command: str, runs: Sequence[Path]) -> str:
@@ -162,7 +188,9 @@ def after_script(name: str, slurm: Slurm, folder: Path, command: str, runs: Sequ
         "output": "%x-%j.log",
     }
     values = {**slurm.model_dump(), "after": command, "runs": runs}
-    return _render("after.sbatch.j2", f"after the runs of {short(name)}", slurm, folder, options, values)
+    return _render(
+        "after.sbatch.j2", f"after the runs of {short(name)}", slurm, folder, options, values
+    )
 
 
 def write(plan: Plan) -> None:
@@ -186,37 +214,57 @@ def submit(plan: Plan) -> Submitted:
         raise SlurmError(NO_SLURM)
     write(plan)
     try:
-        tests = [_sbatch(["sbatch", "--test-only", script], plan.folder)[1] for script in plan.scripts]
+        tests = [
+            _sbatch(["sbatch", "--test-only", script], plan.folder)[1] for script in plan.scripts
+        ]
     except SlurmError:
         shutil.rmtree(plan.folder)
         raise
     job = _sbatch(plan.commands()[0], plan.folder)[0].partition(";")[0]
     try:
-        after = [_sbatch(command, plan.folder)[0].partition(";")[0] for command in plan.commands(job)[1:]]
+        after = [
+            _sbatch(command, plan.folder)[0].partition(";")[0] for command in plan.commands(job)[1:]
+        ]
     except SlurmError as error:
-        raise SlurmError(f"job {job} is submitted (scancel {job} takes it back), but not the one after it: {error}") from None
+        raise SlurmError(
+            f"job {job} is submitted (scancel {job} takes it back), but not the one after it: "
+            f"{error}"
+        ) from None
     starts = [found[1] for found in [re.search(r"to start at (\S+)", tests[0])] if found]
     return Submitted(plan, job, after[0] if after else None, starts[0] if starts else None)
 
 
 def test(name: str, slurm: Slurm) -> str:
-    """Asks SLURM whether it would take a run of recipe `name`; its answer. Nothing is submitted. SlurmError if not."""
+    """Asks SLURM whether it would take a run of recipe `name`; its answer. Nothing is submitted.
+    SlurmError if not."""
     with tempfile.TemporaryDirectory(prefix="tram_ds-") as folder:
         (Path(folder) / JOB).write_text(job_script(name, slurm, Path(folder), None))
         return _sbatch(["sbatch", "--test-only", JOB], Path(folder))[1]
 
 
 def _sbatch(command: Sequence[str], folder: Path) -> tuple[str, str]:
-    """Output and error text. Runs in `folder`, without the variables of a job this shell may itself be in."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
+    """Output and error text. Runs in `folder`, without the variables of a job this shell may itself
+    be in."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("SLURM_") or key == "SLURM_CONF"
+    }
     try:
-        done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, cwd=folder, env=kept, capture_output=True, text=True, timeout=120
+        )
     except FileNotFoundError:
         raise SlurmError(NO_SLURM) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError("sbatch: no answer within 120 s; is the SLURM controller up (scontrol ping)?") from None
+        raise SlurmError(
+            "sbatch: no answer within 120 s; is the SLURM controller up (scontrol ping)?"
+        ) from None
     if done.returncode:
-        raise SlurmError(f"{shlex.join(command)} in {folder}: {done.stderr.strip() or f'status {done.returncode}'}")
+        raise SlurmError(
+            f"{shlex.join(command)} in {folder}: "
+            f"{done.stderr.strip() or f'status {done.returncode}'}"
+        )
     return done.stdout.strip(), done.stderr.strip()
 
 
@@ -237,12 +285,26 @@ def _quoted(value: Any) -> str:
     """One word of bash, whatever it is."""
     text = str(value)
     if not text.isprintable():
-        raise RecipeError(f"{short(text)}: has a line break or control character in it, and would go into a job script")
+        raise RecipeError(
+            f"{short(text)}: has a line break or control character in it, and would go into a job "
+            "script"
+        )
     return shlex.quote(text)
 
 
-def _render(template: str, title: str, slurm: Slurm, folder: Path, options: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    lines = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items() if value is not None]
+def _render(
+    template: str,
+    title: str,
+    slurm: Slurm,
+    folder: Path,
+    options: Mapping[str, Any],
+    values: Mapping[str, Any],
+) -> str:
+    lines = [
+        f"--{key}" if value is True else f"--{key}={value}"
+        for key, value in options.items()
+        if value is not None
+    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -251,5 +313,12 @@ def _render(template: str, title: str, slurm: Slurm, folder: Path, options: Mapp
         keep_trailing_newline=True,
     )
     environment.filters["q"] = _quoted
-    given = {"title": title, "folder": folder, "cwd": Path.cwd(), "options": [*lines, *slurm.sbatch_options]}
-    return environment.get_template(template).render({**values, **given, "python": slurm.python or sys.executable})
+    given = {
+        "title": title,
+        "folder": folder,
+        "cwd": Path.cwd(),
+        "options": [*lines, *slurm.sbatch_options],
+    }
+    return environment.get_template(template).render(
+        {**values, **given, "python": slurm.python or sys.executable}
+    )

@@ -1,4 +1,5 @@
-"""configs/slurm/*.yaml: what to ask SLURM for. Every value is checked here, so that none can become shell code."""
+"""configs/slurm/*.yaml: what to ask SLURM for. Every value is checked here, so that none can become
+shell code."""
 
 from __future__ import annotations
 
@@ -7,7 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
@@ -15,7 +23,8 @@ from tram_ds.recipe.file import CONFIGS, RecipeError, hint, short
 from tram_ds.recipe.sections import NotNegative, Positive, Section, refusal
 from tram_ds.runtime.redact import is_secret_key, redact
 
-SIGNAL_LATENESS = 60  # seconds: SLURM sends the --signal of a job up to that much early, and looks only every half minute
+# seconds: SLURM sends the --signal of a job up to that much early, and looks only every half minute
+SIGNAL_LATENESS = 60
 
 
 def _number_as_text(value: Any) -> Any:
@@ -41,14 +50,28 @@ def _one_line(value: str) -> str:
 
 Line = Annotated[str, AfterValidator(_one_line)]
 Text = Annotated[str, BeforeValidator(_number_as_text)]
-Name = Annotated[Text, _form(r"[A-Za-z0-9_][A-Za-z0-9_.,@+-]*", "a name: letters, digits and _ . , @ + -")]
-Constraint = Annotated[
-    Text, _form(r"[A-Za-z0-9_\[(][A-Za-z0-9_.,|&*()\[\]-]*", "node features such as a100&80gb, without spaces")
+Name = Annotated[
+    Text, _form(r"[A-Za-z0-9_][A-Za-z0-9_.,@+-]*", "a name: letters, digits and _ . , @ + -")
 ]
-Memory = Annotated[Text, _form(r"\d+[KMGT]?", "an amount of memory such as 64G, or 0 for all of it")]
-Time = Annotated[Text, _form(r"(\d+-)?\d+(:\d+){0,2}", "a time limit: minutes, H:M:S or D-H, e.g. 12:00:00")]
+Constraint = Annotated[
+    Text,
+    _form(
+        r"[A-Za-z0-9_\[(][A-Za-z0-9_.,|&*()\[\]-]*",
+        "node features such as a100&80gb, without spaces",
+    ),
+]
+Memory = Annotated[
+    Text, _form(r"\d+[KMGT]?", "an amount of memory such as 64G, or 0 for all of it")
+]
+Time = Annotated[
+    Text, _form(r"(\d+-)?\d+(:\d+){0,2}", "a time limit: minutes, H:M:S or D-H, e.g. 12:00:00")
+]
 Option = Annotated[
-    Text, _form(r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:/@%+=-]+)?", "an option such as --reservation=course, without spaces")
+    Text,
+    _form(
+        r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:/@%+=-]+)?",
+        "an option such as --reservation=course, without spaces",
+    ),
 ]
 
 
@@ -56,7 +79,8 @@ class After(Section):
     """The job that starts when every cell of an array is done."""
 
     command: Line | None = None
-    """Shell command; "$@" are the run folders. null = `python launch/compare.py "$@"`; `none` = no such job."""
+    """Shell command; "$@" are the run folders. null = `python launch/compare.py "$@"`; `none` = no
+    such job."""
     partition: Name | None = None
     """Partition of this job; null = the one of the training."""
     cpus: Positive = 2
@@ -91,17 +115,20 @@ class Slurm(Section):
     mem: Memory | None = None
     """Memory of each node, e.g. 64G; 0 = all of it; null = the cluster's default."""
     time: Time
-    """Time limit of one attempt: minutes, H:M:S or D-H. The run continues after it by being requeued."""
+    """Time limit of one attempt: minutes, H:M:S or D-H. The run continues after it by being
+    requeued."""
     exclusive: bool = False
     """No other job on the nodes."""
     signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 300
-    """Seconds before the time limit at which the run is asked to save and stop: the time of a save, and 90 more."""
+    """Seconds before the time limit at which the run is asked to save and stop: the time of a save,
+    and 90 more."""
     max_restarts: NotNegative = 50
     """Requeues of one job, by whatever cause; then it fails."""
     array_limit: Positive | None = None
     """Cells of an array that may run at once; null = all."""
     launcher: Literal["srun", "deepspeed"] = "srun"
-    """srun starts one task per rank; deepspeed: its launcher, on one exclusive node (it renumbers the GPUs itself)."""
+    """srun starts one task per rank; deepspeed: its launcher, on one exclusive node (it renumbers
+    the GPUs itself)."""
     master_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     """Port of the rendezvous; null = 20000 + the last four digits of the job id."""
     python: Line | None = None
@@ -134,7 +161,10 @@ class Slurm(Section):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise refusal((name, "is not the name of an environment variable"))
             if is_secret_key(name, value):
-                text = "looks like a secret, and this file and the job script are not: export it before submit.py"
+                text = (
+                    "looks like a secret, and this file and the job script are not: export it "
+                    "before submit.py"
+                )
                 raise refusal((name, f"{text} (sbatch passes your environment on)"))
         return env
 
@@ -146,10 +176,16 @@ class Slurm(Section):
         if self.gpu_type and not self.gpus_per_node:
             problems.append(("gpu_type", "gpus_per_node = 0: remove one of the two"))
         if self.launcher == "deepspeed" and (self.nodes > 1 or not self.exclusive):
-            text = "deepspeed numbers the GPUs of its node itself and needs ssh to reach others: set nodes: 1 and "
+            text = (
+                "deepspeed numbers the GPUs of its node itself and needs ssh to reach others: "
+                "set nodes: 1 and "
+            )
             problems.append(("launcher", f"{text}exclusive: true, or launcher: srun"))
         if self.signal_seconds + SIGNAL_LATENESS >= seconds(self.time):
-            text = f"time = {self.time} leaves no time to train before it: a longer time, or fewer signal_seconds"
+            text = (
+                f"time = {self.time} leaves no time to train before it: a longer time, or "
+                "fewer signal_seconds"
+            )
             problems.append(("signal_seconds", text))
         if problems:
             raise refusal(*problems)
@@ -167,7 +203,8 @@ def seconds(time: str) -> int:
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Slurm:
-    """Reads a config (a bare name stands for configs/slurm/NAME.yaml) and applies `key=value` overrides.
+    """Reads a config (a bare name stands for configs/slurm/NAME.yaml) and applies `key=value`
+    overrides.
 
     Raises RecipeError, one line per problem.
     """
@@ -187,4 +224,6 @@ def _find(given: str) -> Path:
             return path
     there = sorted(path.name for path in folder.glob("*.yaml"))
     near = hint(given, [*there, *(Path(name).stem for name in there)])
-    raise RecipeError(f"{short(given)}: no such SLURM config{near or '; configs/slurm has ' + ', '.join(there)}")
+    raise RecipeError(
+        f"{short(given)}: no such SLURM config{near or '; configs/slurm has ' + ', '.join(there)}"
+    )

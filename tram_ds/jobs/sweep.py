@@ -1,7 +1,7 @@
 """A sweep is one or more recipes and a grid over their keys: a run per cell, one after the other.
 
-Run folders are those of single runs, with the values of further keys at the end: a cell that was run by hand or by
-launch/submit.py is found, and finished cells are skipped.
+Run folders are those of single runs, with the values of further keys at the end: a cell that was
+run by hand or by launch/submit.py is found, and finished cells are skipped.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from tram_ds.runtime import exits, run_folder
 
 FOLDER = recipe_file.RECIPES / "sweeps"
 TRAIN = recipe_file.ROOT / "launch" / "train.py"
-IN_RUN_DIR = ("algorithm", "algorithm.name", "train.seed")  # keys the default run_dir already tells apart
+# keys the default run_dir already tells apart
+IN_RUN_DIR = ("algorithm", "algorithm.name", "train.seed")
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-Names = Annotated[list[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+Names = Annotated[
+    list[str], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+]
 
 
 class Sweep(Section):
@@ -43,10 +46,20 @@ class Sweep(Section):
     @field_validator("grid")
     @classmethod
     def _has_values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        problems = [(key, "needs at least one value, e.g. [sam, asam]") for key, values in grid.items() if not values]
-        twice = [k for k, values in grid.items() if len({json.dumps(v) for v in values}) < len(values)]
+        problems = [
+            (key, "needs at least one value, e.g. [sam, asam]")
+            for key, values in grid.items()
+            if not values
+        ]
+        twice = [
+            k for k, values in grid.items() if len({json.dumps(v) for v in values}) < len(values)
+        ]
         problems += [(key, "has a value twice") for key in twice]
-        problems += [(key, "cannot be swept: each cell gets its own") for key in grid if key in ("run_dir", "name")]
+        problems += [
+            (key, "cannot be swept: each cell gets its own")
+            for key in grid
+            if key in ("run_dir", "name")
+        ]
         if problems:
             raise refusal(*problems)
         return grid
@@ -73,12 +86,16 @@ class Cell:
 
 
 def read(name: str) -> Sweep:
-    """A sweep file; a bare name stands for recipes/sweeps/NAME.yaml. RecipeError, one line per problem."""
+    """A sweep file; a bare name stands for recipes/sweeps/NAME.yaml. RecipeError, one line per
+    problem."""
     paths = [FOLDER / name, FOLDER / f"{name}.yaml", Path(name), Path(f"{name}.yaml")]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         there = sorted(path.name for path in FOLDER.glob("*.yaml"))
-        raise RecipeError(f"{short(name)}: no such sweep file{hint(name, there) or f'; recipes/sweeps has {there}'}")
+        raise RecipeError(
+            f"{short(name)}: no such sweep "
+            f"file{hint(name, there) or f'; recipes/sweeps has {there}'}"
+        )
     source = recipe_file.read(path, path.name)
     try:
         return Sweep.model_validate(source.data)
@@ -87,14 +104,20 @@ def read(name: str) -> Sweep:
 
 
 def cells(sweep: Sweep, overrides: Sequence[str] = (), smoke: bool = False) -> list[Cell]:
-    """Every run, in the order of the file. All are checked: RecipeError names the cell that cannot be."""
+    """Every run, in the order of the file. All are checked: RecipeError names the cell that cannot
+    be."""
     found: dict[Path, Cell] = {}
     keys = sorted(sweep.grid, key=lambda key: key.count("."))  # a whole section before its keys
     for base, *values in itertools.product(sweep.base, *sweep.grid.values()):
         chosen = dict(zip(sweep.grid, values, strict=True))
-        cell = _cell(base, [*overrides, *(f"{key}={json.dumps(chosen[key])}" for key in keys)], chosen, smoke)
+        cell = _cell(
+            base, [*overrides, *(f"{key}={json.dumps(chosen[key])}" for key in keys)], chosen, smoke
+        )
         if cell.run_dir in found:
-            raise RecipeError(f"two cells share the folder {cell.run_dir}: {_what(found[cell.run_dir])} and {_what(cell)}")
+            raise RecipeError(
+                f"two cells share the folder {cell.run_dir}: {_what(found[cell.run_dir])} and "
+                f"{_what(cell)}"
+            )
         found[cell.run_dir] = cell
     return list(found.values())
 
@@ -102,7 +125,8 @@ def cells(sweep: Sweep, overrides: Sequence[str] = (), smoke: bool = False) -> l
 def run(found: Sequence[Cell], launcher: Sequence[str], continue_on_error: bool = False) -> int:
     """Runs the cells that are not finished; returns 0, or the exit code of the first that failed.
 
-    A cell that was stopped to be requeued (75) ends the sweep with 75: starting the sweep again goes on from there.
+    A cell that was stopped to be requeued (75) ends the sweep with 75: starting the sweep again
+    goes on from there.
     """
     first_failure = exits.DONE
     for number, cell in enumerate(found, start=1):
@@ -123,7 +147,8 @@ def run(found: Sequence[Cell], launcher: Sequence[str], continue_on_error: bool 
 
 
 def _run(command: list[str]) -> tuple[int, bool]:
-    """(exit code, whether this process was told to stop). Signals are passed on, so that the run saves and stops."""
+    """(exit code, whether this process was told to stop). Signals are passed on, so that the run
+    saves and stops."""
     try:
         process = subprocess.Popen(command)
     except OSError as error:
@@ -146,7 +171,9 @@ def _run(command: list[str]) -> tuple[int, bool]:
 
 def _cell(base: str, overrides: list[str], chosen: dict[str, Any], smoke: bool) -> Cell:
     loaded = recipe.load(base, overrides, smoke=smoke)
-    suffix = "".join(f"-{k.rpartition('.')[2]}={json.dumps(v)}" for k, v in chosen.items() if k not in IN_RUN_DIR)
+    suffix = "".join(
+        f"-{k.rpartition('.')[2]}={json.dumps(v)}" for k, v in chosen.items() if k not in IN_RUN_DIR
+    )
     if suffix:
         run_dir = loaded.run_dir + re.sub(r"[^A-Za-z0-9_.=+-]+", "_", suffix.replace('"', ""))
         overrides = [*overrides, f"run_dir={json.dumps(run_dir)}"]

@@ -1,4 +1,5 @@
-"""How a model is called and loaded: its output, logits whole or in chunks, masks, noise, Hugging Face.
+"""How a model is called and loaded: its output, logits whole or in chunks, masks, noise, Hugging
+Face.
 
 Imports runtime, engines and data.
 """

@@ -1,4 +1,5 @@
-"""Which Hugging Face architecture a `model.path` is, and the two-layer version of it that --smoke trains."""
+"""Which Hugging Face architecture a `model.path` is, and the two-layer version of it that --smoke
+trains."""
 
 from __future__ import annotations
 
@@ -42,23 +43,31 @@ TINY = {  # whatever of this an architecture's configuration has is set by --smo
 
 
 def family(path: str | None, task: str) -> str:
-    """The architecture of `model.path`: what its config.json says, else by its name, else the task's usual one."""
+    """The architecture of `model.path`: what its config.json says, else by its name, else the
+    task's usual one."""
     config = Path(path or "") / "config.json"
     if path and config.is_file():
         try:
             return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # an unreadable folder is reported when the model is loaded; a smoke run does not load it
+            # an unreadable folder is reported when the model is loaded; a smoke run does not load
+            # it
+            pass
     named = [kind for pattern, kind in FAMILIES if re.search(pattern, (path or "").lower())]
     return named[0] if named else BY_TASK.get(task, "gpt2")
 
 
 def tiny(architecture: str) -> dict[str, Any]:
-    """`model.init` of a two-layer model of this architecture; unknown ones are left for the task to report."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # lazily: only smoke runs need it
+    """`model.init` of a two-layer model of this architecture; unknown ones are left for the task to
+    report."""
+    # lazily: only smoke runs need it
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if architecture not in CONFIG_MAPPING:
         return {"architecture": architecture}
     config = CONFIG_MAPPING[architecture]()
     keys = {*config.to_dict(), *config.attribute_map}
-    return {"architecture": architecture, **{key: value for key, value in TINY.items() if key in keys}}
+    return {
+        "architecture": architecture,
+        **{key: value for key, value in TINY.items() if key in keys},
+    }

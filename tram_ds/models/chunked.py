@@ -1,9 +1,11 @@
-"""A causal language model's forward pass that never holds its (N, C) logits: N positions, C vocabulary entries.
+"""A causal language model's forward pass that never holds its (N, C) logits: N positions, C
+vocabulary entries.
 
-The model's output head is asked, inside the model's own forward pass (where every sharded engine has its weight gathered),
-for what is needed of the logits instead of for the logits: the loss, the distances, and their gradient, one chunk of rows
-after the other; or the hidden states, from which a chunk of reference logits is made when it is read. The loss and every
-distance share one product per chunk, so the step computes what it would compute with whole logits, and keeps none.
+The model's output head is asked, inside the model's own forward pass (where every sharded engine
+has its weight gathered), for what is needed of the logits instead of for the logits: the loss, the
+distances, and their gradient, one chunk of rows after the other; or the hidden states, from which a
+chunk of reference logits is made when it is read. The loss and every distance share one product per
+chunk, so the step computes what it would compute with whole logits, and keeps none.
 """
 
 from __future__ import annotations
@@ -20,18 +22,21 @@ from torch import Tensor, nn
 from tram_ds.models.logits import Compare, Hidden
 from tram_ds.models.output import Batch, Output
 
-CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 24}  # of logits: 41 rows of GPT-2's vocabulary in 8 MiB, 333 in 64 MiB
+# of logits: 41 rows of GPT-2's vocabulary in 8 MiB, 333 in 64 MiB
+CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 24}
 IGNORED = -100  # the target of a position that predicts nothing
 
-Answer = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (states (N, H), weight (C, H), bias (C,)) -> what the head returns
+# (states (N, H), weight (C, H), bias (C,)) -> what the head returns
+Answer = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass
 class Chunked:
     """`__call__` gives what a plain forward pass and `logits.measured` give, without logits.
 
-    inputs: batch -> the model's keyword arguments. targets: batch -> (N,) the token each position predicts, or IGNORED.
-    ValueError where the model does more to its logits than its output head does.
+    inputs: batch -> the model's keyword arguments. targets: batch -> (N,) the token each position
+    predicts, or IGNORED. ValueError where the model does more to its logits than its output head
+    does.
     """
 
     inputs: Callable[[Batch], dict[str, Any]]
@@ -41,22 +46,32 @@ class Chunked:
     def __call__(self, model: Any, batch: Batch, compares: Sequence[Compare] = ()) -> Output:
         targets = self.targets(batch)
         counted = targets != IGNORED
-        sweep = _Sweep(targets, compares, Output(targets, counted.sum(), None, len(batch["input_ids"]), counted))
+        sweep = _Sweep(
+            targets,
+            compares,
+            Output(targets, counted.sum(), None, len(batch["input_ids"]), counted),
+        )
         with _asked(model, batch.get("attention_mask"), sweep.answer):
             objective = model(**self.inputs(batch)).logits
         if not self.verified and not torch.equal(objective.detach(), sweep.total):
-            raise ValueError("this model changes its logits after its output head (scaling, capping): set model.logits: whole")
+            raise ValueError(
+                "this model changes its logits after its output head (scaling, capping): set "
+                "model.logits: whole"
+            )
         self.verified = True
         return sweep.output(objective)
 
     def predict(self, model: Any, batch: Batch, copy_head: bool) -> Hidden:
-        """The hidden states of every position. copy_head: with a copy of the head, for when its weights have changed."""
+        """The hidden states of every position. copy_head: with a copy of the head, for when its
+        weights have changed."""
         kept: list[Tensor | None] = [None, None]
 
         def answer(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             dtype = _product_dtype(states, weight)
             if copy_head:
-                kept[:] = [x if x is None else x.detach().to(dtype, copy=True) for x in (weight, bias)]
+                kept[:] = [
+                    x if x is None else x.detach().to(dtype, copy=True) for x in (weight, bias)
+                ]
             return states.to(dtype)
 
         with _asked(model, batch.get("attention_mask"), answer):
@@ -71,11 +86,14 @@ def chunkable(model: nn.Module) -> bool:
 
 @contextmanager
 def _asked(model: Any, mask: Tensor | None, answer: Answer) -> Iterator[None]:
-    """Inside, the model's output head returns `answer` of its valid positions. mask: (B, T), 0 beside padding."""
+    """Inside, the model's output head returns `answer` of its valid positions. mask: (B, T), 0
+    beside padding."""
     head: Any = getattr(model, "module", model).get_output_embeddings()
 
     def forward(states: Tensor) -> Tensor:
-        return answer(states.flatten(0, 1) if mask is None else states[mask.bool()], head.weight, head.bias)
+        return answer(
+            states.flatten(0, 1) if mask is None else states[mask.bool()], head.weight, head.bias
+        )
 
     head.forward = forward
     try:
@@ -96,7 +114,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Sweep:
-    """One pass over the rows in chunks; afterwards total, losses (N,) and distances are there, without a graph."""
+    """One pass over the rows in chunks; afterwards total, losses (N,) and distances are there,
+    without a graph."""
 
     def __init__(self, targets: Tensor, compares: Sequence[Compare], like: Output):
         self.targets, self.compares, self.like = targets, compares, like
@@ -104,18 +123,22 @@ class _Sweep:
         pairs = zip(compares, self.positions, strict=True)
         self.weights = [None if c.weight is None else c.weight(like.count, n) for c, n in pairs]
         self.references = [c.reference for c in compares if isinstance(c.reference, Hidden)]
-        assert len(self.references) == len(compares), "chunked logits are compared with chunked logits"
+        assert len(self.references) == len(compares), (
+            "chunked logits are compared with chunked logits"
+        )
         self.losses: list[Tensor] = []
         self.distances: list[list[Tensor]] = []
         self.total = torch.zeros(())
 
     def answer(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """() the objective, with a graph to the states, the head, and every reference that has one."""
+        """() the objective, with a graph to the states, the head, and every reference that has
+        one."""
         live = [r.states for r in self.references if r.weight is None]
         return _Objective.apply(self, torch.is_grad_enabled(), states, weight, bias, *live)  # type: ignore[return-value]
 
     def run(self, inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> None:
-        """inputs: states, weight, bias, states of references read by this head; grads: what their gradients are added to."""
+        """inputs: states, weight, bias, states of references read by this head; grads: what their
+        gradients are added to."""
         states, weight, *_ = inputs
         assert states is not None and weight is not None
         self.total = torch.zeros((), dtype=_wide(weight.dtype), device=states.device)
@@ -123,14 +146,22 @@ class _Sweep:
         for start in range(0, len(states), step):
             self._chunk(slice(start, start + step), inputs, grads)
 
-    def _chunk(self, rows: slice, inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> None:
+    def _chunk(
+        self, rows: slice, inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+    ) -> None:
         states, weight, bias, *live = inputs
         assert weight is not None
         read = [x[rows].to(weight.dtype) for x in (states, *live) if x is not None]
         into = [grads[0], *grads[3:]]
-        logits = [F.linear(x, weight, bias).requires_grad_(g is not None) for x, g in zip(read, into, strict=True)]
+        logits = [
+            F.linear(x, weight, bias).requires_grad_(g is not None)
+            for x, g in zip(read, into, strict=True)
+        ]
         others = iter(logits[1:])
-        references = [next(others) if r.weight is None else F.linear(r.states[rows], r.weight, r.bias) for r in self.references]
+        references = [
+            next(others) if r.weight is None else F.linear(r.states[rows], r.weight, r.bias)
+            for r in self.references
+        ]
         wanted = [x for x in logits if x.requires_grad]
         with torch.set_grad_enabled(bool(wanted)):
             objective = self._terms(rows, logits[0], references)
@@ -155,15 +186,25 @@ class _Sweep:
         return objective
 
     def output(self, objective: Tensor) -> Output:
-        """What `measured` returns of whole logits; loss_sum has a graph where it is the objective."""
+        """What `measured` returns of whole logits; loss_sum has a graph where it is the
+        objective."""
         losses = torch.cat(self.losses)
         distances = [torch.stack(column).sum() for column in zip(*self.distances, strict=True)]
         loss = losses.sum() if any(w is not None for w in self.weights) else objective
         pairs = tuple(zip(distances, self.positions, strict=True))
-        return replace(self.like, loss_sum=loss, objective=objective, losses=losses, distances=pairs)
+        return replace(
+            self.like, loss_sum=loss, objective=objective, losses=losses, distances=pairs
+        )
 
 
-def _add_product(g: Tensor, states: Tensor, weight: Tensor, rows: slice, into: Tensor, grads: Sequence[Tensor | None]) -> None:
+def _add_product(
+    g: Tensor,
+    states: Tensor,
+    weight: Tensor,
+    rows: slice,
+    into: Tensor,
+    grads: Sequence[Tensor | None],
+) -> None:
     """Adds what a chunk's dL/dlogits g (n, C) means for the states, the weight and the bias."""
     into[rows] = g @ weight
     _, of_weight, of_bias, *_ = grads
@@ -177,7 +218,8 @@ def _add_product(g: Tensor, states: Tensor, weight: Tensor, rows: slice, into: T
 
 
 class _Objective(torch.autograd.Function):
-    """The objective of a sweep. Its gradient is made on the way forward, while a chunk's logits are there."""
+    """The objective of a sweep. Its gradient is made on the way forward, while a chunk's logits are
+    there."""
 
     @staticmethod
     def forward(ctx: Any, sweep: _Sweep, learning: bool, *inputs: Tensor | None) -> Tensor:
@@ -188,17 +230,26 @@ class _Objective(torch.autograd.Function):
         wide = _wide(dtype)
         head = [None if x is None else x.detach().to(dtype) for x in inputs[1:3]]
         grads = [
-            torch.zeros_like(x, dtype=wide if 1 <= i <= 2 else x.dtype) if w and x is not None else None
+            torch.zeros_like(x, dtype=wide if 1 <= i <= 2 else x.dtype)
+            if w and x is not None
+            else None
             for i, (x, w) in enumerate(zip(inputs, wanted, strict=True))
         ]
         with torch.autocast(states.device.type, enabled=False):
-            sweep.run([states.detach(), *head, *(x.detach() for x in inputs[3:] if x is not None)], grads)
+            sweep.run(
+                [states.detach(), *head, *(x.detach() for x in inputs[3:] if x is not None)], grads
+            )
         ctx.grads, ctx.dtypes = grads, [None if x is None else x.dtype for x in inputs]
         return sweep.total
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
         grads, ctx.grads = ctx.grads, None
-        assert grads is not None, "chunked logits can be differentiated once: set model.logits: whole"
-        scaled = (None if g is None else g.mul_(outer[0]).to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True))
+        assert grads is not None, (
+            "chunked logits can be differentiated once: set model.logits: whole"
+        )
+        scaled = (
+            None if g is None else g.mul_(outer[0]).to(dtype)
+            for g, dtype in zip(grads, ctx.dtypes, strict=True)
+        )
         return None, None, *scaled

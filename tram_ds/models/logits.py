@@ -1,4 +1,5 @@
-"""Predictions, and the distances a forward pass is asked for: of whole logits here, in chunks of them in models.chunked."""
+"""Predictions, and the distances a forward pass is asked for: of whole logits here, in chunks of
+them in models.chunked."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from tram_ds.models.output import Output
 
 
 class Hidden(NamedTuple):
-    """Logits not yet multiplied out: states (N, H) of the last layer, the head's weight (C, H) and bias (C,) or None.
+    """Logits not yet multiplied out: states (N, H) of the last layer, the head's weight (C, H) and
+    bias (C,) or None.
 
     weight None: the head of whoever reads it.
     """
@@ -24,14 +26,17 @@ class Hidden(NamedTuple):
 
 
 Prediction = Tensor | Hidden  # of N positions
-Weight = Callable[[Tensor | int, Tensor | int], Tensor | float]  # (counted targets, positions) of a micro-batch -> factor
+# (counted targets, positions) of a micro-batch -> factor
+Weight = Callable[[Tensor | int, Tensor | int], Tensor | float]
 
 
 @dataclass(frozen=True)
 class Compare:
-    """A distance asked of a forward pass. distance: (reference (n, C), current (n, C)) -> () summed over n.
+    """A distance asked of a forward pass. distance: (reference (n, C), current (n, C)) -> () summed
+    over n.
 
-    labelled: count only the positions that carry a target. official: divide by C and by the micro-batch's rows.
+    labelled: count only the positions that carry a target. official: divide by C and by the
+    micro-batch's rows.
     weight: the factor of the distance in the objective; None: measured, without a gradient.
     """
 
@@ -50,11 +55,14 @@ class Compare:
         if self.labelled and counted is not None:
             reference, current = reference[counted], current[counted]
         with torch.set_grad_enabled(self.weight is not None and torch.is_grad_enabled()):
-            return self.distance(reference, current) / (current.shape[-1] * rows if self.official else 1)
+            return self.distance(reference, current) / (
+                current.shape[-1] * rows if self.official else 1
+            )
 
 
 def measured(output: Output, compares: Sequence[Compare]) -> Output:
-    """`output`, whose logits are whole, with its objective and the (distance, positions) of every comparison."""
+    """`output`, whose logits are whole, with its objective and the (distance, positions) of every
+    comparison."""
     objective, found = output.loss_sum, []
     for compare in compares:
         assert isinstance(compare.reference, Tensor), "whole logits are compared with whole logits"

@@ -1,4 +1,5 @@
-"""One forward pass under stated conditions: which masks, which mode, which input noise. Used by the step and its references."""
+"""One forward pass under stated conditions: which masks, which mode, which input noise. Used by the
+step and its references."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ Forward = Callable[[Any, Any], Output] | Chunked  # (model, batch) -> Output
 
 @dataclass(frozen=True)
 class Noise:
-    """x + z: where z is added ("embedding": the word embeddings' output; "pixel_values"; or a module of the model)."""
+    """x + z: where z is added ("embedding": the word embeddings' output; "pixel_values"; or a
+    module of the model)."""
 
     site: str | nn.Module
     sigma: float
@@ -50,7 +52,8 @@ class Pass:
         statistics: bool = False,
         compares: Sequence[Compare] = (),
     ) -> Output:
-        """masks: the purpose that seeds dropout. statistics: let batch-norm layers update their running ones (pass 1 only).
+        """masks: the purpose that seeds dropout. statistics: let batch-norm layers update their
+        running ones (pass 1 only).
 
         compares: what to measure of the logits; the output's `objective` and `distances` answer.
         """
@@ -70,7 +73,8 @@ class Pass:
         detach: bool = False,
         copy_head: bool = False,
     ) -> Prediction:
-        """What the model says of every position. detach: cut the graph below the noise, as the released code does.
+        """What the model says of every position. detach: cut the graph below the noise, as the
+        released code does.
 
         copy_head: the weights are about to change, so keep what the prediction needs of them.
         """
@@ -81,7 +85,13 @@ class Pass:
 
     @contextmanager
     def _conditions(
-        self, index: int, masks: str, train: bool, noise: Noise | None, detach: bool, statistics: bool
+        self,
+        index: int,
+        masks: str,
+        train: bool,
+        noise: Noise | None,
+        detach: bool,
+        statistics: bool,
     ) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(self.engine.autocast())
@@ -109,7 +119,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch-norm layers keep their running statistics inside; models without them pay one look at their modules."""
+    """Batch-norm layers keep their running statistics inside; models without them pay one look at
+    their modules."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     for m in norms:
@@ -122,7 +133,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _noised(module: nn.Module, noise: Noise, draws: Draws, index: int, detach: bool) -> Iterator[None]:
+def _noised(
+    module: nn.Module, noise: Noise, draws: Draws, index: int, detach: bool
+) -> Iterator[None]:
     def add(x: Tensor) -> Tensor:
         return (x.detach() if detach else x) + draws.noise(x, index, noise.sigma, noise.kind)
 
@@ -144,13 +157,18 @@ def _noised(module: nn.Module, noise: Noise, draws: Draws, index: int, detach: b
         handle.remove()
 
 
-def _on_pixels(add: Callable[[Tensor], Tensor], args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def _on_pixels(
+    add: Callable[[Tensor], Tensor], args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
     """New arguments with noised pixels; the caller's batch stays as it was."""
     if "pixel_values" in kwargs:
         return args, {**kwargs, "pixel_values": add(kwargs["pixel_values"])}
     if args and isinstance(args[0], Tensor):
         return (add(args[0]), *args[1:]), kwargs
-    raise ValueError("noise on pixel_values needs the model called with pixel_values=... or with the pixels first")
+    raise ValueError(
+        "noise on pixel_values needs the model called with pixel_values=... or with the pixels "
+        "first"
+    )
 
 
 def _site(module: nn.Module, site: str | nn.Module) -> nn.Module:
@@ -160,6 +178,7 @@ def _site(module: nn.Module, site: str | nn.Module) -> nn.Module:
     found = getter() if getter is not None else None
     if found is None:
         raise ValueError(
-            f"{type(module).__name__} has no input embedding to add noise to: pass noise_site=<the module whose output is x>"
+            f"{type(module).__name__} has no input embedding to add noise to: pass "
+            "noise_site=<the module whose output is x>"
         )
     return found

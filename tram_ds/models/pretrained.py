@@ -1,6 +1,8 @@
-"""Hugging Face models and tokenisers as every task builds them: from a path, or freshly initialised from a config.
+"""Hugging Face models and tokenisers as every task builds them: from a path, or freshly initialised
+from a config.
 
-Remote code is never run: no recipe can turn it on. Everything a user can get wrong here is a DataError.
+Remote code is never run: no recipe can turn it on. Everything a user can get wrong here is a
+DataError.
 """
 
 from __future__ import annotations
@@ -12,42 +14,65 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tram_ds.runtime.errors import DataError
 
-WAY_OUT = "give a folder with the files, or a hub name that is reachable or already in the hub cache (HF_HUB_OFFLINE=1)"
-GRAPHS = 32  # of one block: train or eval, with gradient or without, with a mask or without, lengths fixed or changing
+WAY_OUT = (
+    "give a folder with the files, or a hub name that is reachable or already in the hub "
+    "cache (HF_HUB_OFFLINE=1)"
+)
+# of one block: train or eval, with gradient or without, with a mask or without, lengths fixed or
+# changing
+GRAPHS = 32
 
 
 def load_config(section: Any, **overrides: Any) -> PretrainedConfig:
     """The model's configuration, no weights read. `section` is the recipe's model section.
 
-    overrides: config fields. They win over `model.path`'s own, and are only defaults under what `model.init` sets.
+    overrides: config fields. They win over `model.path`'s own, and are only defaults under what
+    `model.init` sets.
     """
     if section.path is None:
         config = _fresh_config(dict(section.init or {}), overrides)
     else:
         try:
-            config = AutoConfig.from_pretrained(section.path, revision=_revision(section), trust_remote_code=False, **overrides)
+            config = AutoConfig.from_pretrained(
+                section.path, revision=_revision(section), trust_remote_code=False, **overrides
+            )
         except (OSError, ValueError) as error:
-            raise DataError(f"model.path '{section.path}' has no usable config: {_first(error)}; {WAY_OUT}") from error
+            raise DataError(
+                f"model.path '{section.path}' has no usable config: {_first(error)}; {WAY_OUT}"
+            ) from error
     if getattr(section, "dropout", None) is not None:
         _set_dropout(config, float(section.dropout))
     config.use_cache = False
     return config
 
 
-def load_model(auto_class: Any, section: Any, *, seed: int = 0, new_head: bool = False, **overrides: Any) -> nn.Module:
+def load_model(
+    auto_class: Any, section: Any, *, seed: int = 0, new_head: bool = False, **overrides: Any
+) -> nn.Module:
     """The model on CPU in fp32 and train mode.
 
-    auto_class: AutoModelForCausalLM and its like. seed: of a fresh initialisation (the whole model or a new head); the
-    global random state is left as it was. new_head: allow `model.path` to lack the head's weights, or to have them in
-    another size; the model's `new_weights` lists those initialised here. overrides: as in load_config.
+    auto_class: AutoModelForCausalLM and its like. seed: of a fresh initialisation (the whole model
+    or a new head); the
+    global random state is left as it was. new_head: allow `model.path` to lack the head's weights,
+    or to have them in another size; the model's `new_weights` lists those initialised here.
+    overrides: as in load_config.
     """
     config = load_config(section, **overrides)
-    options = {"dtype": torch.float32, "attn_implementation": getattr(section, "attention", None) or "sdpa"}
+    options = {
+        "dtype": torch.float32,
+        "attn_implementation": getattr(section, "attention", None) or "sdpa",
+    }
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -59,9 +84,14 @@ def load_model(auto_class: Any, section: Any, *, seed: int = 0, new_head: bool =
     except DataError:
         raise
     except (OSError, ImportError, ValueError, RuntimeError, KeyError) as error:
-        name, attention = section.path or f"init: {dict(section.init)}", options["attn_implementation"]
+        name, attention = (
+            section.path or f"init: {dict(section.init)}",
+            options["attn_implementation"],
+        )
         way_out = "" if attention == "eager" else " (model.attention=eager works for every model)"
-        raise DataError(f"cannot build '{name}' with model.attention={attention}{way_out}: {_first(error)}") from error
+        raise DataError(
+            f"cannot build '{name}' with model.attention={attention}{way_out}: {_first(error)}"
+        ) from error
     if getattr(section, "activation_checkpointing", False):
         _checkpoint_activations(model)
     if getattr(section, "compile", False):
@@ -70,34 +100,50 @@ def load_model(auto_class: Any, section: Any, *, seed: int = 0, new_head: bool =
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
-    """The tokeniser of a folder or hub name. DataError if there is none, or one without a vocabulary."""
+    """The tokeniser of a folder or hub name. DataError if there is none, or one without a
+    vocabulary."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise DataError(f"'{path}' has no usable tokeniser: {_first(error)}; {WAY_OUT}") from error
-    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 3:  # transformers' answer to missing vocabulary files
-        raise DataError(f"the tokeniser of '{path}' has {len(tokenizer)} entries: its vocabulary files are missing")
+    # transformers' answer to missing vocabulary files
+    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 3:
+        raise DataError(
+            f"the tokeniser of '{path}' has {len(tokenizer)} entries: its vocabulary files are "
+            "missing"
+        )
     return tokenizer
 
 
 def load_image_processor(path: str, revision: str | None = None) -> Any:
-    """The image processor of a folder or hub name, on PIL: torchvision is not needed. DataError if there is none."""
+    """The image processor of a folder or hub name, on PIL: torchvision is not needed. DataError if
+    there is none."""
     try:
-        return AutoImageProcessor.from_pretrained(path, revision=revision or "main", backend="pil", trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(
+            path, revision=revision or "main", backend="pil", trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise DataError(f"'{path}' has no usable preprocessor_config.json: {_first(error)}; {WAY_OUT}") from error
+        raise DataError(
+            f"'{path}' has no usable preprocessor_config.json: {_first(error)}; {WAY_OUT}"
+        ) from error
 
 
 def new_image_processor(side: int) -> Any:
-    """For a fresh model: resized to `side` x `side` pixels, each channel normalised from [0, 1] to [-1, 1]."""
+    """For a fresh model: resized to `side` x `side` pixels, each channel normalised from [0, 1] to
+    [-1, 1]."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     half = [0.5, 0.5, 0.5]
-    return ViTImageProcessorPil(size={"height": side, "width": side}, image_mean=half, image_std=half)
+    return ViTImageProcessorPil(
+        size={"height": side, "width": side}, image_mean=half, image_std=half
+    )
 
 
 def has_tokenizer(path: str | None) -> bool:
-    """Whether a model path brings a tokeniser: a local folder must hold its files, a hub name is assumed to."""
+    """Whether a model path brings a tokeniser: a local folder must hold its files, a hub name is
+    assumed to."""
     if path is None:
         return False
     folder = Path(path).expanduser()
@@ -111,13 +157,18 @@ def _fresh_config(init: dict[str, Any], defaults: dict[str, Any]) -> PretrainedC
     if architecture is None:
         raise DataError("the model section needs path, or init with an architecture such as gpt2")
     if architecture not in CONFIG_MAPPING:
-        raise DataError(f"model.init.architecture '{architecture}' is unknown{_near(architecture, CONFIG_MAPPING)}")
+        raise DataError(
+            f"model.init.architecture '{architecture}' is "
+            f"unknown{_near(architecture, CONFIG_MAPPING)}"
+        )
     config_class = CONFIG_MAPPING[architecture]
     renamed = dict(config_class.attribute_map or {})
     known = set(config_class().to_dict()) | set(renamed) | {"num_labels"}
     for name in init:
         if name not in known:
-            raise DataError(f"model.init.{name} is not a field of {config_class.__name__}{_near(name, known)}")
+            raise DataError(
+                f"model.init.{name} is not a field of {config_class.__name__}{_near(name, known)}"
+            )
     given = {renamed.get(name, name) for name in init}
     added = {name for name in defaults if name in known and renamed.get(name, name) not in given}
     values = init | {name: defaults[name] for name in added}
@@ -127,18 +178,29 @@ def _fresh_config(init: dict[str, Any], defaults: dict[str, Any]) -> PretrainedC
         raise DataError(f"model.init does not make a {architecture} config: {error}") from error
 
 
-def _load_weights(auto_class: Any, section: Any, config: PretrainedConfig, new_head: bool, options: dict) -> nn.Module:
+def _load_weights(
+    auto_class: Any, section: Any, config: PretrainedConfig, new_head: bool, options: dict
+) -> nn.Module:
     options |= {"ignore_mismatched_sizes": new_head, "trust_remote_code": False}
     model, report = auto_class.from_pretrained(
-        section.path, config=config, revision=_revision(section), output_loading_info=True, **options
+        section.path,
+        config=config,
+        revision=_revision(section),
+        output_loading_info=True,
+        **options,
     )
     missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     model.new_weights = missing
     if new_head:
-        missing = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
+        missing = [
+            key
+            for key in missing
+            if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
+        ]
     if missing:
         raise DataError(
-            f"'{section.path}' lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:3])}, ...): "
+            f"'{section.path}' lacks {len(missing)} weights of {type(model).__name__} "
+            f"({', '.join(missing[:3])}, ...): "
             "it was saved from another kind of model; give a path that fits the task"
         )
     return model
@@ -146,16 +208,24 @@ def _load_weights(auto_class: Any, section: Any, config: PretrainedConfig, new_h
 
 def _checkpoint_activations(model: Any) -> None:
     if not model.supports_gradient_checkpointing:
-        raise DataError(f"{type(model).__name__} has no activation checkpointing; remove model.activation_checkpointing")
+        raise DataError(
+            f"{type(model).__name__} has no activation checkpointing; remove "
+            "model.activation_checkpointing"
+        )
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _compile_blocks(model: nn.Module) -> None:
-    """In place: names, state dicts and ties stay. Blocks are what Hugging Face can checkpoint; they share their graphs."""
+    """In place: names, state dicts and ties stay. Blocks are what Hugging Face can checkpoint; they
+    share their graphs."""
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not blocks:
-        raise DataError(f"{type(model).__name__} has no repeated transformer blocks to compile; remove model.compile")
-    # Beyond the limit (8 by default) a new graph would not be compiled, and the run would go on slowly without a word.
+        raise DataError(
+            f"{type(model).__name__} has no repeated transformer blocks to compile; remove "
+            "model.compile"
+        )
+    # Beyond the limit (8 by default) a new graph would not be compiled, and the run would go on
+    # slowly without a word.
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(GRAPHS, dynamo.recompile_limit)
     for block in blocks:
@@ -163,7 +233,8 @@ def _compile_blocks(model: nn.Module) -> None:
 
 
 def _set_dropout(config: PretrainedConfig, probability: float) -> None:
-    """Every dropout probability of the config that is a number; None means "as another field", and stays."""
+    """Every dropout probability of the config that is a number; None means "as another field", and
+    stays."""
     for name, value in config.to_dict().items():
         is_dropout = name.endswith("_pdrop") or ("dropout" in name and "layer" not in name)
         if is_dropout and isinstance(value, int | float) and not isinstance(value, bool):

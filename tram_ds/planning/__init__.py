@@ -1,4 +1,5 @@
-"""Memory, traffic and hours of a run at any number of GPUs, from its recipe alone, before a GPU is asked for.
+"""Memory, traffic and hours of a run at any number of GPUs, from its recipe alone, before a GPU is
+asked for.
 
 Imports recipe and below.
 """
@@ -9,7 +10,9 @@ from typing import Any
 
 
 def rank_bytes(recipe: Any, world: int) -> int:
-    """Bytes one GPU of `world` needs for everything that does not depend on the batch; activations and logits come on top."""
-    from tram_ds.planning.plan import rank_bytes as planned  # lazily: plan imports the engines, which import nothing of this
+    """Bytes one GPU of `world` needs for everything that does not depend on the batch; activations
+    and logits come on top."""
+    # lazily: plan imports the engines, which import nothing of this
+    from tram_ds.planning.plan import rank_bytes as planned
 
     return planned(recipe, world)

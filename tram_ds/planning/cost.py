@@ -11,7 +11,9 @@ from tram_ds.algorithms.trust_region import AtWeights, Previous
 from tram_ds.planning.memory import FP32, Setup, differentiable
 from tram_ds.planning.sizes import Size
 
-PEAK = {  # dense TFLOP/s per GPU from the vendors' data sheets: (bf16, fp32 without tensor cores), GB of memory
+# dense TFLOP/s per GPU from the vendors' data sheets: (bf16, fp32 without tensor cores), GB of
+# memory
+PEAK = {
     "a100": (312.0, 19.5, 80),
     "h100": (989.0, 67.0, 80),
     "h200": (989.0, 67.0, 141),
@@ -20,10 +22,12 @@ PEAK = {  # dense TFLOP/s per GPU from the vendors' data sheets: (bf16, fp32 wit
 
 @dataclass(frozen=True)
 class Cost:
-    """One step; the mean over steps that climb and steps that do not. model_flops: of the whole job, recomputation left out;
+    """One step; the mean over steps that climb and steps that do not. model_flops: of the whole
+    job, recomputation left out;
     hardware_flops: with it.
 
-    sent: bytes per kind of collective, of the whole tensors, as one rank takes part in them. units: forward passes' worth.
+    sent: bytes per kind of collective, of the whole tensors, as one rank takes part in them. units:
+    forward passes' worth.
     """
 
     units: float
@@ -32,9 +36,12 @@ class Cost:
     sent: dict[str, int]
 
     def hours(self, steps: int, gpus: int, tflops: float, mfu: float) -> float:
-        """Of the run, if `mfu` of the GPUs' `tflops` each is model FLOPs. ValueError beyond what a GPU can do."""
+        """Of the run, if `mfu` of the GPUs' `tflops` each is model FLOPs. ValueError beyond what a
+        GPU can do."""
         if not 0 < mfu <= 1:
-            raise ValueError(f"--mfu {mfu}: a share of the GPU's peak, above 0 and at most 1 (0.45 is usual)")
+            raise ValueError(
+                f"--mfu {mfu}: a share of the GPU's peak, above 0 and at most 1 (0.45 is usual)"
+            )
         return steps * self.model_flops / (gpus * tflops * 1e12 * mfu) / 3600
 
 
@@ -55,11 +62,13 @@ def traffic(setup: Setup, n: int, row: Algorithm, forwards: float) -> dict[str, 
     if setup.world == 1:
         return {}
     climbs = 1 / row.every if row.ascent is not None else 0
-    twice = differentiable(row) * (1 + climbs * row.penalty_in_descent)  # passes whose graph goes through the model twice
+    # passes whose graph goes through the model twice
+    twice = differentiable(row) * (1 + climbs * row.penalty_in_descent)
     backwards = 1 + climbs * (1 + (row.fisher_pass is not None))
     moves = sum(1 / row.every if r is row.radius else 1 for r in row.regions if _moves(r.reference))
     micros, working = setup.micros, setup.working
-    each = micros if row.per_micro_batch else 1  # ascents of a step that climbs, and reductions of a pass
+    # ascents of a step that climbs, and reductions of a pass
+    each = micros if row.per_micro_batch else 1
     fresh, stay = micros * (forwards + backwards + twice), micros * backwards + moves
     reduced = micros * backwards
     if setup.engine == "fsdp2":
@@ -67,9 +76,13 @@ def traffic(setup: Setup, n: int, row: Algorithm, forwards: float) -> dict[str, 
     elif setup.engine in ("replicated", "zero0"):
         found = {"allreduce": each * (1 if row.per_rank else backwards) * setup.gradient}
     elif setup.engine == "zero3":
-        # Kept from forward to backward once DeepSpeed has seen a plain pass, which is the self-check's, where there is one.
+        # Kept from forward to backward once DeepSpeed has seen a plain pass, which is the
+        # self-check's, where there is one.
         kept = n <= setup.live and not twice and (row.ascent is not None or not row.regions)
-        found = {"allgather": (stay if kept else fresh) * working, "reduce_scatter": reduced * working}
+        found = {
+            "allgather": (stay if kept else fresh) * working,
+            "reduce_scatter": reduced * working,
+        }
     else:  # the descent is the way back from theta + epsilon, except between micro-batches
         gathers = 1 + 2 * moves + climbs * each * (1 + row.per_micro_batch)
         found = {
@@ -80,7 +93,9 @@ def traffic(setup: Setup, n: int, row: Algorithm, forwards: float) -> dict[str, 
 
 
 def _moves(reference: Any) -> bool:
-    return isinstance(reference, AtWeights) or (isinstance(reference, Previous) and not reference.lookahead)
+    return isinstance(reference, AtWeights) or (
+        isinstance(reference, Previous) and not reference.lookahead
+    )
 
 
 def _fsdp2(setup: Setup, gathers: float, reduced: float) -> dict[str, float]:

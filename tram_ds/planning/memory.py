@@ -1,8 +1,10 @@
-"""Bytes per GPU of one run, part by part, as tram_ds's engines hold them: counted from the code, checked against real tensors.
+"""Bytes per GPU of one run, part by part, as tram_ds's engines hold them: counted from the code,
+checked against real tensors.
 
-The peak may be the loss of a pass (activations, logits or chunks of them, the output head's gradient), its backward (gradients
-and gathered parameters instead), the distance, the reference's forward pass, the ascent or the optimizer's step. Where
-theta_{t-1} is a reference it is taken to be the step before or after a checkpoint, which hold the most.
+The peak may be the loss of a pass (activations, logits or chunks of them, the output head's
+gradient), its backward (gradients and gathered parameters instead), the distance, the reference's
+forward pass, the ascent or the optimizer's step. Where theta_{t-1} is a reference it is taken to be
+the step before or after a checkpoint, which hold the most.
 """
 
 from __future__ import annotations
@@ -18,14 +20,19 @@ from tram_ds.models.chunked import CHUNK_ELEMENTS
 from tram_ds.planning.sizes import Size
 
 FP32 = 4
-FORMULA = 3  # fp32 copies of a part of the shards while epsilon is computed over it; Algorithm 2 has one more
-COMPARING = 5  # fp32 copies of logits while a distance is measured: both sides, their log-softmax, their difference
-COMPARED = 64 * 2**20  # bytes: tram_ds.algorithms.distance works on whole logits in chunks of this much fp32
+# fp32 copies of a part of the shards while epsilon is computed over it; Algorithm 2 has one more
+FORMULA = 3
+# fp32 copies of logits while a distance is measured: both sides, their log-softmax, their
+# difference
+COMPARING = 5
+# bytes: tram_ds.algorithms.distance works on whole logits in chunks of this much fp32
+COMPARED = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the engine's config says. shards: ranks that share one copy of the states. kept: moments per parameter.
+    """What the engine's config says. shards: ranks that share one copy of the states. kept: moments
+    per parameter.
 
     bucket, live: elements of a reduction bucket, and of gathered parameters that ZeRO-3 may keep.
     """
@@ -50,7 +57,8 @@ class Setup:
 
     @property
     def separate(self) -> bool:
-        """Masters and working copy are different memory, so moving the weights needs no copy of theta."""
+        """Masters and working copy are different memory, so moving the weights needs no copy of
+        theta."""
         return self.engine in ("zero1", "zero2", "zero3") or (self.engine == "zero0" and self.half)
 
     @property
@@ -68,8 +76,10 @@ class Setup:
 class Memory:
     """Bytes on one GPU at the peak; moment: when that is.
 
-    references: weights beside theta and copies of the output head, for predictions. ascent: copies of the gradient, and what
-    epsilon is computed in. logits: or, in chunks, what stands for them; the predictions of references are part of it.
+    references: weights beside theta and copies of the output head, for predictions. ascent: copies
+    of the gradient, and what
+    epsilon is computed in. logits: or, in chunks, what stands for them; the predictions of
+    references are part of it.
     """
 
     moment: str
@@ -105,19 +115,36 @@ def peak(setup: Setup, size: Size, row: Algorithm) -> Memory:
 
 
 def _passes(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
-    states, seen, logits = _states(setup, size, row), _references(setup, size, row), _logits(setup, size, row)
+    states, seen, logits = (
+        _states(setup, size, row),
+        _references(setup, size, row),
+        _logits(setup, size, row),
+    )
     early = states if setup.keeps_gradients or setup.micros > 1 else {**states, "gradients": 0}
     total, realised = _copies(setup, size, row)
     held = {"references": seen.weights + seen.heads, "ascent": total + realised}
     kept, recomputed = _activations(setup, size, row)
     outside, inside, buffers = _buffers(setup, size)
     at_loss = inside + logits.head if size.chunked else outside
-    before, moment = {**early, **held, "activations": kept}, "pass 2" if row.ascent is not None else "the pass"
+    before, moment = (
+        {**early, **held, "activations": kept},
+        "pass 2" if row.ascent is not None else "the pass",
+    )
     yield Memory(f"the loss of {moment}", **before, logits=seen.rows + logits.loss, buffers=at_loss)
-    # FSDP2's buffers have room for the head's gradient: it is reduced with the root, after the blocks.
+    # FSDP2's buffers have room for the head's gradient: it is reduced with the root, after the
+    # blocks.
     backward = buffers if setup.engine == "fsdp2" else buffers + logits.head
-    yield Memory(f"the backward of {moment}", **before, logits=seen.rows + logits.backward, buffers=backward)
-    yield Memory(f"the end of {moment}", **states, **held, activations=recomputed, logits=seen.rows, buffers=buffers)
+    yield Memory(
+        f"the backward of {moment}", **before, logits=seen.rows + logits.backward, buffers=backward
+    )
+    yield Memory(
+        f"the end of {moment}",
+        **states,
+        **held,
+        activations=recomputed,
+        logits=seen.rows,
+        buffers=buffers,
+    )
     if row.regions:  # measured in pass 1
         there = bool(seen.weights or seen.previous or total)  # the weights have moved before
         pass_1 = {**before, "ascent": total, "theta_snapshot": there * states["theta_snapshot"]}
@@ -125,23 +152,47 @@ def _passes(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
 
 
 def _between(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
-    states, seen, shard = _states(setup, size, row), _references(setup, size, row), _shard(setup, size)
+    states, seen, shard = (
+        _states(setup, size, row),
+        _references(setup, size, row),
+        _shard(setup, size),
+    )
     outside, inside, _ = _buffers(setup, size)
     if row.ascent is not None:
         total, realised = _copies(setup, size, row)
         formula = (FORMULA + bool(realised)) * min(shard, FP32 * PART["cuda"])
         held = {"references": seen.weights + seen.heads, "ascent": total + realised + formula}
-        yield Memory("the ascent", **states, **held, activations=0, logits=seen.rows, buffers=outside)
-    nothing = {"ascent": 0, "activations": 0, "buffers": outside + shard}  # the shard is Adam's own temporary
+        yield Memory(
+            "the ascent", **states, **held, activations=0, logits=seen.rows, buffers=outside
+        )
+    # the shard is Adam's own temporary
+    nothing = {"ascent": 0, "activations": 0, "buffers": outside + shard}
     references = seen.weights + seen.heads_ahead
     yield Memory("the descent", **states, **nothing, references=references, logits=seen.rows_ahead)
-    references = seen.weights + (seen.previous if setup.separate else 0)  # elsewhere theta's snapshot is what is kept
-    yield Memory("the descent before a checkpoint", **states, **nothing, references=references, logits=0)
+    # elsewhere theta's snapshot is what is kept
+    references = seen.weights + (seen.previous if setup.separate else 0)
+    yield Memory(
+        "the descent before a checkpoint", **states, **nothing, references=references, logits=0
+    )
     if seen.weights or seen.previous:
         early = states if setup.keeps_gradients else {**states, "gradients": 0}
-        held = {"references": seen.weights + seen.previous + seen.heads - seen.heads_ahead, "ascent": 0}
-        rows = seen.rows - seen.rows_ahead + (0 if size.chunked else 2 * FP32 * size.positions * size.classes)
-        yield Memory("the reference", **early, **held, activations=size.saved_block, logits=rows, buffers=inside)
+        held = {
+            "references": seen.weights + seen.previous + seen.heads - seen.heads_ahead,
+            "ascent": 0,
+        }
+        rows = (
+            seen.rows
+            - seen.rows_ahead
+            + (0 if size.chunked else 2 * FP32 * size.positions * size.classes)
+        )
+        yield Memory(
+            "the reference",
+            **early,
+            **held,
+            activations=size.saved_block,
+            logits=rows,
+            buffers=inside,
+        )
 
 
 def _shard(setup: Setup, size: Size) -> int:
@@ -152,7 +203,9 @@ def _shard(setup: Setup, size: Size) -> int:
 def _states(setup: Setup, size: Size, row: Algorithm) -> dict[str, int]:
     n, share = size.parameters, -(-size.parameters // setup.shards)
     shard = _shard(setup, size)
-    moves = row.ascent is not None or any(isinstance(r.reference, AtWeights | Previous) for r in row.regions)
+    moves = row.ascent is not None or any(
+        isinstance(r.reference, AtWeights | Previous) for r in row.regions
+    )
     working = {
         "replicated": 2 * n if setup.half else 0,
         "fsdp2": 0,
@@ -169,8 +222,8 @@ def _states(setup: Setup, size: Size, row: Algorithm) -> dict[str, int]:
 
 
 def _copies(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
-    """Bytes of gradients beside the one being made: (the total of the micro-batches so far, where each has an epsilon; the
-    first of Algorithm 2, while F is estimated)."""
+    """Bytes of gradients beside the one being made: (the total of the micro-batches so far, where
+    each has an epsilon; the first of Algorithm 2, while F is estimated)."""
     if row.ascent is None:
         return 0, 0
     shard = _shard(setup, size)
@@ -179,22 +232,29 @@ def _copies(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
 
 
 def _activations(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
-    """(kept for the backward pass, recomputed during it): with checkpointing the blocks' inputs, and one block at a time."""
+    """(kept for the backward pass, recomputed during it): with checkpointing the blocks' inputs,
+    and one block at a time."""
     graphs = 1 + differentiable(row)
     block = size.block_input if setup.checkpointing else size.saved_block
-    return graphs * (block * size.layers + size.saved_rest), size.saved_block if setup.checkpointing else 0
+    return graphs * (
+        block * size.layers + size.saved_rest
+    ), size.saved_block if setup.checkpointing else 0
 
 
 def differentiable(row: Algorithm) -> bool:
     """Whether a gradient flows through a reference, too."""
-    return any(isinstance(r.reference, NoisedInput) and r.reference.differentiable for r in row.regions)
+    return any(
+        isinstance(r.reference, NoisedInput) and r.reference.differentiable for r in row.regions
+    )
 
 
 @dataclass(frozen=True)
 class _References:
-    """Bytes. weights: kept always; previous: theta_{t-1}, from the descent to the next reference forward, where it is kept.
+    """Bytes. weights: kept always; previous: theta_{t-1}, from the descent to the next reference
+    forward, where it is kept.
 
-    heads, rows: of the predictions held during the passes; *_ahead: of those among them that are of the next step's batch.
+    heads, rows: of the predictions held during the passes; *_ahead: of those among them that are of
+    the next step's batch.
     """
 
     weights: int
@@ -208,18 +268,34 @@ class _References:
 def _references(setup: Setup, size: Size, row: Algorithm) -> _References:
     kept = [r for r in row.regions if isinstance(r.reference, AtWeights)]
     previous = [r for r in row.regions if isinstance(r.reference, Previous)]
-    ahead = sum(r.reference.lookahead and row.at(1).asks(r) for r in previous if isinstance(r.reference, Previous))
+    ahead = sum(
+        r.reference.lookahead and row.at(1).asks(r)
+        for r in previous
+        if isinstance(r.reference, Previous)
+    )
     predictions, shard = len(kept) + len(previous) + ahead, _shard(setup, size)
-    head = size.classes * size.width * setup.working if size.chunked else 0  # one copy serves all micro-batches
-    rows = setup.micros * size.positions * (size.width if size.chunked else size.classes) * setup.working
+    # one copy serves all micro-batches
+    head = size.classes * size.width * setup.working if size.chunked else 0
+    rows = (
+        setup.micros
+        * size.positions
+        * (size.width if size.chunked else size.classes)
+        * setup.working
+    )
     return _References(
-        len(kept) * shard, len(previous) * shard, predictions * head, predictions * rows, ahead * head, ahead * rows
+        len(kept) * shard,
+        len(previous) * shard,
+        predictions * head,
+        predictions * rows,
+        ahead * head,
+        ahead * rows,
     )
 
 
 @dataclass(frozen=True)
 class _Logits:
-    """Bytes of a micro-batch's logits at its loss, while a distance is measured, and until the backward pass has read them.
+    """Bytes of a micro-batch's logits at its loss, while a distance is measured, and until the
+    backward pass has read them.
 
     head: of the output head's gradient, which chunks make on the way forward.
     """
@@ -233,54 +309,82 @@ class _Logits:
 def _logits(setup: Setup, size: Size, row: Algorithm) -> _Logits:
     one, working = size.positions * size.classes, setup.working
     noised = any(isinstance(r.reference, NoisedInput) for r in row.regions)
-    comparing = COMPARING + 2 * (row.penalty is not None)  # with a graph nothing is computed in place
+    # with a graph nothing is computed in place
+    comparing = COMPARING + 2 * (row.penalty is not None)
     if not size.chunked:
         compared = one * (working * (1 + noised) + FP32) + comparing * min(COMPARED, FP32 * one)
-        differentiated = 0 if row.penalty is None else 1 + noised  # logits that a penalty's gradient is recomputed from
+        # logits that a penalty's gradient is recomputed from
+        differentiated = 0 if row.penalty is None else 1 + noised
         return _Logits((3 * FP32 + working * differentiated) * one, compared, working * one, 0)
     chunk, head = min(CHUNK_ELEMENTS["cuda"], one), size.classes * size.width
     states = size.positions * size.width * working
     gradient = (1 + differentiable(row)) * states
-    added = head * working + 2 * chunk * working if setup.half else 0  # a chunk's share of the head's gradient, not yet added
+    # a chunk's share of the head's gradient, not yet added
+    added = head * working + 2 * chunk * working if setup.half else 0
     loss = gradient + max((3 * FP32 + working) * chunk, added)
-    return _Logits(loss, gradient + noised * states + (comparing + 3) * FP32 * chunk, gradient, FP32 * head)
+    return _Logits(
+        loss, gradient + noised * states + (comparing + 3) * FP32 * chunk, gradient, FP32 * head
+    )
 
 
 def _buffers(setup: Setup, size: Size) -> tuple[int, int, int]:
-    """(outside a pass, at the output head, during the backward pass): gathered parameters and what is being reduced."""
+    """(outside a pass, at the output head, during the backward pass): gathered parameters and what
+    is being reduced."""
     n, working = size.parameters, setup.working
     if setup.engine == "fsdp2":
         if not setup.reshard:
-            return (n - size.root) * working, n * working, n * working + max(size.block, size.root) * (working + FP32)
+            return (
+                (n - size.root) * working,
+                n * working,
+                n * working + max(size.block, size.root) * (working + FP32),
+            )
         gathered = min(n, size.root + 2 * size.block)
         inside = min(n, size.root + size.block)
-        return 0, inside * working, gathered * working + max(size.block, size.root) * (working + FP32)
+        return (
+            0,
+            inside * working,
+            gathered * working + max(size.block, size.root) * (working + FP32),
+        )
     if setup.engine == "replicated":
         return 0, 0, 0  # DDP's buckets are the gradients
     bucket = min(setup.bucket, n) * setup.working
     gathered = min(setup.live, n) * working if setup.engine == "zero3" else 0
-    whole = n * setup.working if setup.engine == "zero1" else 0  # every parameter's gradient, until it is cut
+    # every parameter's gradient, until it is cut
+    whole = n * setup.working if setup.engine == "zero1" else 0
     return gathered, gathered, gathered + bucket + whole
 
 
 def setup_of(engine: str, config: dict[str, Any], **common: Any) -> Setup:
-    """A Setup from an engine name (replicated, fsdp2, zero) and its config file's content; common: Setup's other fields."""
+    """A Setup from an engine name (replicated, fsdp2, zero) and its config file's content; common:
+    Setup's other fields."""
     world = common["world"]
     if engine == "replicated":
         return Setup(engine, shards=1, **common)
     if engine == "fsdp2":
         group = min(config.get("shard_size") or world, world)
         off = bool(config.get("offload"))
-        return Setup(engine, shards=group, reshard=config.get("reshard_after_forward", True), offload_states=off, **common)
+        return Setup(
+            engine,
+            shards=group,
+            reshard=config.get("reshard_after_forward", True),
+            offload_states=off,
+            **common,
+        )
     zero = config.get("zero_optimization", {})
     stage = int(zero.get("stage", 0))
     optional = {
-        name: zero[key] for name, key in (("bucket", "reduce_bucket_size"), ("live", "stage3_max_live_parameters")) if key in zero
+        name: zero[key]
+        for name, key in (("bucket", "reduce_bucket_size"), ("live", "stage3_max_live_parameters"))
+        if key in zero
     }
     return Setup(
-        f"zero{stage}", shards=world if stage else 1, offload_states=_off(zero, "offload_optimizer"),
-        offload_parameters=_off(zero, "offload_param"), **optional, **common,
-    )  # fmt: skip
+        f"zero{stage}",
+        shards=world if stage else 1,
+        offload_states=_off(zero, "offload_optimizer"),
+        offload_parameters=_off(zero, "offload_param"),
+        **optional,
+        **common,
+    )
 
 
 def _off(zero: dict[str, Any], key: str) -> bool:

@@ -1,4 +1,5 @@
-"""A recipe planned for a number of GPUs: memory, traffic and FLOPs of every algorithm, and what to change if it is too big."""
+"""A recipe planned for a number of GPUs: memory, traffic and FLOPs of every algorithm, and what to
+change if it is too big."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.ranks import Job
 
-USABLE = 0.92  # share of a GPU's memory for tensors: the rest is the CUDA context, NCCL's buffers and fragmentation
+# share of a GPU's memory for tensors: the rest is the CUDA context, NCCL's buffers and
+# fragmentation
+USABLE = 0.92
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Plan:
 
 
 def plan(recipe: Recipe, world: int, name: str | None = None) -> Plan:
-    """The recipe on `world` GPUs, with algorithm `name` in place of its own if given, at that row's defaults.
+    """The recipe on `world` GPUs, with algorithm `name` in place of its own if given, at that row's
+    defaults.
 
     RecipeError where the batch cannot be split over so many.
     """
@@ -50,7 +54,8 @@ def plan(recipe: Recipe, world: int, name: str | None = None) -> Plan:
 
 
 def setup_for(recipe: Recipe, world: int) -> Setup:
-    """The engine of a recipe on `world` GPUs; `auto` as launched by torchrun. RecipeError where the batch does not divide."""
+    """The engine of a recipe on `world` GPUs; `auto` as launched by torchrun. RecipeError where the
+    batch does not divide."""
     name = engines.choose(recipe.engine.name, Job(0, 0, world, "torchrun", torch.device("cuda", 0)))
     optimizer = recipe.optimizer
     return setup_of(
@@ -75,26 +80,39 @@ def rank_bytes(recipe: Recipe, world: int) -> int:
 
 
 def changes(recipe: Recipe, world: int) -> Iterator[tuple[str, Recipe]]:
-    """(override, the recipe with it), cheapest first: what costs no accuracy and little time before what costs more."""
+    """(override, the recipe with it), cheapest first: what costs no accuracy and little time before
+    what costs more."""
     train, model = recipe.train, recipe.model
     for micro in (m for m in _halves(train.micro_batch) if train.global_batch % (m * world) == 0):
         yield f"train.micro_batch={micro}", _with(recipe, train={"micro_batch": micro})
     if not model.activation_checkpointing:
-        yield "model.activation_checkpointing=true", _with(recipe, model={"activation_checkpointing": True})
+        yield (
+            "model.activation_checkpointing=true",
+            _with(recipe, model={"activation_checkpointing": True}),
+        )
     if model.dtype == "float32":
         yield "model.dtype=bfloat16", _with(recipe, model={"dtype": "bfloat16"})
-    if recipe.algorithm.perturbation_scope == "rank":  # no sharded engine has a gradient of one rank
+    # no sharded engine has a gradient of one rank
+    if recipe.algorithm.perturbation_scope == "rank":
         return
     zero = recipe.engine.name == "zero"
-    shard = {"name": "zero", "config": "zero3.json"} if zero else {"name": "fsdp2", "config": "shard.yaml"}
+    shard = (
+        {"name": "zero", "config": "zero3.json"}
+        if zero
+        else {"name": "fsdp2", "config": "shard.yaml"}
+    )
     off = {**shard, "config": "zero3_offload.json" if zero else "offload.yaml"}
     for engine in (shard, off):
         if (recipe.engine.name, recipe.engine.config) != (engine["name"], engine["config"]):
-            yield f"engine={{name: {engine['name']}, config: {engine['config']}}}", _with(recipe, engine=engine)
+            yield (
+                f"engine={{name: {engine['name']}, config: {engine['config']}}}",
+                _with(recipe, engine=engine),
+            )
 
 
 def advice(recipe: Recipe, world: int, bytes_per_gpu: float) -> str:
-    """One line: the single cheapest key that makes it fit, else the shortest list in order of cost, else more GPUs."""
+    """One line: the single cheapest key that makes it fit, else the shortest list in order of cost,
+    else more GPUs."""
     for text, changed in changes(recipe, world):
         if plan(changed, world).fits(bytes_per_gpu):
             return f"cheapest change: {text}"
@@ -114,11 +132,17 @@ def advice(recipe: Recipe, world: int, bytes_per_gpu: float) -> str:
 def _lighter(recipe: Recipe, world: int) -> Iterator[tuple[str, Recipe]]:
     """The changes that take memory away, so that a list of them ends."""
     now = plan(recipe, world).memory.total
-    return ((text, changed) for text, changed in changes(recipe, world) if plan(changed, world).memory.total < now)
+    return (
+        (text, changed)
+        for text, changed in changes(recipe, world)
+        if plan(changed, world).memory.total < now
+    )
 
 
 def _with(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
-    return recipe.model_copy(update={k: getattr(recipe, k).model_copy(update=v) for k, v in sections.items()})
+    return recipe.model_copy(
+        update={k: getattr(recipe, k).model_copy(update=v) for k, v in sections.items()}
+    )
 
 
 def _halves(n: int) -> Iterator[int]:
@@ -132,14 +156,25 @@ def _doubles(n: int) -> Sequence[int]:
 
 
 def published(name: str, world: int, row: str, rows_per_gpu: int = 4, seq_len: int = 1024) -> Plan:
-    """A model of sizes.CONFIGS as the documentation's tables have it: FSDP2, bf16, Adam, activation checkpointing."""
-    recipe = Recipe.model_validate({
-        "name": name,
-        "task": {"name": "language_modeling", "data": "generated", "seq_len": seq_len},
-        "model": {"init": sizes.CONFIGS[name], "dtype": "bfloat16", "activation_checkpointing": True},
-        "algorithm": row,
-        "optimizer": {"name": "adam", "lr": 1e-5},
-        "engine": {"name": "fsdp2", "config": "shard.yaml"},
-        "train": {"steps": 1, "global_batch": rows_per_gpu * world, "micro_batch": rows_per_gpu},
-    })  # fmt: skip
+    """A model of sizes.CONFIGS as the documentation's tables have it: FSDP2, bf16, Adam, activation
+    checkpointing."""
+    recipe = Recipe.model_validate(
+        {
+            "name": name,
+            "task": {"name": "language_modeling", "data": "generated", "seq_len": seq_len},
+            "model": {
+                "init": sizes.CONFIGS[name],
+                "dtype": "bfloat16",
+                "activation_checkpointing": True,
+            },
+            "algorithm": row,
+            "optimizer": {"name": "adam", "lr": 1e-5},
+            "engine": {"name": "fsdp2", "config": "shard.yaml"},
+            "train": {
+                "steps": 1,
+                "global_batch": rows_per_gpu * world,
+                "micro_batch": rows_per_gpu,
+            },
+        }
+    )
     return plan(recipe, world)

@@ -15,13 +15,19 @@ from tram_ds.recipe.recipe import Recipe
 
 GIB = 2**30
 LARGEST = 4096
-DOCUMENTED = {"gpt2-xl": (1, 4, 8, 64), "7b": (4, 8, 16, 64, 512), "13b": (8, 16, 64, 512), "70b": (16, 64, 512, 4096)}
+DOCUMENTED = {
+    "gpt2-xl": (1, 4, 8, 64),
+    "7b": (4, 8, 16, 64, 512),
+    "13b": (8, 16, 64, 512),
+    "70b": (16, 64, 512, 4096),
+}
 ROWS = ("base", "sam", "tram_x", "tram_prev")
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What the machines are taken to be. memory: GB (10^9 bytes) per GPU; tflops: dense peak in the recipe's precision."""
+    """What the machines are taken to be. memory: GB (10^9 bytes) per GPU; tflops: dense peak in the
+    recipe's precision."""
 
     gpu: str
     memory: float
@@ -32,10 +38,14 @@ class Assumed:
 def assumptions(gpu: str, memory: float | None, mfu: float, dtype: str) -> Assumed:
     """ValueError for a GPU whose peak is not known here, or a share that is none."""
     if gpu not in PEAK:
-        raise ValueError(f"--gpu {gpu}: its peak is not known here; choose one of {', '.join(PEAK)}")
+        raise ValueError(
+            f"--gpu {gpu}: its peak is not known here; choose one of {', '.join(PEAK)}"
+        )
     half, single, sold = PEAK[gpu]
     if not 0 < mfu <= 1:
-        raise ValueError(f"--mfu {mfu}: a share of the GPU's peak, above 0 and at most 1 (0.45 is usual)")
+        raise ValueError(
+            f"--mfu {mfu}: a share of the GPU's peak, above 0 and at most 1 (0.45 is usual)"
+        )
     if memory is not None and memory <= 0:
         raise ValueError(f"--gpu-memory {memory:g}: GB of one GPU, above 0 (80 for an A100)")
     return Assumed(gpu, memory or sold, half if dtype == "bfloat16" else single, mfu)
@@ -44,41 +54,63 @@ def assumptions(gpu: str, memory: float | None, mfu: float, dtype: str) -> Assum
 def gpu_counts(text: str) -> list[int]:
     """`4,8` as numbers; ValueError for what is not one of 1 to LARGEST."""
     parts = text.split(",")
-    if bad := [part for part in parts if not part.strip().isdigit() or not 1 <= int(part) <= LARGEST]:
-        raise ValueError(f"--gpus {text}: {bad[0]!r} is not a number of GPUs; give 1 to {LARGEST}, separated by commas")
+    if bad := [
+        part for part in parts if not part.strip().isdigit() or not 1 <= int(part) <= LARGEST
+    ]:
+        raise ValueError(
+            f"--gpus {text}: {bad[0]!r} is not a number of GPUs; give 1 to {LARGEST}, separated "
+            "by commas"
+        )
     return [int(part) for part in parts]
 
 
 def show(recipe: Recipe, world: int, assumed: Assumed, console: Console | None = None) -> bool:
-    """Prints the plan on `world` GPUs; whether the recipe fits. RecipeError where its batch cannot be split over them."""
+    """Prints the plan on `world` GPUs; whether the recipe fits. RecipeError where its batch cannot
+    be split over them."""
     console = console or Console(width=150, highlight=False)
     plans = planning.every_algorithm(recipe, world)
     own = next(p for p in plans if p.algorithm == recipe.algorithm.name)
     setup, size = own.setup, own.size
     console.print(
-        f"[bold]{recipe.name}[/]: {size.parameters:,} parameters, {setup.engine} on {world} GPU(s), "
-        f"{'bf16' if setup.half else 'fp32'} working copy, micro_batch {recipe.train.micro_batch} x {setup.micros} accumulated, "
+        f"[bold]{recipe.name}[/]: {size.parameters:,} parameters, {setup.engine} on {world} "
+        "GPU(s), "
+        f"{'bf16' if setup.half else 'fp32'} working copy, micro_batch {recipe.train.micro_batch} "
+        f"x {setup.micros} accumulated, "
         f"activation checkpointing {'on' if setup.checkpointing else 'off'}"
     )
     console.print(_memory(own))
     console.print(_algorithms(recipe, plans, world, assumed))
     steps = recipe.train.steps
-    length = f"{steps:,} steps" if steps else "hours per 1,000 steps: train.epochs depends on the data"
+    length = (
+        f"{steps:,} steps" if steps else "hours per 1,000 steps: train.epochs depends on the data"
+    )
     console.print(
-        f"assumed: {assumed.gpu} at {assumed.tflops:g} TFLOP/s x mfu {assumed.mfu:g}, time in model FLOPs "
+        f"assumed: {assumed.gpu} at {assumed.tflops:g} TFLOP/s x mfu {assumed.mfu:g}, time in "
+        "model FLOPs "
         f"(recomputation not counted), {length}; "
-        f"{USABLE:.0%} of {assumed.memory:g} GB for tensors, the rest for the context, NCCL and fragmentation; fused attention"
+        f"{USABLE:.0%} of {assumed.memory:g} GB for tensors, the rest for the context, NCCL and "
+        "fragmentation; fused attention"
     )
     host = 4 * size.parameters / 1e9
-    console.print(f"host memory: {host:.1f} GB for each GPU of a node at the start, where every rank builds the model in fp32")
+    console.print(
+        f"host memory: {host:.1f} GB for each GPU of a node at the start, where every rank builds "
+        "the model in fp32"
+    )
     fits = own.fits(assumed.memory * 1e9)
-    verdict = "fits" if fits else f"does not fit; {planning.advice(recipe, world, assumed.memory * 1e9)}"
-    console.print(f"{own.algorithm} on {world} x {assumed.memory:g} GB: {own.memory.total / 1e9:.1f} GB at the peak: {verdict}\n")
+    verdict = (
+        "fits" if fits else f"does not fit; {planning.advice(recipe, world, assumed.memory * 1e9)}"
+    )
+    console.print(
+        f"{own.algorithm} on {world} x {assumed.memory:g} GB: {own.memory.total / 1e9:.1f} GB at "
+        f"the peak: {verdict}\n"
+    )
     return fits
 
 
 def _memory(own: Plan) -> Table:
-    table = Table(title=f"GB per GPU at the peak, {own.algorithm}: {own.memory.moment}", title_justify="left")
+    table = Table(
+        title=f"GB per GPU at the peak, {own.algorithm}: {own.memory.moment}", title_justify="left"
+    )
     for part in [*own.memory.parts(), "total"]:
         table.add_column(part.replace("_", " "), justify="right")
     table.add_row(*(f"{v / 1e9:.2f}" for v in [*own.memory.parts().values(), own.memory.total]))
@@ -115,15 +147,21 @@ def _algorithms(recipe: Recipe, plans: list[Plan], world: int, assumed: Assumed)
 
 
 def document() -> str:
-    """docs/planning.md's tables, between its markers: peak GiB per GPU of published models under FSDP2."""
+    """docs/planning.md's tables, between its markers: peak GiB per GPU of published models under
+    FSDP2."""
     lines = []
     for name, worlds in DOCUMENTED.items():
         first = planning.published(name, worlds[0], "base")
         lines += [f"### {name}: {first.size.parameters:,} parameters", ""]
-        lines += ["| GPUs | " + " | ".join(ROWS) + " | tram_prev's states |", "|---|" + "---|" * (len(ROWS) + 1)]
+        lines += [
+            "| GPUs | " + " | ".join(ROWS) + " | tram_prev's states |",
+            "|---|" + "---|" * (len(ROWS) + 1),
+        ]
         for world in worlds:
             plans = [planning.published(name, world, row) for row in ROWS]
-            cells = [f"{p.memory.total / GIB:.1f}" for p in plans] + [f"{plans[-1].memory.states / GIB:.1f}"]
+            cells = [f"{p.memory.total / GIB:.1f}" for p in plans] + [
+                f"{plans[-1].memory.states / GIB:.1f}"
+            ]
             lines.append(f"| {world} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""How large a model is and what one forward pass keeps and computes, traced from its configuration: no weights, no download."""
+"""How large a model is and what one forward pass keeps and computes, traced from its configuration:
+no weights, no download."""
 
 from __future__ import annotations
 
@@ -16,17 +17,35 @@ from tram_ds.recipe.recipe import Recipe
 from tram_ds.recipe.sections import ModelSection
 
 LLAMA = {"architecture": "llama", "vocab_size": 32000, "max_position_embeddings": 4096}
-CONFIGS: dict[str, dict[str, Any]] = {  # model.init of published models: the sizes of the tables, and of recipes' model.path
+# model.init of published models: the sizes of the tables, and of recipes' model.path
+CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"architecture": "gpt2"},
     "gpt2-xl": {"architecture": "gpt2", "n_layer": 48, "n_embd": 1600, "n_head": 25},
     "7b": LLAMA,
-    "13b": {**LLAMA, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
-    "70b": {**LLAMA, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
-            "num_key_value_heads": 8},
-    "xlm-roberta-base": {"architecture": "xlm-roberta", "vocab_size": 250002, "max_position_embeddings": 514,
-                         "type_vocab_size": 1, "num_labels": 3},
+    "13b": {
+        **LLAMA,
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+    },
+    "70b": {
+        **LLAMA,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+    "xlm-roberta-base": {
+        "architecture": "xlm-roberta",
+        "vocab_size": 250002,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "num_labels": 3,
+    },
     "vit-base": {"architecture": "vit"},
-}  # fmt: skip
+}
 PATHS = {
     "openai-community/gpt2": "gpt2",
     "openai-community/gpt2-xl": "gpt2-xl",
@@ -39,16 +58,21 @@ HEADS = {
     "entailment": "AutoModelForSequenceClassification",
     "image_classification": "AutoModelForImageClassification",
 }
-ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")  # a GPU's fused kernel keeps no mask
+# a GPU's fused kernel keeps no mask
+ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
 
 
 @dataclass(frozen=True)
 class Size:
-    """One model under one micro-batch of one rank. parameters, block, root: elements (all; of a block; outside the blocks).
+    """One model under one micro-batch of one rank. parameters, block, root: elements (all; of a
+    block; outside the blocks).
 
-    saved_block, saved_rest: bytes autograd keeps for the backward pass, of each block and of everything else, logits left out.
-    block_input: bytes of a block's input: all that checkpointing keeps of it. forward_flops: of a forward pass.
-    positions, classes: rows and columns of the logits. width: of a hidden state. chunked: the logits are never whole.
+    saved_block, saved_rest: bytes autograd keeps for the backward pass, of each block and of
+    everything else, logits left out.
+    block_input: bytes of a block's input: all that checkpointing keeps of it. forward_flops: of a
+    forward pass.
+    positions, classes: rows and columns of the logits. width: of a hidden state. chunked: the
+    logits are never whole.
     tokens: rows of text or images, times their length in tokens.
     """
 
@@ -77,9 +101,11 @@ class _Trace:
 
 
 def size(recipe: Recipe, autocast: bool = False) -> Size:
-    """The Size of a recipe's model and micro-batch. autocast: fp32 weights cast inside the operators, as `replicated` does.
+    """The Size of a recipe's model and micro-batch. autocast: fp32 weights cast inside the
+    operators, as `replicated` does.
 
-    A model.path among PATHS needs no network; any other is looked up as training would. Blocks are alike, so a model of one
+    A model.path among PATHS needs no network; any other is looked up as training would. Blocks are
+    alike, so a model of one
     block and one of two say all: the rest is multiplication.
     """
     section = _section(recipe.model)
@@ -91,7 +117,9 @@ def _section(section: ModelSection) -> ModelSection:
     name = PATHS.get(section.path or "")
     if name is None:
         return section
-    return ModelSection.model_validate({**section.model_dump(), "path": None, "revision": None, "init": CONFIGS[name]})
+    return ModelSection.model_validate(
+        {**section.model_dump(), "path": None, "revision": None, "init": CONFIGS[name]}
+    )
 
 
 @cache
@@ -99,7 +127,9 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
     section = ModelSection.model_validate_json(section_json)
     config = _config(section, task, seq_len)
     layers = int(config.num_hidden_layers)
-    one, two = (_trace(_cut(config, depth), section, task, rows, seq_len, autocast) for depth in (1, 2))
+    one, two = (
+        _trace(_cut(config, depth), section, task, rows, seq_len, autocast) for depth in (1, 2)
+    )
     block, saved = two.parameters - one.parameters, two.saved - one.saved
     length = _length(config, task, seq_len)
     text = task == "language_modeling"
@@ -110,7 +140,10 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
         root=one.parameters - block,
         saved_block=saved,
         saved_rest=one.saved - saved,
-        block_input=rows * length * int(config.hidden_size) * (2 if section.dtype == "bfloat16" else 4),
+        block_input=rows
+        * length
+        * int(config.hidden_size)
+        * (2 if section.dtype == "bfloat16" else 4),
         forward_flops=one.flops + (layers - 1) * (two.flops - one.flops),
         positions=one.outputs[0] * one.outputs[1] if text else one.outputs[0],
         classes=one.outputs[-1],
@@ -125,10 +158,19 @@ def _config(section: ModelSection, task: str, seq_len: int) -> Any:
     from tram_ds.models.pretrained import load_config
 
     defaults: dict[str, Any] = {}
-    if section.path is None and task != "image_classification" and "vocab_size" not in (section.init or {}):
-        published = section.init in CONFIGS.values()  # else a tokenizer of VOCAB_SIZE is trained on the data
+    if (
+        section.path is None
+        and task != "image_classification"
+        and "vocab_size" not in (section.init or {})
+    ):
+        # else a tokenizer of VOCAB_SIZE is trained on the data
+        published = section.init in CONFIGS.values()
         defaults = {} if published else {"vocab_size": VOCAB_SIZE}
-    if section.path is None and section.init not in CONFIGS.values() and task == "language_modeling":
+    if (
+        section.path is None
+        and section.init not in CONFIGS.values()
+        and task == "language_modeling"
+    ):
         defaults["max_position_embeddings"] = seq_len
     config = load_config(section, **defaults)
     for name in ATTENTION_DROPOUT:
@@ -150,7 +192,9 @@ def _length(config: Any, task: str, seq_len: int) -> int:
     """Tokens of one row: an image is its patches and the class token."""
     if task != "image_classification":
         return seq_len
-    side, patch = (v if isinstance(v, int) else v[0] for v in (config.image_size, config.patch_size))
+    side, patch = (
+        v if isinstance(v, int) else v[0] for v in (config.image_size, config.patch_size)
+    )
     return (side // patch) ** 2 + 1
 
 
@@ -161,7 +205,9 @@ def _batch(config: Any, task: str, rows: int, seq_len: int) -> dict[str, Tensor]
     return {"input_ids": torch.randint(2, min(config.vocab_size, 100), (rows, seq_len))}
 
 
-def _trace(config: Any, section: ModelSection, task: str, rows: int, seq_len: int, autocast: bool) -> _Trace:
+def _trace(
+    config: Any, section: ModelSection, task: str, rows: int, seq_len: int, autocast: bool
+) -> _Trace:
     import transformers
     from transformers.initialization import no_init_weights
 
@@ -170,7 +216,9 @@ def _trace(config: Any, section: ModelSection, task: str, rows: int, seq_len: in
     attention = "eager" if section.attention == "eager" else "sdpa"
     with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
         auto = getattr(transformers, HEADS[task])
-        model: nn.Module = auto.from_config(config, dtype=dtype, attn_implementation=attention).train()
+        model: nn.Module = auto.from_config(
+            config, dtype=dtype, attn_implementation=attention
+        ).train()
         model.tie_weights()  # type: ignore[operator]  # part of the initialisation left out above
         batch = _batch(config, task, rows, seq_len)
         batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}

@@ -1,4 +1,5 @@
-"""How large a run's states are, in bytes, from its recipe alone: a plain count that tram_ds.planning may replace."""
+"""How large a run's states are, in bytes, from its recipe alone: a plain count that
+tram_ds.planning may replace."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ FP32 = 4
 
 
 def parameters(recipe: Recipe, task: Any) -> int:
-    """Elements of the model's parameters, tied ones once. Reads its configuration, not its weights."""
+    """Elements of the model's parameters, tied ones once. Reads its configuration, not its
+    weights."""
     if recipe.model.path is None:
         with torch.device("meta"):
             model = task.model()
@@ -32,7 +34,8 @@ def parameters(recipe: Recipe, task: Any) -> int:
 
 
 def references(recipe: Recipe) -> int:
-    """Weights beside theta that the algorithm keeps from step to step: theta_{t-1}, theta_0, EMA."""
+    """Weights beside theta that the algorithm keeps from step to step: theta_{t-1}, theta_0,
+    EMA."""
     row = algorithm(recipe.algorithm.name, noise_site="embedding", **recipe.algorithm.options())
     return sum(len(region.reference.names()) for region in row.regions)
 
@@ -48,7 +51,8 @@ def checkpoint_bytes(recipe: Recipe, count: int) -> int:
 
 
 def rank_bytes(recipe: Recipe, count: int, job: Job) -> int:
-    """Weights, gradients, moments, references and the copy of theta during the ascent, on one rank of `job`.
+    """Weights, gradients, moments, references and the copy of theta during the ascent, on one rank
+    of `job`.
 
     `tram_ds.planning.rank_bytes(recipe, world)` is asked instead where it exists.
     """
@@ -59,7 +63,8 @@ def rank_bytes(recipe: Recipe, count: int, job: Job) -> int:
     config = engine_config(recipe.engine.model_copy(update={"name": name}))
     zero = config.get("zero_optimization", {})
     stage = {"replicated": 0, "fsdp2": 3}.get(name, int(zero.get("stage", 0)))
-    split = [world if stage >= least else 1 for least in (1, 2, 3)]  # optimizer states, gradients, working copy
+    # optimizer states, gradients, working copy
+    split = [world if stage >= least else 1 for least in (1, 2, 3)]
     working = 2 if recipe.model.dtype == "bfloat16" else FP32
     kept = FP32 * (1 + moments(recipe) + references(recipe) + 1)
     if zero.get("offload_optimizer") or config.get("offload"):

@@ -1,4 +1,5 @@
-"""`python -m tram_ds.recipe.docs` writes recipes/README.md and recipes/recipe.schema.json from the recipe models."""
+"""`python -m tram_ds.recipe.docs` writes recipes/README.md and recipes/recipe.schema.json from the
+recipe models."""
 
 from __future__ import annotations
 
@@ -15,23 +16,27 @@ from tram_ds.recipe.sections import NamedSection
 
 INTRO = """# Recipes
 
-One YAML file is one run: what differs from the defaults below, and line 1 is its launch command. The same script runs
-under `deepspeed`, `torchrun`, `srun` and plain `python`:
+One YAML file is one run: what differs from the defaults below, and line 1 is its launch command.
+The same script runs under `deepspeed`, `torchrun`, `srun` and plain `python`:
 
-    deepspeed launch/train.py --recipe NAME-OR-PATH [section.key=value ...] [--smoke] [--dry-run] [--resume]
+    deepspeed launch/train.py --recipe NAME-OR-PATH [section.key=value ...]
+        [--smoke] [--dry-run] [--resume]
 
-A bare name stands for a file of this folder. Values of overrides are YAML: `algorithm=asam`, `train.clip_norm=null`,
-`task.eval=[Art, Philosophy]`. A section that has a `name` may be written as that name alone (`algorithm: sam`); setting
-it so on the command line replaces the whole section. `--dry-run` prints the resolved recipe. `--smoke` trains a
-two-layer random model of the same architecture for 3 steps on data that is on every machine. Only `true` and `false`
-are truth values, and `1e-5` is a number.
+A bare name stands for a file of this folder. Values of overrides are YAML: `algorithm=asam`,
+`train.clip_norm=null`, `task.eval=[Art, Philosophy]`. A section that has a `name` may be written as
+that name alone (`algorithm: sam`); setting it so on the command line replaces the whole section.
+`--dry-run` prints the resolved recipe. `--smoke` trains a two-layer random model of the same
+architecture for 3 steps on data that is on every machine. Only `true` and `false` are truth values,
+and `1e-5` is a number.
 
 Editors that know the YAML language server complete and check the files by `recipe.schema.json`.
-This page is generated: `python -m tram_ds.recipe.docs` writes it and the schema from the docstrings of the code.
+This page is generated: `python -m tram_ds.recipe.docs` writes it and the schema from the docstrings
+of the code.
 """
 
-SWEEPS = """A sweep file names one or more recipes (`base`) and a `grid`: recipe key, dotted, and the list of its values. Every
-combination is a run in its own folder; finished ones are skipped, so the same command goes on where it was stopped.
+SWEEPS = """A sweep file names one or more recipes (`base`) and a `grid`: recipe key, dotted, and
+the list of its values. Every combination is a run in its own folder; finished ones are skipped, so
+the same command goes on where it was stopped.
 """
 
 
@@ -57,20 +62,27 @@ def schema() -> dict[str, Any]:
 
 
 def reference_markdown() -> str:
-    """recipes/README.md: the shipped recipes, and every key once with its type, default and meaning."""
+    """recipes/README.md: the shipped recipes, and every key once with its type, default and
+    meaning."""
     parts = [INTRO, "## Files\n", "| recipe | launch |", "|---|---|"]
     for path in sorted(RECIPES.glob("*.yaml")):
         launch = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         parts.append(f"| [{path.name}]({path.name}) | `{launch}` |")
     parts += ["\n## Sweeps\n", SWEEPS, "| sweep | what | launch |", "|---|---|---|"]
     for path in sorted((RECIPES / "sweeps").glob("*.yaml")):
-        launch, what, *_ = (line.removeprefix("# ") for line in path.read_text(encoding="utf-8").splitlines())
+        launch, what, *_ = (
+            line.removeprefix("# ") for line in path.read_text(encoding="utf-8").splitlines()
+        )
         parts.append(f"| [{path.name}](sweeps/{path.name}) | {what} | `{launch}` |")
     definitions = schema()["$defs"]
     for key, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             section = field.annotation
-            parts += [f"\n## {key}\n", f"{_line(section.__doc__)}\n", *_table(section, definitions[section.__name__])]
+            parts += [
+                f"\n## {key}\n",
+                f"{_line(section.__doc__)}\n",
+                *_table(section, definitions[section.__name__]),
+            ]
     own = {key: field for key, field in Recipe.model_fields.items() if field.annotation is str}
     parts += ["\n## Top level\n", "| key | type | default | meaning |", "|---|---|---|---|"]
     parts += [_row(key, "text", field, "the file's stem") for key, field in own.items()]
@@ -93,7 +105,10 @@ def files() -> dict[str, str]:
 
 
 def _table(section: type[BaseModel], definition: dict[str, Any]) -> list[str]:
-    rows = [_row(key, _kind(definition["properties"][key]), field) for key, field in section.model_fields.items()]
+    rows = [
+        _row(key, _kind(definition["properties"][key]), field)
+        for key, field in section.model_fields.items()
+    ]
     return ["| key | type | default | meaning |", "|---|---|---|---|", *rows]
 
 
@@ -113,14 +128,26 @@ def _kind(schema: dict[str, Any]) -> str:
         return " or ".join(_kind(option) for option in schema["anyOf"])
     if schema["type"] == "array":
         return f"list of {_kind(schema['items'])}" if "items" in schema else "[number, number]"
-    kinds = {"string": "text", "integer": "whole number", "object": "keys and values", "boolean": "true, false"}
-    signs = {"exclusiveMinimum": "&gt;", "minimum": "&ge;", "exclusiveMaximum": "&lt;", "maximum": "&le;"}
+    kinds = {
+        "string": "text",
+        "integer": "whole number",
+        "object": "keys and values",
+        "boolean": "true, false",
+    }
+    signs = {
+        "exclusiveMinimum": "&gt;",
+        "minimum": "&ge;",
+        "exclusiveMaximum": "&lt;",
+        "maximum": "&le;",
+    }
     limits = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
     return f"{kinds.get(schema['type'], schema['type'])} {', '.join(limits)}".strip()
 
 
 def _unwrap_descriptions(node: Any) -> None:
-    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+    for inner in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    ):
         _unwrap_descriptions(inner)
     if isinstance(node, dict) and isinstance(node.get("description"), str):
         node["description"] = _line(node["description"])

@@ -1,4 +1,5 @@
-"""Engine config files: found by name in configs/, and refused where they say what the recipe says."""
+"""Engine config files: found by name in configs/, and refused where they say what the recipe
+says."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ HARMFUL = {  # key of zero_optimization -> why it may not be on
 
 
 def config_path(engine: EngineSection) -> Path | None:
-    """The config file of an engine section; None for engines that have none (`auto` asks again once it has chosen)."""
+    """The config file of an engine section; None for engines that have none (`auto` asks again once
+    it has chosen)."""
     if engine.name not in DEFAULTS:
         return None
     given = engine.config or DEFAULTS[engine.name]
@@ -55,7 +57,8 @@ def config_path(engine: EngineSection) -> Path | None:
 
 
 def engine_config(engine: EngineSection) -> dict[str, Any]:
-    """The content of the engine's config file; {} for engines that have none. RecipeError for what it may not say."""
+    """The content of the engine's config file; {} for engines that have none. RecipeError for what
+    it may not say."""
     path = config_path(engine)
     if path is None:
         return {}
@@ -69,27 +72,47 @@ def engine_config(engine: EngineSection) -> dict[str, Any]:
 def _check_deepspeed(path: Path, config: dict[str, Any]) -> None:
     for key, owner in OWNED.items():
         if key in config:
-            raise RecipeError(f"{path}: {key} = {short(config[key])} belongs to the recipe: set {owner} instead")
+            raise RecipeError(
+                f"{path}: {key} = {short(config[key])} belongs to the recipe: set {owner} instead"
+            )
     for dotted, value in _leaves(config):
         if value == "auto":
-            raise RecipeError(f'{path}: {dotted} = "auto" is not a value: nothing here fills it in; remove the key')
+            raise RecipeError(
+                f'{path}: {dotted} = "auto" is not a value: nothing here fills it in; remove the '
+                "key"
+            )
     for key, reason in HARMFUL.items():
         if config.get("zero_optimization", {}).get(key):
-            raise RecipeError(f"{path}: zero_optimization.{key} = true is refused: {reason}; set it to false")
+            raise RecipeError(
+                f"{path}: zero_optimization.{key} = true is refused: {reason}; set it to false"
+            )
 
 
 def _check_fsdp2(path: Path, config: dict[str, Any]) -> None:
     for key, value in config.items():
         if key not in FSDP2_KEYS:
-            raise RecipeError(f"{path}: unknown key '{key}'{hint(key, FSDP2_KEYS)} (one of {', '.join(FSDP2_KEYS)})")
-        fits = isinstance(value, FSDP2_KEYS[key]) and (FSDP2_KEYS[key] is bool or not isinstance(value, bool))
+            raise RecipeError(
+                f"{path}: unknown key '{key}'{hint(key, FSDP2_KEYS)} (one of "
+                f"{', '.join(FSDP2_KEYS)})"
+            )
+        fits = isinstance(value, FSDP2_KEYS[key]) and (
+            FSDP2_KEYS[key] is bool or not isinstance(value, bool)
+        )
         if not fits or (key == "shard_size" and value is not None and value < 1):
-            kind = "true or false" if FSDP2_KEYS[key] is bool else "null or a number of ranks from 1"
+            kind = (
+                "true or false" if FSDP2_KEYS[key] is bool else "null or a number of ranks from 1"
+            )
             raise RecipeError(f"{path}: {key} = {short(value)}: expected {kind}")
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         yield from _leaves(inner, f"{prefix}{key}.")
     if not isinstance(value, dict | list):

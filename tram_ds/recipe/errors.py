@@ -1,4 +1,5 @@
-"""Turns pydantic's report into lines a user can act on: where, which key and value, what is allowed, did you mean."""
+"""Turns pydantic's report into lines a user can act on: where, which key and value, what is
+allowed, did you mean."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def explain(error: ValidationError, model: type[BaseModel], source: Source) -> R
     lines: list[str] = []
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"]]
-        for key, text in problem.get("ctx", {}).get("problems") or [("", _text(problem, path, sections))]:
+        for key, text in problem.get("ctx", {}).get("problems") or [
+            ("", _text(problem, path, sections))
+        ]:
             full = ".".join([*path, key] if key else path)
             missing = problem["type"] == "missing" or (key and _value(source, full) is None)
             shown = "" if missing or full == "tracking.uri" else _shown(_value(source, full))

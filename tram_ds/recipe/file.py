@@ -1,4 +1,5 @@
-"""Reading and writing recipe files: strict YAML, dotted overrides, where each key came from. Knows no key by name."""
+"""Reading and writing recipe files: strict YAML, dotted overrides, where each key came from. Knows
+no key by name."""
 
 from __future__ import annotations
 
@@ -14,17 +15,21 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-ROOT = Path(__file__).resolve().parents[2]  # the checkout: recipes/ and configs/ stand beside the package
+# the checkout: recipes/ and configs/ stand beside the package
+ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
 CONFIGS = ROOT / "configs"
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_TAG + name for name in ("map", "seq", "str", "int", "float", "bool", "null")}
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
 
 
 class RecipeError(ValueError):
-    """A recipe, override or engine config that cannot be used; one line per problem. Scripts print it and exit 2."""
+    """A recipe, override or engine config that cannot be used; one line per problem. Scripts print
+    it and exit 2."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,7 +40,8 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every text that `_Loader` would read as something else."""
 
 
-_RESOLVERS: list[tuple[str, re.Pattern[str], str]] = [  # tag, pattern, first characters; the first match wins
+# tag, pattern, first characters; the first match wins
+_RESOLVERS: list[tuple[str, re.Pattern[str], str]] = [
     ("null", re.compile(r"~|null|Null|NULL|"), "~nN\0"),
     ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
     ("int", re.compile(r"[-+]?[0-9]+"), "-+0123456789"),
@@ -44,8 +50,12 @@ _RESOLVERS: list[tuple[str, re.Pattern[str], str]] = [  # tag, pattern, first ch
 _Loader.yaml_implicit_resolvers = {}
 for _name, _pattern, _first in _RESOLVERS:
     _exact = re.compile(f"(?:{_pattern.pattern})$")
-    _Loader.add_implicit_resolver(_TAG + _name, _exact, [character.replace("\0", "") for character in _first])
-    _Dumper.add_implicit_resolver(_TAG + _name, _exact, [character.replace("\0", "") for character in _first])
+    _Loader.add_implicit_resolver(
+        _TAG + _name, _exact, [character.replace("\0", "") for character in _first]
+    )
+    _Dumper.add_implicit_resolver(
+        _TAG + _name, _exact, [character.replace("\0", "") for character in _first]
+    )
 
 
 def _construct_int(loader: _Loader, node: Node) -> int:
@@ -57,7 +67,8 @@ _Loader.add_constructor(_TAG + "int", _construct_int)
 
 @dataclass
 class Source:
-    """A file's content, and for error messages the line of every key and which keys the command line set."""
+    """A file's content, and for error messages the line of every key and which keys the command
+    line set."""
 
     file: str
     data: dict[str, Any]
@@ -65,16 +76,22 @@ class Source:
     overridden: set[str] = field(default_factory=set)  # dotted paths
 
     def where(self, path: str) -> str:
-        """`command line`, `file:line` or `file`: the place that set the key with this dotted path."""
+        """`command line`, `file:line` or `file`: the place that set the key with this dotted
+        path."""
         if any(path == key or path.startswith(key + ".") for key in self.overridden):
             return "command line"
         if path in self.lines:
             return f"{self.file}:{self.lines[path]}"
-        return "command line" if any(key.startswith(path + ".") for key in self.overridden) else self.file
+        return (
+            "command line"
+            if any(key.startswith(path + ".") for key in self.overridden)
+            else self.file
+        )
 
 
 def find(given: str) -> Path:
-    """The file of a recipe: a bare name stands for recipes/NAME.yaml, the rest are paths (.yaml may be left out)."""
+    """The file of a recipe: a bare name stands for recipes/NAME.yaml, the rest are paths (.yaml may
+    be left out)."""
     folders = [Path()] if os.sep in given else [RECIPES, Path()]
     for folder in folders:
         for path in (folder / given, folder / f"{given}.yaml"):
@@ -82,7 +99,9 @@ def find(given: str) -> Path:
                 return path
     shipped = sorted(path.name for path in RECIPES.glob("*.yaml"))
     near = hint(given, [*shipped, *(Path(name).stem for name in shipped)])
-    raise RecipeError(f"{short(given)}: no such recipe file" + (near or f"; recipes/ has {', '.join(shipped)}"))
+    raise RecipeError(
+        f"{short(given)}: no such recipe file" + (near or f"; recipes/ has {', '.join(shipped)}")
+    )
 
 
 def read(path: Path, file: str | None = None) -> Source:
@@ -96,12 +115,15 @@ def read(path: Path, file: str | None = None) -> Source:
     lines: dict[str, int] = {}
     data = _parse(text, file, lines)
     if not isinstance(data, dict):
-        raise RecipeError(f"{file}: expected sections such as task: and model:, found {short(data)}")
+        raise RecipeError(
+            f"{file}: expected sections such as task: and model:, found {short(data)}"
+        )
     return Source(file, data, lines)
 
 
 def override(source: Source, overrides: Sequence[str]) -> None:
-    """Sets `section.key=value` in source.data, in order; values are YAML. A section that was a name gets keys."""
+    """Sets `section.key=value` in source.data, in order; values are YAML. A section that was a name
+    gets keys."""
     for text in overrides:
         path, equals, value_text = text.partition("=")
         keys = path.strip().split(".")
@@ -115,7 +137,10 @@ def override(source: Source, overrides: Sequence[str]) -> None:
                 inner = {"name": inner}
             if inner is not None and not isinstance(inner, dict):
                 parent = ".".join(keys[: depth + 1])
-                raise RecipeError(f"command line: {path}: {parent} = {short(inner)} is not a section, it has no keys")
+                raise RecipeError(
+                    f"command line: {path}: {parent} = {short(inner)} is not a section, it has no "
+                    "keys"
+                )
             target[key] = dict(inner or {})
             target = target[key]
         target[keys[-1]] = value
@@ -154,26 +179,38 @@ def _parse(text: str, file: str, lines: dict[str, int]) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{file}{line}: not valid YAML: {' '.join(str(error.problem).split())}") from None
+        raise RecipeError(
+            f"{file}{line}: not valid YAML: {' '.join(str(error.problem).split())}"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, RecipeError):
             raise
-        raise RecipeError(f"{file}: not valid YAML: {short(' '.join(str(error).split()), 120)}") from None
+        raise RecipeError(
+            f"{file}: not valid YAML: {short(' '.join(str(error).split()), 120)}"
+        ) from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
 def _problems(root: Node) -> Iterator[tuple[str, yaml.Mark]]:
-    """What YAML allows and a recipe does not: tags, duplicate keys, keys that are not text, repeated nodes."""
+    """What YAML allows and a recipe does not: tags, duplicate keys, keys that are not text,
+    repeated nodes."""
     seen, todo = set(), [root]
     while todo:
         node = todo.pop()
         if id(node) in seen:
-            yield "anchors and aliases are not used in recipes: write the value again", node.start_mark
+            yield (
+                "anchors and aliases are not used in recipes: write the value again",
+                node.start_mark,
+            )
         seen.add(id(node))
         if node.tag not in _PLAIN_TAGS:
-            yield f"tag {node.tag.replace(_TAG, '!!')} is not allowed: recipes hold plain values only", node.start_mark
+            yield (
+                f"tag {node.tag.replace(_TAG, '!!')} is not allowed: recipes hold plain values "
+                "only",
+                node.start_mark,
+            )
         if isinstance(node, SequenceNode):
             todo += reversed(node.value)
         if isinstance(node, MappingNode):
@@ -182,7 +219,10 @@ def _problems(root: Node) -> Iterator[tuple[str, yaml.Mark]]:
                 if not isinstance(key, ScalarNode) or key.tag != _TAG + "str":
                     yield f"key {short(key.value)} is not text", key.start_mark
                 elif key.value in keys:
-                    yield f"duplicate key '{key.value}', first on line {keys[key.value]}", key.start_mark
+                    yield (
+                        f"duplicate key '{key.value}', first on line {keys[key.value]}",
+                        key.start_mark,
+                    )
                 keys[key.value] = key.start_mark.line + 1
                 todo.append(value)
 
@@ -208,7 +248,9 @@ def read_json(path: Path) -> Any:
         raise RecipeError(f"{path}: {constant} is not JSON")
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse
+        )
     except json.JSONDecodeError as error:
         raise RecipeError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -65,16 +65,24 @@ class Recipe(Section):
 
     def resolved_run_dir(self) -> Path:
         """The run's folder, relative to the working folder unless run_dir is absolute."""
-        return Path(self.run_dir.format(recipe=self.name, algorithm=self.algorithm.name, seed=self.train.seed))
+        return Path(
+            self.run_dir.format(
+                recipe=self.name, algorithm=self.algorithm.name, seed=self.train.seed
+            )
+        )
 
     @model_validator(mode="after")
     def _names_are_folders(self) -> Recipe:
         plain = all(c.isprintable() and c not in "/\\:" for c in self.name)
         if not self.name or not plain or self.name.startswith((".", "-")):
-            text = "becomes part of a folder's name: no '/', '\\' or ':' in it, no '.' or '-' in front"
+            text = (
+                "becomes part of a folder's name: no '/', '\\' or ':' in it, no '.' or '-' in front"
+            )
             raise refusal(("name", text))
         try:
-            fields = [part for part in string.Formatter().parse(self.run_dir) if part[1] is not None]
+            fields = [
+                part for part in string.Formatter().parse(self.run_dir) if part[1] is not None
+            ]
         except ValueError as error:
             raise refusal(("run_dir", f"{error}; write {{{{ and }}}} for braces")) from None
         if not self.run_dir or "\0" in self.run_dir:
@@ -90,42 +98,63 @@ class Recipe(Section):
         steps = self.train.steps
         problems = []
         if self.task.name == "language_modeling" and self.algorithm.distance == "mmd":
-            text = "mmd compares samples of examples, and task.name = language_modeling predicts tokens: use l2"
+            text = (
+                "mmd compares samples of examples, and task.name = language_modeling predicts "
+                "tokens: use l2"
+            )
             problems.append(("algorithm.distance", text))
         if steps is not None and self.schedule.warmup_steps > steps:
             text = f"longer than the run (train.steps = {steps}): optimizer.lr is never reached"
             problems.append(("schedule.warmup_steps", text))
-        if steps is not None and self.algorithm.penalty_start and self.algorithm.penalty_start >= steps:
-            text = f"not before the end of the run (train.steps = {steps}): the penalty never starts"
+        if (
+            steps is not None
+            and self.algorithm.penalty_start
+            and self.algorithm.penalty_start >= steps
+        ):
+            text = (
+                f"not before the end of the run (train.steps = {steps}): the penalty never starts"
+            )
             problems.append(("algorithm.penalty_start", text))
         if self.schedule.end_lr > self.optimizer.lr:
-            problems.append(("schedule.end_lr", f"above optimizer.lr = {self.optimizer.lr}: the rate would rise"))
+            problems.append(
+                (
+                    "schedule.end_lr",
+                    f"above optimizer.lr = {self.optimizer.lr}: the rate would rise",
+                )
+            )
         if problems:
             raise refusal(*problems)
         return self
 
 
 def load(name_or_path: str, overrides: Sequence[str] = (), smoke: bool = False) -> Recipe:
-    """Reads a recipe (a bare name stands for recipes/NAME.yaml), applies `section.key=value` overrides, checks it all.
+    """Reads a recipe (a bare name stands for recipes/NAME.yaml), applies `section.key=value`
+    overrides, checks it all.
 
-    With `smoke` the run is made tiny (see `smoke`); overrides of sections other than `model` still hold, and those of
-    `task` if they include task.data. Raises RecipeError, one line per problem.
+    With `smoke` the run is made tiny (see `smoke`); overrides of sections other than `model` still
+    hold, and those of `task` if they include task.data. Raises RecipeError, one line per problem.
     """
     path = recipe_file.find(name_or_path)
     source = recipe_file.read(path, _label(path))
     recipe_file.override(source, overrides)
     source.data.setdefault("name", path.stem)
     if smoke and isinstance(source.data.get("train"), dict):
-        source.data["train"] |= {"steps": 10**9, "epochs": None}  # replaced below: no rule about the length may refuse
+        # replaced below: no rule about the length may refuse
+        source.data["train"] |= {"steps": 10**9, "epochs": None}
     recipe = _checked(source)
     if smoke:
         source.data = to_dict(_smoke(recipe))
         own_data = any(text.partition("=")[0] in ("task", "task.data") for text in overrides)
         dropped = {"model", "train.epochs", *([] if own_data else ["task"])}
         keys = [text.partition("=")[0].strip() for text in overrides]
-        kept = [o for o, k in zip(overrides, keys, strict=True) if not {k, k.partition(".")[0]} & dropped]
+        kept = [
+            o
+            for o, k in zip(overrides, keys, strict=True)
+            if not {k, k.partition(".")[0]} & dropped
+        ]
         recipe_file.override(source, kept)
-        source.data["train"]["steps"] = source.data["train"].get("steps") or 3  # epochs were asked for
+        # epochs were asked for
+        source.data["train"]["steps"] = source.data["train"].get("steps") or 3
         recipe = _checked(source)
     return recipe
 
@@ -147,7 +176,8 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def accumulation(recipe: Recipe, world_size: int) -> int:
-    """Micro-batches per rank and optimizer step. RecipeError, with the nearest batch sizes, if it is not whole."""
+    """Micro-batches per rank and optimizer step. RecipeError, with the nearest batch sizes, if it
+    is not whole."""
     train = recipe.train
     unit = train.micro_batch * world_size
     if train.global_batch % unit == 0:
@@ -155,15 +185,19 @@ def accumulation(recipe: Recipe, world_size: int) -> int:
     below = train.global_batch // unit * unit
     nearest = f"{below} or {below + unit}" if below else f"{unit}"
     raise RecipeError(
-        f"recipe {recipe.name}: train.global_batch = {train.global_batch}: not divisible by train.micro_batch x ranks "
-        f"= {train.micro_batch} x {world_size} = {unit}; nearest valid train.global_batch: {nearest}"
+        f"recipe {recipe.name}: train.global_batch = {train.global_batch}: not divisible by "
+        "train.micro_batch x ranks "
+        f"= {train.micro_batch} x {world_size} = {unit}; nearest valid train.global_batch: "
+        f"{nearest}"
     )
 
 
 def smoke(recipe: Recipe) -> Recipe:
-    """The same run made tiny: same engine, algorithm, optimizer and curve; two-layer random model, 3 steps.
+    """The same run made tiny: same engine, algorithm, optimizer and curve; two-layer random model,
+    3 steps.
 
-    The model is of the same architecture, the data is on every machine, and the global batch fits the number of ranks
+    The model is of the same architecture, the data is on every machine, and the global batch fits
+    the number of ranks
     the launcher announces (plain Python: 1, 2, 4 or 8).
     """
     data = to_dict(recipe)
@@ -178,7 +212,12 @@ def smoke(recipe: Recipe) -> Recipe:
         "eval": None,
     }
     if language:
-        task |= {"seq_len": 32, "tokenizer": None, "max_train_tokens": 20_000, "max_eval_tokens": 2_000}
+        task |= {
+            "seq_len": 32,
+            "tokenizer": None,
+            "max_train_tokens": 20_000,
+            "max_eval_tokens": 2_000,
+        }
     elif "seq_len" in data["task"]:
         task |= {"seq_len": 32, "tokenizer": None}
     data["task"] |= task
@@ -208,13 +247,17 @@ def _checked(source: Source) -> Recipe:
     except RecipeError as error:
         raise RecipeError(f"{source.where('engine.config')}: {error}") from None
     if recipe.model.compile and config.get("zero_optimization", {}).get("stage") == 3:
-        text = "ZeRO-3 gathers every layer by itself, which cuts a compiled block to pieces: use engine=fsdp2, or remove it"
+        text = (
+            "ZeRO-3 gathers every layer by itself, which cuts a compiled block to pieces: use "
+            "engine=fsdp2, or remove it"
+        )
         raise RecipeError(f"{source.where('model.compile')}: model.compile = true: {text}")
     return recipe
 
 
 def _label(path: Path) -> str:
-    """How messages call a file: relative to the working folder or to the checkout where it is inside one."""
+    """How messages call a file: relative to the working folder or to the checkout where it is
+    inside one."""
     for folder in (Path.cwd(), recipe_file.ROOT):
         if path.resolve().is_relative_to(folder):
             return str(path.resolve().relative_to(folder))

@@ -1,4 +1,5 @@
-"""The sections of a recipe except `algorithm`: what each key means, its unit, its default and the values it takes."""
+"""The sections of a recipe except `algorithm`: what each key means, its unit, its default and the
+values it takes."""
 
 from __future__ import annotations
 
@@ -14,16 +15,24 @@ from tram_ds.recipe.file import hint
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-Pair = Annotated[tuple[Momentum, Momentum], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+Pair = Annotated[
+    tuple[Momentum, Momentum],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+]
 
 
-REMOTE_CODE = "code from a model repository is never run, and this cannot be turned on; remove the key"
+REMOTE_CODE = (
+    "code from a model repository is never run, and this cannot be turned on; remove the key"
+)
 
 
 class Section(BaseModel):
-    """Strict and frozen: unknown keys, text where a number belongs, NaN and infinity are refused."""
+    """Strict and frozen: unknown keys, text where a number belongs, NaN and infinity are
+    refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def given(self) -> list[str]:
         """Keys somebody set to something."""
@@ -43,7 +52,8 @@ class Section(BaseModel):
 
 
 class NamedSection(Section):
-    """A section that may be written as its name alone: `algorithm: sam` means `algorithm: {name: sam}`."""
+    """A section that may be written as its name alone: `algorithm: sam` means `algorithm: {name:
+    sam}`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,7 +62,8 @@ class NamedSection(Section):
 
 
 def refusal(*problems: tuple[str, str]) -> PydanticCustomError:
-    """An error for values that do not go together: (key or "" for this one, what is wrong and the way out) for each."""
+    """An error for values that do not go together: (key or "" for this one, what is wrong and the
+    way out) for each."""
     text = "; ".join(text for _, text in problems)
     return PydanticCustomError("refused", "{text}", {"problems": problems, "text": text})
 
@@ -69,7 +80,11 @@ def task_names() -> list[str]:
     """The modules under tram_ds/tasks: adding a task is adding a file there."""
     import tram_ds.tasks.choose as folder
 
-    return sorted(found.name for found in pkgutil.iter_modules(folder.__path__) if found.name not in ("choose", "protocol"))
+    return sorted(
+        found.name
+        for found in pkgutil.iter_modules(folder.__path__)
+        if found.name not in ("choose", "protocol")
+    )
 
 
 class TaskSection(NamedSection):
@@ -78,25 +93,28 @@ class TaskSection(NamedSection):
     name: str
     """language_modeling, entailment or image_classification: a module of tram_ds/tasks."""
     data: str
-    """A hub id, a local folder, `installed_docs` (text of the installed packages) or `generated` (a tiny made-up
-    set)."""
+    """A hub id, a local folder, `installed_docs` (text of the installed packages) or `generated` (a
+    tiny made-up set)."""
     revision: str | None = None
-    """Branch, tag or commit of task.data on the hub; null = its main branch. Two repositories: `train,test`."""
+    """Branch, tag or commit of task.data on the hub; null = its main branch. Two repositories:
+    `train,test`."""
     train: str | None = None
-    """Domain or language to train on; `all` = every domain not in task.exclude; null = the source's first (images:
-    its only one)."""
+    """Domain or language to train on; `all` = every domain not in task.exclude; null = the source's
+    first (images: its only one)."""
     exclude: list[str] = []
     """Domains left out of `train: all` and of `eval: null`."""
     eval: list[str] | None = None
-    """Domains or languages for zero-shot evaluation; null = all except the training one. The training one is always
-    scored."""
+    """Domains or languages for zero-shot evaluation; null = all except the training one. The
+    training one is always scored."""
     seq_len: Positive = 1024
-    """Tokens per sequence: exactly (language_modeling, packed blocks) or at most (entailment, cut there)."""
+    """Tokens per sequence: exactly (language_modeling, packed blocks) or at most (entailment, cut
+    there)."""
     tokenizer: str | None = None
-    """Hub id or folder of the tokenizer; null = model.path, or, for model.init, one trained on the training text."""
+    """Hub id or folder of the tokenizer; null = model.path, or, for model.init, one trained on the
+    training text."""
     m2d2_ref: bool = False
-    """Perplexity as M2D2's reference script computes it (slightly biased) instead of the exact mean over predicted
-    tokens."""
+    """Perplexity as M2D2's reference script computes it (slightly biased) instead of the exact mean
+    over predicted tokens."""
     max_train_tokens: Positive | None = None
     """Most training tokens used, in tokens; null = all."""
     max_eval_tokens: Positive | None = None
@@ -108,7 +126,10 @@ class TaskSection(NamedSection):
         text_only = {"seq_len", "tokenizer"} if self.name == "image_classification" else set()
         if self.name in ("entailment", "image_classification"):
             text_only |= {"m2d2_ref", "max_train_tokens", "max_eval_tokens"}
-        return {key: f"task.name = {self.name} does not read task.{key}; remove one of the two" for key in text_only}
+        return {
+            key: f"task.name = {self.name} does not read task.{key}; remove one of the two"
+            for key in text_only
+        }
 
     @field_validator("name")
     @classmethod
@@ -118,7 +139,9 @@ class TaskSection(NamedSection):
     @model_validator(mode="after")
     def _exclude_fits(self) -> TaskSection:
         if self.train in self.exclude:
-            text = f"task.train = {self.train} is also in task.exclude; remove it from one of the two"
+            text = (
+                f"task.train = {self.train} is also in task.exclude; remove it from one of the two"
+            )
             raise refusal(("exclude", text))
         return self
 
@@ -129,37 +152,56 @@ class ModelSection(Section):
     path: str | None = None
     """Hub id or folder of a pre-trained Hugging Face model."""
     init: dict[str, Any] | None = None
-    """A fresh model: `architecture` (a Hugging Face model type such as gpt2) and keys of its configuration, e.g.
-    n_layer."""
+    """A fresh model: `architecture` (a Hugging Face model type such as gpt2) and keys of its
+    configuration, e.g. n_layer."""
     revision: str | None = None
     """Branch, tag or commit of model.path on the hub; null = its main branch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the working copy that forward and backward use; the master weights are always float32."""
+    """Type of the working copy that forward and backward use; the master weights are always
+    float32."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
     compile: bool = False
-    """Compile every transformer block with torch.compile: a start-up of minutes for faster steps; not with ZeRO-3."""
+    """Compile every transformer block with torch.compile: a start-up of minutes for faster steps;
+    not with ZeRO-3."""
     logits: Literal["chunks", "whole"] = "chunks"
-    """Of a language model: `chunks` = loss and distances a few rows at a time, so that a large vocabulary costs no
-    memory; `whole` = all at once, for models that change their logits after the output head."""
+    """Of a language model: `chunks` = loss and distances a few rows at a time, so that a large
+    vocabulary costs no memory; `whole` = all at once, for models that change their logits after the
+    output head."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation; flash_attention_2 needs the flash-attn package, a GPU and dtype bfloat16."""
+    """Attention implementation; flash_attention_2 needs the flash-attn package, a GPU and dtype
+    bfloat16."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability for every dropout of the model; null = what the model's own configuration says."""
+    """Probability for every dropout of the model; null = what the model's own configuration
+    says."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
         if (self.path is None) == (self.init is None):
             both = "both are" if self.path else "neither is"
-            raise refusal(("path", f"{both} given: exactly one of model.path and model.init is needed"))
+            raise refusal(
+                ("path", f"{both} given: exactly one of model.path and model.init is needed")
+            )
         if self.init is not None and not isinstance(self.init.get("architecture"), str):
-            raise refusal(("init.architecture", "is missing: a Hugging Face model type such as gpt2, llama or vit"))
+            raise refusal(
+                (
+                    "init.architecture",
+                    "is missing: a Hugging Face model type such as gpt2, llama or vit",
+                )
+            )
         if remote := {"trust_remote_code", "auto_map"} & set(self.init or {}):
             raise refusal((f"init.{min(remote)}", REMOTE_CODE))
         if self.init is not None and self.revision is not None:
-            raise refusal(("revision", "belongs to model.path, and model.init is given; remove one of the two"))
+            raise refusal(
+                (
+                    "revision",
+                    "belongs to model.path, and model.init is given; remove one of the two",
+                )
+            )
         if self.attention == "flash_attention_2" and self.dtype == "float32":
-            raise refusal(("attention", "flash_attention_2 has no float32 kernels: set model.dtype=bfloat16"))
+            raise refusal(
+                ("attention", "flash_attention_2 has no float32 kernels: set model.dtype=bfloat16")
+            )
         return self
 
 
@@ -177,20 +219,25 @@ class OptimizerSection(NamedSection):
     momentum: Momentum = 0.0
     """SGD's momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay per step, as a factor of the learning rate (adamw) or added to the gradient (sgd, adam)."""
+    """Weight decay per step, as a factor of the learning rate (adamw) or added to the gradient
+    (sgd, adam)."""
     decay_filter: Literal["matrices", "all"] = "matrices"
     """Which parameters decay: those with two or more dimensions, or all."""
 
     def unread(self) -> dict[str, str]:
         keys = ("betas", "eps") if self.name == "sgd" else ("momentum",)
-        return {key: f"optimizer.name = {self.name} does not read optimizer.{key}; remove it" for key in keys}
+        return {
+            key: f"optimizer.name = {self.name} does not read optimizer.{key}; remove it"
+            for key in keys
+        }
 
 
 class ScheduleSection(NamedSection):
     """The learning rate over the steps: linear warm-up from 0, then the named curve."""
 
     name: Literal["constant", "linear", "polynomial", "cosine"] = "constant"
-    """Curve after the warm-up, from optimizer.lr down to end_lr at the last step (constant stays)."""
+    """Curve after the warm-up, from optimizer.lr down to end_lr at the last step (constant
+    stays)."""
     warmup_steps: NotNegative = 0
     """Optimizer steps of linear warm-up."""
     power: Annotated[float, Field(gt=0)] = 1.0
@@ -200,25 +247,35 @@ class ScheduleSection(NamedSection):
 
     def unread(self) -> dict[str, str]:
         keys = {"constant": ("power", "end_lr"), "polynomial": ()}.get(self.name, ("power",))
-        return {key: f"schedule.name = {self.name} does not read schedule.{key}; remove it" for key in keys}
+        return {
+            key: f"schedule.name = {self.name} does not read schedule.{key}; remove it"
+            for key in keys
+        }
 
 
 class EngineSection(NamedSection):
     """How parameters, gradients and optimizer state are spread over the ranks."""
 
     name: Literal["auto", "replicated", "fsdp2", "zero"] = "auto"
-    """auto picks by launcher and device; replicated = one process or DDP; fsdp2; zero = DeepSpeed ZeRO 0-3."""
+    """auto picks by launcher and device; replicated = one process or DDP; fsdp2; zero = DeepSpeed
+    ZeRO 0-3."""
     config: str | None = None
-    """A path, or a file of configs/deepspeed (zero) or configs/fsdp2 (fsdp2); null = zero2.json or shard.yaml."""
+    """A path, or a file of configs/deepspeed (zero) or configs/fsdp2 (fsdp2); null = zero2.json or
+    shard.yaml."""
 
     @model_validator(mode="after")
     def _config_fits(self) -> EngineSection:
         kind = {"zero": ".json", "fsdp2": ".yaml"}.get(self.name)
         if self.config is not None and kind is None:
-            text = f"engine.name = {self.name} has no config file: set engine.name to zero or fsdp2, or remove this"
+            text = (
+                f"engine.name = {self.name} has no config file: set engine.name to zero or "
+                "fsdp2, or remove this"
+            )
             raise refusal(("config", text))
         if self.config is not None and kind is not None and not self.config.endswith(kind):
-            raise refusal(("config", f"engine.name = {self.name} reads a {kind} file; change one of the two"))
+            raise refusal(
+                ("config", f"engine.name = {self.name} reads a {kind} file; change one of the two")
+            )
         return self
 
 
@@ -228,11 +285,13 @@ class TrainSection(Section):
     steps: Positive | None = None
     """Optimizer steps of the whole run; exactly one of steps and epochs is given."""
     epochs: Positive | None = None
-    """Passes over the training rows; the last, incomplete batch of a pass is filled from the next one."""
+    """Passes over the training rows; the last, incomplete batch of a pass is filled from the next
+    one."""
     global_batch: Positive
     """Sequences or examples per optimizer step over all ranks."""
     micro_batch: Positive
-    """Sequences or examples of one forward pass on one rank; accumulation = global_batch / (micro_batch x ranks)."""
+    """Sequences or examples of one forward pass on one rank; accumulation = global_batch /
+    (micro_batch x ranks)."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest global 2-norm of the gradient of the last pass; null = no clipping."""
     seed: NotNegative = 0
@@ -242,14 +301,16 @@ class TrainSection(Section):
     max_skipped: Positive = 3
     """Steps in a row that may be skipped for NaN or Inf before the run ends with exit 3."""
     self_check: bool = True
-    """Check on the first batch that epsilon moves the loss, is as long as the radius, and is undone bitwise."""
+    """Check on the first batch that epsilon moves the loss, is as long as the radius, and is undone
+    bitwise."""
     log_every: Positive = 1
     """Optimizer steps between lines of metrics.jsonl."""
     probe_every: Positive = 10
-    """Optimizer steps between measurements of what the perturbation did to the working copy (cosine, projection)."""
+    """Optimizer steps between measurements of what the perturbation did to the working copy
+    (cosine, projection)."""
     peak_tflops: Annotated[float, Field(gt=0)] | None = None
-    """Peak of one device at model.dtype, in TFLOP/s, for `mfu`; null = the data sheet's of A100, H100, H200, else no
-    mfu."""
+    """Peak of one device at model.dtype, in TFLOP/s, for `mfu`; null = the data sheet's of A100,
+    H100, H200, else no mfu."""
     timeout: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds without progress after which a rank gives up with exit 6, naming where it was."""
 
@@ -257,7 +318,10 @@ class TrainSection(Section):
     def _one_length(self) -> TrainSection:
         if (self.steps is None) == (self.epochs is None):
             both = "both are" if self.steps else "neither is"
-            text = f"{both} given: exactly one of train.steps and train.epochs is needed (null unsets one)"
+            text = (
+                f"{both} given: exactly one of train.steps and train.epochs is needed (null "
+                "unsets one)"
+            )
             raise refusal(("steps", text))
         return self
 
@@ -270,17 +334,20 @@ class EvalSection(Section):
     initial: bool = False
     """Score the weights before the first step too: results.json then has both."""
     batch: Positive | None = None
-    """Sequences or examples of one evaluation forward pass on one rank; null = train.micro_batch."""
+    """Sequences or examples of one evaluation forward pass on one rank; null =
+    train.micro_batch."""
     select: Literal["final", "best"] = "final"
-    """Which weights are evaluated and exported: the last, or those with the lowest validation loss on the training
-    domain."""
+    """Which weights are evaluated and exported: the last, or those with the lowest validation loss
+    on the training domain."""
     splits: list[Literal["validation", "test"]] = ["test"]
     """Splits scored at the end, for every domain, in results.json."""
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> EvalSection:
         if self.select == "best" and self.every_steps is None:
-            raise refusal(("select", "best needs validation runs: set eval.every_steps, or select final"))
+            raise refusal(
+                ("select", "best needs validation runs: set eval.every_steps, or select final")
+            )
         return self
 
 
@@ -303,11 +370,15 @@ class TrackingSection(Section):
     experiment: str | None = None
     """MLflow experiment; null = the recipe's name."""
     uri: str | None = None
-    """Tracking server or sqlite:/// database; null = mlflow.db in the folder the command is run in."""
+    """Tracking server or sqlite:/// database; null = mlflow.db in the folder the command is run
+    in."""
 
     @model_validator(mode="after")
     def _no_credentials(self) -> TrackingSection:
         if self.uri and "@" in self.uri.partition("://")[2].partition("/")[0]:
-            text = "holds credentials: put them in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            text = (
+                "holds credentials: put them in MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD"
+            )
             raise refusal(("uri", text))
         return self

@@ -11,7 +11,9 @@ def replace_text(path: Path, text: str) -> None:
     """Replaces a file atomically (readers see the old or the new text), mode 0600."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        with open(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+        ) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -21,5 +23,6 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def private_dir(path: Path) -> None:
-    """Makes the folder with mode 0700 if it does not exist; the mode of an existing one is the user's choice."""
+    """Makes the folder with mode 0700 if it does not exist; the mode of an existing one is the
+    user's choice."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -11,10 +11,20 @@ DIRTY = "-dirty"
 
 
 def git_commit(root: Path | None = None) -> str | None:
-    """The commit of the checkout, with `-dirty` after it where tracked files differ from it; else what $VARIABLE says."""
+    """The commit of the checkout, with `-dirty` after it where tracked files differ from it; else
+    what $VARIABLE says."""
     root = root or Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        command = [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=40",
+            "--exclude=*",
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
             return done.stdout.strip() or None

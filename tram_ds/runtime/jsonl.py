@@ -11,9 +11,14 @@ from tram_ds.runtime.redact import redact
 
 
 def encode(record: Mapping[str, Any]) -> str:
-    """One record as one line of strict JSON, secrets hidden, non-finite numbers null and listed under `nonfinite`."""
+    """One record as one line of strict JSON, secrets hidden, non-finite numbers null and listed
+    under `nonfinite`."""
     nonfinite: list[str] = list(record.get("nonfinite") or [])
-    clean = {key: strict(value, nonfinite, str(key)) for key, value in record.items() if key != "nonfinite"}
+    clean = {
+        key: strict(value, nonfinite, str(key))
+        for key, value in record.items()
+        if key != "nonfinite"
+    }
     if nonfinite:
         clean["nonfinite"] = sorted(set(nonfinite))
     return json.dumps(redact(clean), allow_nan=False, separators=(",", ":")) + "\n"
@@ -29,9 +34,13 @@ def decode(line: str) -> dict[str, Any] | None:
 
 
 def strict(value: Any, nonfinite: list[str], key: str = "") -> Any:
-    """`value` as plain JSON types; non-finite numbers become None and their dotted keys are appended to `nonfinite`."""
+    """`value` as plain JSON types; non-finite numbers become None and their dotted keys are
+    appended to `nonfinite`."""
     if isinstance(value, Mapping):
-        return {str(name): strict(item, nonfinite, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+        return {
+            str(name): strict(item, nonfinite, f"{key}.{name}" if key else str(name))
+            for name, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [strict(item, nonfinite, f"{key}.{index}") for index, item in enumerate(value)]
     if hasattr(value, "item") and not isinstance(value, str | bytes):
@@ -51,4 +60,6 @@ def _scalar(value: Any, key: str) -> Any:
     try:
         return value.item()
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"metric `{key}` must be one number, got {type(value).__name__}: {error}") from None
+        raise ValueError(
+            f"metric `{key}` must be one number, got {type(value).__name__}: {error}"
+        ) from None

@@ -1,4 +1,5 @@
-"""The ranks of a job acting together on the CPU: every rank does its part, all learn of every failure, all raise or none."""
+"""The ranks of a job acting together on the CPU: every rank does its part, all learn of every
+failure, all raise or none."""
 
 from __future__ import annotations
 
@@ -16,29 +17,37 @@ TIMEOUT = timedelta(minutes=30)  # writing and hashing a large shard on slow sto
 
 
 class Peers:
-    """A gloo group of its own, so a background thread may use it while training uses another. Building it is collective.
+    """A gloo group of its own, so a background thread may use it while training uses another.
+    Building it is collective.
 
-    Only one thread at a time may use it. world_size: 1 for an engine that trains alone, whatever the job around it.
+    Only one thread at a time may use it. world_size: 1 for an engine that trains alone, whatever
+    the job around it.
     """
 
     def __init__(self, world_size: int, timeout: timedelta = TIMEOUT):
         self.world_size = world_size
-        self.group: Any = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
+        self.group: Any = (
+            dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
+        )
         self.rank = dist.get_rank() if world_size > 1 else 0
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank. Collective. PeerLost where a rank is gone or silent."""
+        """Every rank's value, in rank order, on every rank. Collective. PeerLost where a rank is
+        gone or silent."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
         try:
             dist.all_gather_object(values, value, group=self.group)
         except RuntimeError as error:
-            raise PeerLost(f"rank {self.rank}: another rank died, or did not answer within the timeout") from error
+            raise PeerLost(
+                f"rank {self.rank}: another rank died, or did not answer within the timeout"
+            ) from error
         return values
 
     def every(self, doing: str, action: Callable[[], T]) -> T:
-        """action() on every rank; its own result on each. Collective. If one failed, all raise CheckpointError."""
+        """action() on every rank; its own result on each. Collective. If one failed, all raise
+        CheckpointError."""
         result: T | None = None
         failure: BaseException | None = None
         try:
@@ -46,13 +55,18 @@ class Peers:
         except (Exception, CheckpointException) as error:
             failure = error
         texts = self.gather(_line(failure) if failure else None)
-        failed = [t if t.startswith("rank ") else f"rank {rank}: {t}" for rank, t in enumerate(texts) if t]
+        failed = [
+            t if t.startswith("rank ") else f"rank {rank}: {t}" for rank, t in enumerate(texts) if t
+        ]
         if failed:
-            raise CheckpointError(f"{doing} failed on {'; '.join(dict.fromkeys(failed))}") from failure
+            raise CheckpointError(
+                f"{doing} failed on {'; '.join(dict.fromkeys(failed))}"
+            ) from failure
         return result  # type: ignore[return-value]
 
     def first(self, doing: str, action: Callable[[], T]) -> T:
-        """action() on rank 0 alone; its result on every rank. Collective. If it failed, all raise CheckpointError."""
+        """action() on rank 0 alone; its result on every rank. Collective. If it failed, all raise
+        CheckpointError."""
         result = self.every(doing, action if self.rank == 0 else lambda: None)
         return self.gather(result)[0]  # type: ignore[return-value]
 
@@ -64,7 +78,8 @@ class Peers:
 
 
 def _line(error: BaseException) -> str:
-    """One line; torch's checkpoint error, which is raised on every rank, is unwrapped to the first that really failed."""
+    """One line; torch's checkpoint error, which is raised on every rank, is unwrapped to the first
+    that really failed."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (inner, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {_line(inner)}"

@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from tram_ds.runtime.exits import PeerLost
 
-TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any step, shorter than a night of waiting for a dead rank
+# of a collective: longer than any step, shorter than a night of waiting for a dead rank
+TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,47 @@ class Job:
 def detect(local_rank: int | None = None) -> Job:
     """Reads the launcher's environment; ValueError where it is incomplete.
 
-    local_rank: the --local_rank that the deepspeed launcher passes. Under srun with one task per rank, RANK, LOCAL_RANK and
-    WORLD_SIZE are set from SLURM's variables for the libraries that read them, and MASTER_ADDR and MASTER_PORT on one node.
+    local_rank: the --local_rank that the deepspeed launcher passes. Under srun with one task per
+    rank, RANK, LOCAL_RANK and WORLD_SIZE are set from SLURM's variables for the libraries that read
+    them, and MASTER_ADDR and MASTER_PORT on one node.
     """
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+    if (
+        "RANK" not in os.environ
+        and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+        and "SLURM_PROCID" in os.environ
+    ):
+        names = {
+            "RANK": "SLURM_PROCID",
+            "LOCAL_RANK": "SLURM_LOCALID",
+            "WORLD_SIZE": "SLURM_NTASKS",
+        }
         os.environ.update({name: os.environ[slurm] for name, slurm in names.items()})
         if os.environ.get("SLURM_NNODES", "1") == "1":
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-            os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000))
+            os.environ.setdefault(
+                "MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000)
+            )
         launcher = "srun"
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         launcher = "torchrun"
     elif "RANK" in os.environ:
-        launcher = "deepspeed" if local_rank is not None or "CROSS_SIZE" in os.environ else "torchrun"
+        launcher = (
+            "deepspeed" if local_rank is not None or "CROSS_SIZE" in os.environ else "torchrun"
+        )
     else:
         launcher = "python"
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
-        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        missing = [
+            name
+            for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+            if name not in os.environ
+        ]
         if missing:
-            raise ValueError(f"{launcher} announces {world_size} ranks but not {', '.join(missing)}: export them before srun")
+            raise ValueError(
+                f"{launcher} announces {world_size} ranks but not {', '.join(missing)}: export "
+                "them before srun"
+            )
     local = int(os.environ.get("LOCAL_RANK", local_rank or 0))
     return Job(int(os.environ.get("RANK", "0")), local, world_size, launcher, _device(local))
 
@@ -64,7 +85,8 @@ def _device(local_rank: int) -> torch.device:
 
 @contextmanager
 def joined(job: Job, engine: str, timeout: timedelta = TIMEOUT) -> Iterator[None]:
-    """The process group of the job, left again at the end: gloo on CPU; NCCL on GPU, with gloo for tensors that stay on CPU.
+    """The process group of the job, left again at the end: gloo on CPU; NCCL on GPU, with gloo for
+    tensors that stay on CPU.
 
     A single process joins one only for engines that shard (fsdp2, zero). Collective at both ends.
     """
@@ -84,15 +106,17 @@ def joined(job: Job, engine: str, timeout: timedelta = TIMEOUT) -> Iterator[None
         except (dist.DistError, RuntimeError) as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise PeerLost(
-                f"rank {job.rank} of {job.world_size} could not join its peers at {where} ({str(error).splitlines()[0]}): is the "
+                f"rank {job.rank} of {job.world_size} could not join its peers at {where} "
+                f"({str(error).splitlines()[0]}): is the "
                 "port free, were all ranks started, and do they agree on WORLD_SIZE?"
             ) from error
     try:
         yield
     finally:
         if dist.is_initialized():
-            # DDP's reducer holds the GIL while it dies. As the last owner of a gloo group it would wait for threads that wait for
-            # the GIL, for ever; so the group gets an owner in Python, which lets go of it, at the end of the process.
+            # DDP's reducer holds the GIL while it dies. As the last owner of a gloo group it would
+            # wait for threads that wait for the GIL, for ever; so the group gets an owner in
+            # Python, which lets go of it, at the end of the process.
             atexit.register(id, dist.group.WORLD)
             dist.destroy_process_group()
 
@@ -108,7 +132,8 @@ def barrier() -> None:
 
 
 def agreed(flag: bool) -> bool:
-    """Whether any rank raises `flag`: all ranks get the same answer at the same point. Collective, synchronises the host."""
+    """Whether any rank raises `flag`: all ranks get the same answer at the same point. Collective,
+    synchronises the host."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return flag
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"

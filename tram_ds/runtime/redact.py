@@ -11,14 +11,18 @@ import yaml
 
 HIDDEN = "<redacted>"
 
-_SECRET_WORD = r"secret|passw(?:or)?d|passphrase|api[_-]?key|private[_-]?key|credential|authorization"
+_SECRET_WORD = (
+    r"secret|passw(?:or)?d|passphrase|api[_-]?key|private[_-]?key|credential|authorization"
+)
 _TOKEN_WORD = r"token(?!i[sz])"  # hf_token, authToken, tokens; not tokenizer, tokenised
 _SECRET_KEY = re.compile(_SECRET_WORD, re.IGNORECASE)
 _TOKEN_KEY = re.compile(_TOKEN_WORD, re.IGNORECASE)
 
 _USERINFO = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]{0,30}://)[^/\s?#'\"]*@")
 _BEARER = re.compile(r"\b(?P<kind>bearer)\s+(?!<redacted>)[\w.~+/=-]{8,}", re.IGNORECASE)
-_KNOWN_SHAPES = re.compile(r"\b(?:hf_|ghp_|gho_|github_pat_|sk-|glpat-|xox[abp]-|AKIA)[A-Za-z0-9_-]{16,}")
+_KNOWN_SHAPES = re.compile(
+    r"\b(?:hf_|ghp_|gho_|github_pat_|sk-|glpat-|xox[abp]-|AKIA)[A-Za-z0-9_-]{16,}"
+)
 _ASSIGNMENT = re.compile(
     rf"(?P<key>(?:{_SECRET_WORD}|{_TOKEN_WORD})[\w.-]{{0,60}}[\"']?\s{{0,4}}[:=]\s{{0,4}})"
     r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,&}\]\"']+)",
@@ -28,22 +32,28 @@ _NUMBER = re.compile(r"[-+]?[\d.]+(?:e[-+]?\d+)?|true|false|null|none", re.IGNOR
 
 
 def is_secret_key(key: str, value: object = "") -> bool:
-    """Does a value under this key have to be hidden? Counts such as `tokens: 4096` and `max_tokens: 8` do not."""
-    return bool(_SECRET_KEY.search(key)) or (bool(_TOKEN_KEY.search(key)) and isinstance(value, str))
+    """Does a value under this key have to be hidden? Counts such as `tokens: 4096` and `max_tokens:
+    8` do not."""
+    return bool(_SECRET_KEY.search(key)) or (
+        bool(_TOKEN_KEY.search(key)) and isinstance(value, str)
+    )
 
 
 def redact(value: Any) -> Any:
-    """A copy of `value` (string, mapping, list, scalar) without secrets; other types come back as they are.
+    """A copy of `value` (string, mapping, list, scalar) without secrets; other types come back as
+    they are.
 
-    Hidden are: values under keys that match token, secret, password, api_key or credential; `user:password@` in
-    URLs; `key=value` pairs with such keys inside strings; bearer headers and well-known token shapes; and, wherever
-    they stand, the values of this process' environment variables with such names.
+    Hidden are: values under keys that match token, secret, password, api_key or credential;
+    `user:password@` in URLs; `key=value` pairs with such keys inside strings; bearer headers and
+    well-known token shapes; and, wherever they stand, the values of this process' environment
+    variables with such names.
     """
     return _redact(value, _environment_secrets())
 
 
 def redact_yaml(text: str) -> str:
-    """Like `redact` for a YAML document: it also sees multi-line values. Comments go only if a value is hidden."""
+    """Like `redact` for a YAML document: it also sees multi-line values. Comments go only if a
+    value is hidden."""
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -56,11 +66,16 @@ def redact_yaml(text: str) -> str:
 
 def _environment_secrets() -> list[str]:
     named = (value for key, value in os.environ.items() if is_secret_key(key, value))
-    return sorted((value for value in named if len(value) >= 8 and not _NUMBER.fullmatch(value)), key=len, reverse=True)
+    return sorted(
+        (value for value in named if len(value) >= 8 and not _NUMBER.fullmatch(value)),
+        key=len,
+        reverse=True,
+    )
 
 
 def _redact(value: Any, known: list[str], under_token: bool = False) -> Any:
-    """`under_token`: inside a value whose key says token, where strings are hidden and numbers are counts."""
+    """`under_token`: inside a value whose key says token, where strings are hidden and numbers are
+    counts."""
     if isinstance(value, str):
         return HIDDEN if under_token else _redact_text(value, known)
     if isinstance(value, Mapping):

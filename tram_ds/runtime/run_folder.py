@@ -1,7 +1,9 @@
-"""What a run makes in its folder, where a run may live, and the only place that empties a run folder.
+"""What a run makes in its folder, where a run may live, and the only place that empties a run
+folder.
 
-The law: nothing that a run did not make is ever removed. `MADE` is the whole list of what a run makes; whatever else lies in a
-folder is somebody's, and then the folder is refused, whatever was asked for. Symbolic links are somebody's too.
+The law: nothing that a run did not make is ever removed. `MADE` is the whole list of what a run
+makes; whatever else lies in a folder is somebody's, and then the folder is refused, whatever was
+asked for. Symbolic links are somebody's too.
 """
 
 from __future__ import annotations
@@ -13,21 +15,56 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-LOCKS = ("lock", "lock.*", ".nfs*")  # .nfs*: what NFS leaves of a removed file that somebody still holds open
+# .nfs*: what NFS leaves of a removed file that somebody still holds open
+LOCKS = ("lock", "lock.*", ".nfs*")
 _TOP = (
-    "recipe.yaml", "metrics.jsonl", "metrics.superseded.jsonl", "system.jsonl", "system.superseded.jsonl", "initial.json",
-    "best.json", "results.json", "run_id", "tracking.json", "DONE", "REQUEUE", ".tracking.lock", ".*.tmp", "analysis.json",
+    "recipe.yaml",
+    "metrics.jsonl",
+    "metrics.superseded.jsonl",
+    "system.jsonl",
+    "system.superseded.jsonl",
+    "initial.json",
+    "best.json",
+    "results.json",
+    "run_id",
+    "tracking.json",
+    "DONE",
+    "REQUEUE",
+    ".tracking.lock",
+    ".*.tmp",
+    "analysis.json",
     *LOCKS,
-)  # fmt: skip
-_CHECKPOINTS = ("latest", "latest.tmp-*", "probe.tmp-*", "step-*/manifest.json", "step-*/*.safetensors")
+)
+_CHECKPOINTS = (
+    "latest",
+    "latest.tmp-*",
+    "probe.tmp-*",
+    "step-*/manifest.json",
+    "step-*/*.safetensors",
+)
 _ANALYSIS = ("sharpness.json", "cka.json", "*.png", "*.svg", ".*.tmp")
 # What save_pretrained of a model, a tokenizer and an image processor write.
 _EXPORT = (
-    "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
-    "additional_chat_templates/*.jinja", "preprocessor_config.json", "processor_config.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 EXPORTS = ("export", "export.partial", "best", "best.partial")
 
 MADE: tuple[str, ...] = (
@@ -36,7 +73,8 @@ MADE: tuple[str, ...] = (
     *(f"analysis/{pattern}" for pattern in _ANALYSIS),
     *(f"{folder}/{pattern}" for folder in EXPORTS for pattern in _EXPORT),
 )
-"""Patterns of the paths, below a run folder, of every file that a run makes; `*` stays inside one name."""
+"""Patterns of the paths, below a run folder, of every file that a run makes; `*` stays inside one
+name."""
 
 SHOWN = 3  # strangers that a message names
 
@@ -47,7 +85,8 @@ def made(path: str) -> bool:
 
 
 def strangers(folder: Path, root: Path | None = None) -> list[str]:
-    """Relative paths of what is in a run folder although no run makes it, in order; a folder full of it counts once.
+    """Relative paths of what is in a run folder although no run makes it, in order; a folder full
+    of it counts once.
 
     folder: a part of the run folder `root` (the whole of it by default).
     """
@@ -56,9 +95,11 @@ def strangers(folder: Path, root: Path | None = None) -> list[str]:
 
 
 def refuse_place(run_dir: Path) -> None:
-    """ValueError where no run may live: the folder one stands in or one above it (a root always is), a home folder."""
+    """ValueError where no run may live: the folder one stands in or one above it (a root always
+    is), a home folder."""
     real, here = run_dir.resolve(), Path.cwd().resolve()
-    homes = [Path.home().resolve(), Path(pwd.getpwuid(os.getuid()).pw_dir).resolve()]  # $HOME may be set to anything
+    # $HOME may be set to anything
+    homes = [Path.home().resolve(), Path(pwd.getpwuid(os.getuid()).pw_dir).resolve()]
     why = None
     if real == here or real in here.parents:
         why = "is the folder you are in" if real == here else "holds the folder you are in"
@@ -67,30 +108,41 @@ def refuse_place(run_dir: Path) -> None:
     elif run_dir.exists() and not run_dir.is_dir():
         why = "is a file"
     if why:
-        raise ValueError(f"run_dir = {run_dir} {why}: a run needs a folder of its own, such as run_dir={_child(run_dir)}")
+        raise ValueError(
+            f"run_dir = {run_dir} {why}: a run needs a folder of its own, such as "
+            f"run_dir={_child(run_dir)}"
+        )
 
 
 def refuse(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """ValueError, with the ways out, where a run that starts in `run_dir` could cost somebody a file. Changes nothing.
+    """ValueError, with the ways out, where a run that starts in `run_dir` could cost somebody a
+    file. Changes nothing.
 
-    resume: the run that is there is continued. overwrite: what it made is removed first. With neither only a folder without
-    a run is taken. A folder with anything in it that no run makes is refused with any of them.
+    resume: the run that is there is continued. overwrite: what it made is removed first. With
+    neither only a folder without a run is taken. A folder with anything in it that no run makes is
+    refused with any of them.
     """
     refuse_place(run_dir)
     if run_dir.is_symlink() and overwrite:
         real = run_dir.resolve()
-        raise ValueError(f"run_dir = {run_dir} is a symbolic link, which --overwrite does not follow: name {real} itself")
+        raise ValueError(
+            f"run_dir = {run_dir} is a symbolic link, which --overwrite does not follow: name "
+            f"{real} itself"
+        )
     if not run_dir.is_dir():
         return
     if others := strangers(run_dir):
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
         raise ValueError(
-            f"run_dir = {run_dir} holds what no run makes ({', '.join(others[:SHOWN])}{more}): choose a folder of its own, such "
-            f"as run_dir={_child(run_dir)}, or move that out of it; a run removes only what a run made"
+            f"run_dir = {run_dir} holds what no run makes ({', '.join(others[:SHOWN])}{more}): "
+            "choose a folder of its own, such "
+            f"as run_dir={_child(run_dir)}, or move that out of it; a run removes only what a run "
+            "made"
         )
     if not (resume or overwrite) and (found := begun(run_dir)):
         raise ValueError(
-            f"{run_dir} holds a run ({found}): continue it with --resume, choose another run_dir, or remove what it made and "
+            f"{run_dir} holds a run ({found}): continue it with --resume, choose another run_dir, "
+            "or remove what it made and "
             "start afresh with --overwrite"
         )
 
@@ -108,9 +160,14 @@ def empty(run_dir: Path) -> None:
 
 
 def replace_export(partial: Path, folder: Path) -> None:
-    """`partial` becomes `folder`, an export of this run. An old one with a stranger in it is set aside, not removed."""
+    """`partial` becomes `folder`, an export of this run. An old one with a stranger in it is set
+    aside, not removed."""
     if folder.is_symlink() or (folder.exists() and strangers(folder, folder.parent)):
-        aside = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.kept-{n}")).exists())
+        aside = next(
+            p
+            for n in range(1, 10**6)
+            if not (p := folder.with_name(f"{folder.name}.kept-{n}")).exists()
+        )
         os.rename(folder, aside)
         print(f"{folder} held files that no run makes: kept as {aside}")
     discard_export(folder)
@@ -118,18 +175,22 @@ def replace_export(partial: Path, folder: Path) -> None:
 
 
 def discard_export(folder: Path) -> None:
-    """Removes an export, or a part of one, of which every file is one that a run makes; nothing where there is none."""
+    """Removes an export, or a part of one, of which every file is one that a run makes; nothing
+    where there is none."""
     if folder.is_dir() and not strangers(folder, folder.parent):
         shutil.rmtree(folder)
 
 
 def _entries(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
-    """Files of a run (path, True), and whatever else is there (path, False); known folders are gone through."""
+    """Files of a run (path, True), and whatever else is there (path, False); known folders are gone
+    through."""
     for path in sorted(folder.iterdir()):
         parts = path.relative_to(root).parts
         if path.is_dir() and not path.is_symlink():
             if any(
-                _matches(list(parts), pattern.split("/")[: len(parts)]) for pattern in MADE if pattern.count("/") >= len(parts)
+                _matches(list(parts), pattern.split("/")[: len(parts)])
+                for pattern in MADE
+                if pattern.count("/") >= len(parts)
             ):
                 yield from _entries(path, root)
             else:
@@ -150,7 +211,9 @@ def begun(run_dir: Path) -> str:
     """What shows that a run was here; "" where none was: no folder, or nothing in it but locks."""
     if not run_dir.is_dir():
         return ""
-    saved = sorted(p.name for p in (run_dir / "checkpoints").glob("step-*") if ".tmp-" not in p.name)
+    saved = sorted(
+        p.name for p in (run_dir / "checkpoints").glob("step-*") if ".tmp-" not in p.name
+    )
     if (run_dir / "DONE").exists():
         return "finished"
     if saved:

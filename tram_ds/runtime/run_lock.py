@@ -1,12 +1,16 @@
 """A lock that keeps two jobs out of one run folder, and outlives neither its job nor its node.
 
-The lock is the file `<run_dir>/lock`: JSON that names its holder, its modification time the holder's heartbeat. It comes into
-being whole (hard link of a finished file) and is only taken over from a holder that is certainly dead (same host and process
-namespace, no such process) or that has not touched it for `stale_after` seconds (other host, or a host that was rebooted).
+The lock is the file `<run_dir>/lock`: JSON that names its holder, its modification time the
+holder's heartbeat. It comes into being whole (hard link of a finished file) and is only taken over
+from a holder that is certainly dead (same host and process namespace, no such process) or that has
+not touched it for `stale_after` seconds (other host, or a host that was rebooted).
 
-NFS: creation by hard link is atomic there too, and ages are measured against the file server's clock. What no file can
-exclude: a holder cut off from the server for longer than `stale_after` that comes back. `check`, which a Saver calls before
-every save, ends it: it may have trained in the meantime, but it does not save. Attribute caching may show a heartbeat up to
+NFS: creation by hard link is atomic there too, and ages are measured against the file server's
+clock. What no file can
+exclude: a holder cut off from the server for longer than `stale_after` that comes back. `check`,
+which a Saver calls before
+every save, ends it: it may have trained in the meantime, but it does not save. Attribute caching
+may show a heartbeat up to
 a minute late: do not set `stale_after` below two minutes on NFS.
 """
 
@@ -31,16 +35,29 @@ STALE_AFTER, BEAT = 120.0, 10.0
 
 
 class RunLock:
-    """Held from __enter__ to __exit__ by one process of the job (rank 0; the others learn of a failure from it).
+    """Held from __enter__ to __exit__ by one process of the job (rank 0; the others learn of a
+    failure from it).
 
-    job: the scheduler's job id, SLURM_JOB_ID by default. A requeued job keeps its id: it waits for the heartbeat of its own
-    killed predecessor on another node to lapse, where any other job is turned away with RunLocked at once.
+    job: the scheduler's job id, SLURM_JOB_ID by default. A requeued job keeps its id: it waits for
+    the heartbeat of its own killed predecessor on another node to lapse, where any other job is
+    turned away with RunLocked at once.
     """
 
-    def __init__(self, run_dir: Path | str, *, job: str | None = None, stale_after: float = STALE_AFTER, beat: float = BEAT):
+    def __init__(
+        self,
+        run_dir: Path | str,
+        *,
+        job: str | None = None,
+        stale_after: float = STALE_AFTER,
+        beat: float = BEAT,
+    ):
         self.path = Path(run_dir) / "lock"
         self.stale_after, self.beat = stale_after, beat
-        self.holder = {**_myself(), "job": job or os.environ.get("SLURM_JOB_ID"), "token": secrets.token_hex(8)}
+        self.holder = {
+            **_myself(),
+            "job": job or os.environ.get("SLURM_JOB_ID"),
+            "token": secrets.token_hex(8),
+        }
         self._done, self._lost = threading.Event(), False
         self._thread: threading.Thread | None = None
 
@@ -64,10 +81,14 @@ class RunLock:
             self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """RunLocked if another job has taken the lock over in the meantime: call it before writing to the folder."""
+        """RunLocked if another job has taken the lock over in the meantime: call it before writing
+        to the folder."""
         if self._lost or _read(self.path).get("token") != self.holder["token"]:
             self._lost = True
-            raise RunLocked(f"{self.path}: taken over by {_name(_read(self.path))}, which thought this job dead: ending here")
+            raise RunLocked(
+                f"{self.path}: taken over by {_name(_read(self.path))}, which thought this job "
+                "dead: ending here"
+            )
 
     def _take(self) -> dict[str, Any] | None:
         """None once the lock is ours, otherwise its holder."""
@@ -96,9 +117,14 @@ class RunLock:
 
     def _refusal(self, found: dict[str, Any]) -> str:
         here = found.get("host") == self.holder["host"]
-        wait = "" if here else f" (or wait: it is taken over {self.stale_after:.0f} s after the last heartbeat)"
+        wait = (
+            ""
+            if here
+            else f" (or wait: it is taken over {self.stale_after:.0f} s after the last heartbeat)"
+        )
         return (
-            f"{self.path.parent} is in use by {_name(found)}, last heartbeat {found.get('age', 0):.0f} s ago: let that job end "
+            f"{self.path.parent} is in use by {_name(found)}, last heartbeat "
+            f"{found.get('age', 0):.0f} s ago: let that job end "
             f"or choose another run_dir{wait}; if you know that it is dead, delete {self.path}"
         )
 
@@ -113,9 +139,11 @@ class RunLock:
 
 @contextmanager
 def held(run_dir: Path | str, world_size: int, **options: Any) -> Iterator[RunLock | None]:
-    """The lock for a whole job: rank 0 holds it (the others get None), and all ranks raise RunLocked alike. Collective.
+    """The lock for a whole job: rank 0 holds it (the others get None), and all ranks raise
+    RunLocked alike. Collective.
 
-    options: those of RunLock. Pass what this yields to Saver(lock=...), which checks it before every save.
+    options: those of RunLock. Pass what this yields to Saver(lock=...), which checks it before
+    every save.
     """
     peers, lock, text = Peers(world_size), None, ""
     if peers.rank == 0:
@@ -123,7 +151,12 @@ def held(run_dir: Path | str, world_size: int, **options: Any) -> Iterator[RunLo
         try:
             lock.__enter__()
         except (RunLocked, OSError) as error:
-            lock, text = None, f"{error}" if isinstance(error, RunLocked) else f"{run_dir}: cannot be locked ({error})"
+            lock, text = (
+                None,
+                f"{error}"
+                if isinstance(error, RunLocked)
+                else f"{run_dir}: cannot be locked ({error})",
+            )
     text = peers.gather(text)[0]
     peers.close()
     if text:
@@ -136,7 +169,8 @@ def held(run_dir: Path | str, world_size: int, **options: Any) -> Iterator[RunLo
 
 
 def _myself() -> dict[str, Any]:
-    """Who we are, precisely enough to tell whether the process still lives: pids are reused and containers share host names."""
+    """Who we are, precisely enough to tell whether the process still lives: pids are reused and
+    containers share host names."""
     return {
         "host": socket.gethostname(),
         "boot": _file_text("/proc/sys/kernel/random/boot_id"),
@@ -148,7 +182,8 @@ def _myself() -> dict[str, Any]:
 
 
 def _started(pid: int) -> int:
-    """When a process of this boot started, in clock ticks since then: no clock adjustment changes it. 0: no such process."""
+    """When a process of this boot started, in clock ticks since then: no clock adjustment changes
+    it. 0: no such process."""
     with suppress(OSError, ValueError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return 0 if fields[0] in "ZX" else int(fields[19])
@@ -181,7 +216,8 @@ def _age(path: Path, fresh: Path) -> float:
 
 @contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Two jobs that both find a stale lock must not both take it. Without flock (some mounts) a short race remains."""
+    """Two jobs that both find a stale lock must not both take it. Without flock (some mounts) a
+    short race remains."""
     with open(path, "a") as stream:
         with suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)

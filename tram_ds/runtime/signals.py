@@ -1,4 +1,5 @@
-"""Stopping on time: a signal sets a flag, all ranks agree on it at a step boundary; a watchdog ends ranks that hang."""
+"""Stopping on time: a signal sets a flag, all ranks agree on it at a step boundary; a watchdog ends
+ranks that hang."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 @dataclass
 class StopRequest:
-    """raised: the first signal received, or None. A second signal changes nothing, so it cannot tear a save."""
+    """raised: the first signal received, or None. A second signal changes nothing, so it cannot
+    tear a save."""
 
     raised: signal.Signals | None = None
 
@@ -29,11 +31,13 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handles SIGTERM, SIGUSR1 and SIGUSR2 inside; afterwards they are ignored, not restored to killing.
+        """Handles SIGTERM, SIGUSR1 and SIGUSR2 inside; afterwards they are ignored, not restored to
+        killing.
 
         A launcher that signals a job which is just finishing must not make it look failed.
         """
-        if threading.current_thread() is not threading.main_thread():  # tests and notebooks: signals are the main thread's
+        # tests and notebooks: signals are the main thread's
+        if threading.current_thread() is not threading.main_thread():
             yield self
             return
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
@@ -46,9 +50,11 @@ class StopRequest:
 
 @dataclass
 class Watchdog:
-    """Ends this process with exit code 6 when nothing has happened for `timeout` seconds, saying where it was.
+    """Ends this process with exit code 6 when nothing has happened for `timeout` seconds, saying
+    where it was.
 
-    A rank whose peer is dead or stopped hangs in a collective, or a launcher waits on it: every rank runs its own watchdog.
+    A rank whose peer is dead or stopped hangs in a collective, or a launcher waits on it: every
+    rank runs its own watchdog.
     """
 
     rank: int
@@ -60,7 +66,11 @@ class Watchdog:
 
     def beat(self, phase: str, step: int | None = None) -> None:
         """Something happened: the clock starts again."""
-        self.phase, self.step, self._beat = phase, self.step if step is None else step, time.monotonic()
+        self.phase, self.step, self._beat = (
+            phase,
+            self.step if step is None else step,
+            time.monotonic(),
+        )
 
     @contextmanager
     def watching(self) -> Iterator[Watchdog]:
@@ -78,7 +88,8 @@ class Watchdog:
             idle = time.monotonic() - self._beat
             if idle > self.timeout:
                 print(
-                    f"rank {self.rank}: no progress for {idle:.0f} s in step {self.step}, phase {self.phase}: a peer is dead "
+                    f"rank {self.rank}: no progress for {idle:.0f} s in step {self.step}, phase "
+                    f"{self.phase}: a peer is dead "
                     f"or hangs; giving up with exit code {PEER} (stacks below)",
                     file=sys.stderr,
                     flush=True,

@@ -1,7 +1,9 @@
-"""Analyses of a run's exported weights, domain by domain, on the recipe's own engine: analysis.json, figures and a table.
+"""Analyses of a run's exported weights, domain by domain, on the recipe's own engine:
+analysis.json, figures and a table.
 
-Everything runs in float32: a bf16 working copy would round a box of 1e-5 away. The model of the recipe is built first, so that
-its own weights are there as the pre-trained ones; the export's replace them in place.
+Everything runs in float32: a bf16 working copy would round a box of 1e-5 away. The model of the
+recipe is built first, so that its own weights are there as the pre-trained ones; the export's
+replace them in place.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ from tram_ds.surface.sharpness import Options as SharpnessOptions
 from tram_ds.surface.subject import Subject, parameter_shapes
 from tram_ds.training.build import build_engine, threads_per_rank
 
-WHAT = {"sharpness": "sharpness", "cka": "CKA", "landscape": "rise", "hessian": "top eigenvalue"}  # name -> column of the table
+# name -> column of the table
+WHAT = {"sharpness": "sharpness", "cka": "CKA", "landscape": "rise", "hessian": "top eigenvalue"}
 Report = dict[str, Any]
 
 
@@ -63,7 +66,8 @@ class Analyses(Section):
 
 @dataclass(frozen=True)
 class Request:
-    """What to analyse. export: a folder; None is the run's. domains: None means the recipe's. rows: most of each; None, all."""
+    """What to analyse. export: a folder; None is the run's. domains: None means the recipe's. rows:
+    most of each; None, all."""
 
     what: Sequence[str]
     options: Analyses
@@ -75,7 +79,8 @@ class Request:
 
 
 def request(options: Namespace) -> tuple[Recipe, Request]:
-    """(recipe, what to analyse) of launch/analyze.py's command line. ValueError names what is wrong with it."""
+    """(recipe, what to analyse) of launch/analyze.py's command line. ValueError names what is wrong
+    with it."""
     if options.rows is not None and options.rows < 1:
         raise ValueError(f"--rows {options.rows}: at least 1 is needed")
     variant = [f"sharpness.variant={options.sharpness}"] if options.sharpness else []
@@ -83,11 +88,14 @@ def request(options: Namespace) -> tuple[Recipe, Request]:
     chosen = load(options.recipe, overrides, smoke=options.smoke)
     domains = options.domains.split(",") if options.domains else None
     what = names(options.what)
-    return chosen, Request(what, settings, options.export, domains, options.split, options.rows, options.local_rank)
+    return chosen, Request(
+        what, settings, options.export, domains, options.split, options.rows, options.local_rank
+    )
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], Analyses]:
-    """(those for the recipe, the analyses' settings): `sharpness.epsilon=1e-4` is an analysis's, `eval.batch=64` the recipe's."""
+    """(those for the recipe, the analyses' settings): `sharpness.epsilon=1e-4` is an analysis's,
+    `eval.batch=64` the recipe's."""
     own = [word for word in words if word.partition("=")[0].partition(".")[0] in WHAT]
     source = recipe_file.Source("command line", {})
     recipe_file.override(source, own)
@@ -102,24 +110,36 @@ def names(text: str) -> list[str]:
     found = [name.strip() for name in text.split(",") if name.strip()]
     for name in found:
         if name not in WHAT:
-            raise ValueError(f"--what {name}: no such analysis{recipe_file.hint(name, WHAT)} (there are {', '.join(WHAT)})")
+            raise ValueError(
+                f"--what {name}: no such analysis{recipe_file.hint(name, WHAT)} (there are "
+                f"{', '.join(WHAT)})"
+            )
     return found
 
 
 def run(recipe: Recipe, request: Request) -> tuple[Job, Report]:
-    """(this rank's place, the report), which rank 0 keeps in analysis.json beside the export. Every rank of the job calls it.
+    """(this rank's place, the report), which rank 0 keeps in analysis.json beside the export. Every
+    rank of the job calls it.
 
-    Raises ValueError for the recipe, its data or the export, before any model is loaded where it can be known.
+    Raises ValueError for the recipe, its data or the export, before any model is loaded where it
+    can be known.
     """
     job = detect(request.local_rank)
     torch.set_num_threads(threads_per_rank(job))
     export, folder = find_export(recipe, request.export)
     chosen = analysed(recipe, request)
-    task = importlib.import_module(f"tram_ds.tasks.{recipe.task.name}").build(chosen, training=False)
-    wanted = {d: r for d, r in task.eval_sets(request.split).items() if request.domains is None or d in request.domains}
+    task = importlib.import_module(f"tram_ds.tasks.{recipe.task.name}").build(
+        chosen, training=False
+    )
+    wanted = {
+        d: r
+        for d, r in task.eval_sets(request.split).items()
+        if request.domains is None or d in request.domains
+    }
     if not wanted:
         raise DataError(
-            f"none of the domains chosen has a {request.split} split: {', '.join(request.domains or task.eval_domains)}"
+            f"none of the domains chosen has a {request.split} split: "
+            f"{', '.join(request.domains or task.eval_domains)}"
         )
     name = engines.choose(recipe.engine.name, job)
     with joined(job, name, timedelta(seconds=recipe.train.timeout)):
@@ -135,73 +155,125 @@ def run(recipe: Recipe, request: Request) -> tuple[Job, Report]:
         close = getattr(engine.model, "destroy", None)
         if close is not None:
             close()
-    lines = {d: found["landscape"] for d, found in report["domains"].items() if "landscape" in found}
+    lines = {
+        d: found["landscape"] for d, found in report["domains"].items() if "landscape" in found
+    }
     if job.rank == 0 and "landscape" in request.what:
-        landscape.plot(lines, folder / "analysis", f"{report['recipe']}, {report['algorithm']}, seed {report['seed']}")
+        landscape.plot(
+            lines,
+            folder / "analysis",
+            f"{report['recipe']}, {report['algorithm']}, seed {report['seed']}",
+        )
     return job, report
 
 
 def find_export(recipe: Recipe, given: Path | None) -> tuple[Path, Path]:
-    """(the folder with the weights, the folder for the results: its run's, or the recipe's run folder)."""
+    """(the folder with the weights, the folder for the results: its run's, or the recipe's run
+    folder)."""
     run_dir = recipe.resolved_run_dir()
     export = run_dir / "export" if given is None else given
     export = export / "export" if (export / "export").is_dir() else export
     if not list(export.glob("*.safetensors")):
-        way_out = "train the recipe first, or name a folder with --export" if given is None else "name a run's export folder"
+        way_out = (
+            "train the recipe first, or name a folder with --export"
+            if given is None
+            else "name a run's export folder"
+        )
         raise DataError(f"{export} holds no exported weights (*.safetensors): {way_out}")
     return export, export.parent if (export.parent / "recipe.yaml").is_file() else run_dir
 
 
 def weights(engine: Engine, kind: Any, export: Path) -> Shards:
-    """The export's weights in the layout of params(). Local: every rank reads the whole model on the CPU and keeps its part.
+    """The export's weights in the layout of params(). Local: every rank reads the whole model on
+    the CPU and keeps its part.
 
-    kind: the model's class, which knows how names in files differ from names in the module. DataError for another model's.
+    kind: the model's class, which knows how names in files differ from names in the module.
+    DataError for another model's.
     """
     disable_progress_bar()
     try:
         model, report = kind.from_pretrained(export, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{export} cannot be read as a {kind.__name__}: {str(error).strip().splitlines()[0]}") from error
+        raise DataError(
+            f"{export} cannot be read as a {kind.__name__}: {str(error).strip().splitlines()[0]}"
+        ) from error
     saved, shapes = dict(model.named_parameters()), parameter_shapes(engine)
-    other = sorted({*report["missing_keys"], *(n for n, shape in shapes.items() if n not in saved or saved[n].shape != shape)})
+    other = sorted(
+        {
+            *report["missing_keys"],
+            *(n for n, shape in shapes.items() if n not in saved or saved[n].shape != shape),
+        }
+    )
     if other:
-        raise DataError(f"{export} is of another model ({', '.join(other[:3])} differ): give the recipe it was trained with")
+        raise DataError(
+            f"{export} is of another model ({', '.join(other[:3])} differ): give the recipe it "
+            "was trained with"
+        )
 
     def piece(span: Span, like: torch.Tensor) -> torch.Tensor:
         flat = saved[span.name].detach().reshape(-1)
-        return flat[span.start : span.start + span.length].to(like.device, like.dtype, copy=True).view(like.shape)
+        return (
+            flat[span.start : span.start + span.length]
+            .to(like.device, like.dtype, copy=True)
+            .view(like.shape)
+        )
 
     return engine.params().map(piece)
 
 
 def analysed(recipe: Recipe, request: Request) -> Recipe:
-    """The recipe with what an analysis needs and nothing else: fp32, no optimizer state, the chosen domains and split."""
-    task = recipe.task if request.domains is None else recipe.task.model_copy(update={"eval": list(request.domains)})
+    """The recipe with what an analysis needs and nothing else: fp32, no optimizer state, the chosen
+    domains and split."""
+    task = (
+        recipe.task
+        if request.domains is None
+        else recipe.task.model_copy(update={"eval": list(request.domains)})
+    )
     flash = recipe.model.attention == "flash_attention_2"  # it has no float32 kernels
-    model = recipe.model.model_copy(update={"dtype": "float32", **({"attention": "sdpa"} if flash else {})})
+    model = recipe.model.model_copy(
+        update={"dtype": "float32", **({"attention": "sdpa"} if flash else {})}
+    )
     scored = recipe.eval.model_copy(update={"splits": [request.split], "every_steps": None})
     plain = {"optimizer": OptimizerSection(name="sgd", lr=0.0), "schedule": ScheduleSection()}
     return recipe.model_copy(update={"task": task, "model": model, "eval": scored, **plain})
 
 
-def subject_of(engine: Engine, task: Any, rows: Sequence[Any], recipe: Recipe, most: int | None) -> Subject:
+def subject_of(
+    engine: Engine, task: Any, rows: Sequence[Any], recipe: Recipe, most: int | None
+) -> Subject:
     """One domain's rows on the engine."""
 
     def batch(numbers: Sequence[int]) -> dict[str, Any]:
-        return {key: value.to(engine.device) for key, value in task.collate([rows[i] for i in numbers]).items()}
+        return {
+            key: value.to(engine.device)
+            for key, value in task.collate([rows[i] for i in numbers]).items()
+        }
 
     micro_batch = recipe.eval.batch or recipe.train.micro_batch
-    return Subject(engine, task.forward, batch, len(rows), micro_batch, recipe.train.seed).first(most)
+    return Subject(engine, task.forward, batch, len(rows), micro_batch, recipe.train.seed).first(
+        most
+    )
 
 
 def measure_all(
-    subject: Subject, request: Request, domain: str, pretrained: Shards | None, classification: bool, report: Report, folder: Path
+    subject: Subject,
+    request: Request,
+    domain: str,
+    pretrained: Shards | None,
+    classification: bool,
+    report: Report,
+    folder: Path,
 ) -> None:
-    """Adds one domain's results to the report and, on rank 0, to the file: an analysis that is stopped keeps what it has."""
+    """Adds one domain's results to the report and, on rank 0, to the file: an analysis that is
+    stopped keeps what it has."""
     options = request.options
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "sharpness": lambda: sharpness.measure(subject, options.sharpness),
-        "cka": lambda: cka.measure(subject, pretrained, options.cka, classification) if pretrained is not None else {},
+        "cka": lambda: (
+            cka.measure(subject, pretrained, options.cka, classification)
+            if pretrained is not None
+            else {}
+        ),
         "landscape": lambda: landscape.measure(subject, options.landscape),
         "hessian": lambda: hessian.measure(subject, options.hessian),
     }
@@ -210,36 +282,61 @@ def measure_all(
         report["domains"].setdefault(domain, {})[name] = measures[name]()
         if subject.engine.rank == 0:
             write(report, folder)
-            print(f"{domain}: {name} took {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+            print(
+                f"{domain}: {name} took {time.monotonic() - started:.1f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def write(report: Report, folder: Path) -> None:
     """analysis.json, and for launch/compare.py analysis/{sharpness,cka}.json: {domain: value}."""
-    replace_text(folder / "analysis.json", json.dumps(strict(report, []), indent=1, allow_nan=False) + "\n")
+    replace_text(
+        folder / "analysis.json", json.dumps(strict(report, []), indent=1, allow_nan=False) + "\n"
+    )
     private_dir(folder / "analysis")
     for name in ("sharpness", "cka"):
-        values = {d: found[name]["value"] for d, found in report["domains"].items() if name in found}
-        values = {d: value for d, value in values.items() if value is not None and math.isfinite(value)}
+        values = {
+            d: found[name]["value"] for d, found in report["domains"].items() if name in found
+        }
+        values = {
+            d: value for d, value in values.items() if value is not None and math.isfinite(value)
+        }
         if values:
             replace_text(folder / "analysis" / f"{name}.json", json.dumps(values, indent=1) + "\n")
 
 
 def header(recipe: Recipe, request: Request, task: Any, export: Path) -> Report:
     """What the results of one analysis.json have in common."""
-    files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(export.glob("*.safetensors"))]
-    about: Report = {"recipe": recipe.name, "algorithm": recipe.algorithm.name, "seed": recipe.train.seed}
-    about |= {"task": recipe.task.name, "split": request.split, "export": str(export), "weights": files}
+    files = [
+        [f.name, f.stat().st_size, f.stat().st_mtime_ns]
+        for f in sorted(export.glob("*.safetensors"))
+    ]
+    about: Report = {
+        "recipe": recipe.name,
+        "algorithm": recipe.algorithm.name,
+        "seed": recipe.train.seed,
+    }
+    about |= {
+        "task": recipe.task.name,
+        "split": request.split,
+        "export": str(export),
+        "weights": files,
+    }
     return about | {"train_domains": list(task.train_domains), "domains": {}}
 
 
 def opened(folder: Path, about: Report) -> Report:
-    """The report to add to: what analysis.json holds of the same weights and split, or a new one."""
+    """The report to add to: what analysis.json holds of the same weights and split, or a new
+    one."""
     private_dir(folder)
     try:
         before = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return about
-    same = all(before.get(key) == value for key, value in about.items() if key not in ("domains", "export"))
+    same = all(
+        before.get(key) == value for key, value in about.items() if key not in ("domains", "export")
+    )
     return {**about, "domains": before["domains"]} if same else about
 
 
@@ -250,20 +347,30 @@ def show(job: Job, report: Report) -> None:
 
 
 def table(report: Mapping[str, Any]) -> Table:
-    """A row per domain and the average over those not trained on; the landscape's column is its mean rise at the line's ends."""
+    """A row per domain and the average over those not trained on; the landscape's column is its
+    mean rise at the line's ends."""
     there = [name for name in WHAT if any(name in found for found in report["domains"].values())]
-    shown = Table(title=f"{report['recipe']}, {report['algorithm']}, seed {report['seed']}: {report['split']} (* trained on)")
+    shown = Table(
+        title=f"{report['recipe']}, {report['algorithm']}, seed {report['seed']}: "
+        f"{report['split']} (* trained on)"
+    )
     shown.add_column("domain")
     for name in there:
         shown.add_column(WHAT[name], justify="right")
-    values = {domain: [_value(found, name) for name in there] for domain, found in report["domains"].items()}
+    values = {
+        domain: [_value(found, name) for name in there]
+        for domain, found in report["domains"].items()
+    }
     for domain, cells in values.items():
         mark = "*" if domain in report["train_domains"] else ""
         shown.add_row(f"{ABBREVIATIONS.get(domain, domain)}{mark}", *map(_text, cells))
     others = [cells for domain, cells in values.items() if domain not in report["train_domains"]]
     if others:
         shown.add_section()
-        shown.add_row(f"zero-shot average ({len(others)})", *(_text(_mean(column)) for column in zip(*others, strict=True)))
+        shown.add_row(
+            f"zero-shot average ({len(others)})",
+            *(_text(_mean(column)) for column in zip(*others, strict=True)),
+        )
     return shown
 
 

@@ -2,14 +2,16 @@
 
     H v ~ (grad(theta + h v) - grad(theta - h v)) / (2 h),   |v| = 1
 
-No second backward pass is needed, so every engine can do it, sharded or not. The error of a product is of the order of
-h^2 times the third derivative, plus the rounding of an fp32 gradient (~1e-7 of its size) over h. At h = 0.001 both are small
-for fine-tuned transformers; a residual that stays above the tolerance says that they are not: try another h.
+No second backward pass is needed, so every engine can do it, sharded or not. The error of a product
+is of the order of h^2 times the third derivative, plus the rounding of an fp32 gradient (~1e-7 of
+its size) over h. At h = 0.001 both are small for fine-tuned transformers; a residual that stays
+above the tolerance says that they are not: try another h.
 
-Plain power iteration finds the eigenvalue largest in magnitude, and away from a minimum, on zero-shot domains above all,
-that is often a negative one. So each step takes the best direction in the span of the current one, its residual and the last
-change (the locally optimal iteration of Knyazev 2001, LOBPCG with one vector). It climbs to the largest eigenvalue, sign
-included, in fewer products. Ten vectors of the size of the sharded weights are held.
+Plain power iteration finds the eigenvalue largest in magnitude, and away from a minimum, on
+zero-shot domains above all, that is often a negative one. So each step takes the best direction in
+the span of the current one, its residual and the last change (the locally optimal iteration of
+Knyazev 2001, LOBPCG with one vector). It climbs to the largest eigenvalue, sign included, in fewer
+products. Ten vectors of the size of the sharded weights are held.
 """
 
 from __future__ import annotations
@@ -38,21 +40,31 @@ class Options(Section):
     iterations: Annotated[int, Field(ge=2)] = 50
     """Most products H v; each costs two backward passes over the rows."""
     tolerance: Above0 = 1e-2
-    """The iteration ends once |H v - value v| is below this, relative to |value|; the value's own error is of its square."""
+    """The iteration ends once |H v - value v| is below this, relative to |value|; the value's own
+    error is of its square."""
     rows: Positive | None = 512
     """Rows of the split the loss is taken over, from its beginning; null = all."""
 
 
 def measure(subject: Subject, options: Options) -> dict[str, Any]:
-    """{value, residual, products, converged} and the options. Collective; the weights are as before afterwards.
+    """{value, residual, products, converged} and the options. Collective; the weights are as before
+    afterwards.
 
-    residual: |H v - value v| / |value|, relative distance within which there surely is an eigenvalue.
+    residual: |H v - value v| / |value|, relative distance within which there surely is an
+    eigenvalue.
     """
     subject = subject.first(options.rows)
     engine = subject.engine
     start = random_direction(engine, subject.seed, "hessian")
-    value, residual, used = top_eigenvalue(engine, lambda v: product(subject, v, options.h), start, options)
-    found = {"value": value, "residual": residual, "products": used, "converged": residual <= options.tolerance}
+    value, residual, used = top_eigenvalue(
+        engine, lambda v: product(subject, v, options.h), start, options
+    )
+    found = {
+        "value": value,
+        "residual": residual,
+        "products": used,
+        "converged": residual <= options.tolerance,
+    }
     return found | options.model_dump() | {"rows": subject.rows}
 
 
@@ -66,7 +78,8 @@ def product(subject: Subject, v: Shards, h: float) -> Shards:
 def top_eigenvalue(
     engine: Engine, apply: Callable[[Shards], Shards], start: Shards, options: Options
 ) -> tuple[float, float, int]:
-    """(largest eigenvalue of a symmetric `apply`, its relative residual, products used). Collective over shard_group."""
+    """(largest eigenvalue of a symmetric `apply`, its relative residual, products used). Collective
+    over shard_group."""
     x = start * (1.0 / engine.norm(start))
     best, last = (x, apply(x)), None
     value, residual, used = 0.0, math.inf, 0
@@ -86,7 +99,8 @@ def top_eigenvalue(
 
 
 def ritz(engine: Engine, pairs: Sequence[Pair]) -> list[float]:
-    """Coefficients, over an orthonormal basis given with its images, of the direction of largest curvature. Collective."""
+    """Coefficients, over an orthonormal basis given with its images, of the direction of largest
+    curvature. Collective."""
     projected = dots(engine, [v for v, _ in pairs], [image for _, image in pairs])
     _, vectors = torch.linalg.eigh((projected + projected.T) / 2)
     return vectors[:, -1].tolist()

@@ -1,11 +1,13 @@
 """The loss along random directions through the weights, filter-normalised (Li et al. 2018).
 
-Each direction is N(0, 1) and then every filter of it (the weights of one output unit, the vector of one token) is scaled to
-the norm of the model's own filter, so that flat and sharp mean the same for models whose weights differ in scale. Biases and
-normalisation weights stay fixed, as in the authors' code.
+Each direction is N(0, 1) and then every filter of it (the weights of one output unit, the vector of
+one token) is scaled to the norm of the model's own filter, so that flat and sharp mean the same for
+models whose weights differ in scale. Biases and normalisation weights stay fixed, as in the
+authors' code.
 
-Under sharding a filter may be cut between ranks. Its norm is then a sum over ranks: every rank adds the squares of the
-elements it owns into one vector with an entry per filter of the model, and one all-reduce completes all of them.
+Under sharding a filter may be cut between ranks. Its norm is then a sum over ranks: every rank adds
+the squares of the elements it owns into one vector with an entry per filter of the model, and one
+all-reduce completes all of them.
 """
 
 from __future__ import annotations
@@ -46,13 +48,16 @@ class Options(Section):
 
 
 def measure(subject: Subject, options: Options) -> dict[str, Any]:
-    """{at, line, plane} and the options: losses at theta + a d1, and plane[i][j] at theta + at_plane[i] d1 + at_plane[j] d2.
+    """{at, line, plane} and the options: losses at theta + a d1, and plane[i][j] at theta +
+    at_plane[i] d1 + at_plane[j] d2.
 
     d1 and d2 are the same for every domain. Collective; the weights are as before afterwards.
     """
     subject = subject.first(options.rows)
     engine, theta = subject.engine, subject.engine.params(keep=True)
-    first, second = (direction(engine, subject.seed, name, options) for name in ("landscape 1", "landscape 2"))
+    first, second = (
+        direction(engine, subject.seed, name, options) for name in ("landscape 1", "landscape 2")
+    )
     at, at_plane = (steps(options.radius, n) for n in (options.points, options.plane_points))
     line = [subject.loss(theta + first * a) for a in at]
     plane = [[subject.loss(theta + first * a + second * b) for b in at_plane] for a in at_plane]
@@ -69,7 +74,8 @@ def steps(radius: float, points: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Filters:
-    """How a parameter is cut into filters: element e belongs to filter e // width, or e % count where they are columns."""
+    """How a parameter is cut into filters: element e belongs to filter e // width, or e % count
+    where they are columns."""
 
     count: int
     width: int
@@ -82,7 +88,8 @@ class Filters:
 
 
 def filters(engine: Engine, normalise: str) -> dict[str, Filters]:
-    """Every trainable parameter's filters, in the same order on every rank. Rows, but columns of GPT-2's transposed Conv1D."""
+    """Every trainable parameter's filters, in the same order on every rank. Rows, but columns of
+    GPT-2's transposed Conv1D."""
     found = {}
     for name, shape in parameter_shapes(engine).items():
         size = math.prod(shape)
@@ -94,7 +101,8 @@ def filters(engine: Engine, normalise: str) -> dict[str, Filters]:
 
 
 def direction(engine: Engine, seed: int, name: str, options: Options) -> Shards:
-    """A filter-normalised random direction in the layout of params(), a function of seed, name and weights alone. Collective."""
+    """A filter-normalised random direction in the layout of params(), a function of seed, name and
+    weights alone. Collective."""
     random, cut = random_direction(engine, seed, name), filters(engine, options.normalise)
     own, drawn = (filter_norms(engine, x, cut) for x in (engine.params(), random))
 
@@ -102,28 +110,38 @@ def direction(engine: Engine, seed: int, name: str, options: Options) -> Shards:
         if len(span.shape) < 2 and options.vectors == "fixed":
             return torch.zeros_like(piece)
         scale = own[span.name] / (drawn[span.name] + 1e-10)
-        return piece * scale[cut[span.name].of(span, piece.device)].to(piece.dtype).view(piece.shape)
+        return piece * scale[cut[span.name].of(span, piece.device)].to(piece.dtype).view(
+            piece.shape
+        )
 
     return random.map(scaled)
 
 
 def filter_norms(engine: Engine, x: Shards, cut: Mapping[str, Filters]) -> dict[str, Tensor]:
-    """Parameter -> (filters,) float64 2-norms on the shards' device, complete on every rank. One sum over shard_group."""
+    """Parameter -> (filters,) float64 2-norms on the shards' device, complete on every rank. One
+    sum over shard_group."""
     device = x[0].device if len(x) else engine.device
-    squares = {name: torch.zeros(f.count, dtype=torch.float64, device=device) for name, f in cut.items()}
+    squares = {
+        name: torch.zeros(f.count, dtype=torch.float64, device=device) for name, f in cut.items()
+    }
     for span, piece in zip(x.layout, x, strict=True):
-        squares[span.name].index_add_(0, cut[span.name].of(span, device), piece.reshape(-1).double().square())
+        squares[span.name].index_add_(
+            0, cut[span.name].of(span, device), piece.reshape(-1).double().square()
+        )
     total = shard_sum(engine, torch.cat(list(squares.values()))).to(device).sqrt()
     return dict(zip(squares, total.split([f.count for f in cut.values()]), strict=True))
 
 
 def plot(results: Mapping[str, Mapping[str, Any]], folder: Path, title: str) -> list[Path]:
-    """Draws landscape.png and .svg (all domains) and landscape-DOMAIN.png and .svg into `folder`; returns the files. Rank 0."""
+    """Draws landscape.png and .svg (all domains) and landscape-DOMAIN.png and .svg into `folder`;
+    returns the files. Rank 0."""
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="distance along the direction, in filter norms", ylabel="loss (nats)", title=title)
+    axes = figure.add_subplot(
+        xlabel="distance along the direction, in filter norms", ylabel="loss (nats)", title=title
+    )
     for domain, found in results.items():
         axes.plot(found["at"], found["line"], label=domain, linewidth=1.5)
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
@@ -133,10 +151,27 @@ def plot(results: Mapping[str, Mapping[str, Any]], folder: Path, title: str) -> 
         if not found["plane"]:
             continue
         figure = Figure(figsize=(5.5, 4.5), layout="constrained")
-        axes = figure.add_subplot(xlabel="direction 1", ylabel="direction 2", title=f"{title}: loss on {domain}", aspect="equal")
+        axes = figure.add_subplot(
+            xlabel="direction 1",
+            ylabel="direction 2",
+            title=f"{title}: loss on {domain}",
+            aspect="equal",
+        )
         losses = torch.tensor(found["plane"]).T.numpy()  # contour wants rows along y
-        axes.clabel(axes.contour(found["at_plane"], found["at_plane"], losses, levels=12, linewidths=0.8, colors="0.2"))
-        figure.colorbar(axes.contourf(found["at_plane"], found["at_plane"], losses, levels=24, alpha=0.8), label="loss (nats)")
+        axes.clabel(
+            axes.contour(
+                found["at_plane"],
+                found["at_plane"],
+                losses,
+                levels=12,
+                linewidths=0.8,
+                colors="0.2",
+            )
+        )
+        figure.colorbar(
+            axes.contourf(found["at_plane"], found["at_plane"], losses, levels=24, alpha=0.8),
+            label="loss (nats)",
+        )
         axes.plot(0, 0, marker="+", color="black", markersize=10)
         files += _save(figure, folder / f"landscape-{domain}")
     return files

@@ -1,14 +1,18 @@
-"""epsilon-sharpness (Keskar et al. 2017; Eq. 10-11 of the paper, A = I): how far the loss rises inside a small box.
+"""epsilon-sharpness (Keskar et al. 2017; Eq. 10-11 of the paper, A = I): how far the loss rises
+inside a small box.
 
-    100 (max over z in C of loss(theta + z) - loss(theta)) / (1 + loss(theta)),   C = {|z_i| <= epsilon (|theta_i| + 1)}
+    100 (max over z in C of loss(theta + z) - loss(theta)) / (1 + loss(theta)),
+    C = {|z_i| <= epsilon (|theta_i| + 1)}
 
-The maximum is searched by projected gradient ascent: SGD over one pass of the split. What the paper leaves open is decided
-so: the ascent is in eval mode (one function is maximised, not a random one), its gradient is the mean over the accumulated
-rows, the loss of the whole split is taken after every step, and the best counts: a maximum "inside the box" is not the
-last point. `juneja` is the code of Juneja et al. (2023), which the paper names: the box epsilon (theta_i + 1) keeps
-the sign of theta_i, the ascent runs in train mode, the gradients of the accumulated batches add up, the last loss counts.
-At the paper's learning rate many elements never reach the box: `at_bound` says how many did, and the value then depends on
-the number of rows. Compare numbers of equal settings only.
+The maximum is searched by projected gradient ascent: SGD over one pass of the split. What the paper
+leaves open is decided
+so: the ascent is in eval mode (one function is maximised, not a random one), its gradient is the
+mean over the accumulated rows, the loss of the whole split is taken after every step, and the best
+counts: a maximum "inside the box" is not the last point. `juneja` is the code of Juneja et al.
+(2023), which the paper names: the box epsilon (theta_i + 1) keeps the sign of theta_i, the ascent
+runs in train mode, the gradients of the accumulated batches add up, the last loss counts. At the
+paper's learning rate many elements never reach the box: `at_bound` says how many did, and the value
+then depends on the number of rows. Compare numbers of equal settings only.
 """
 
 from __future__ import annotations
@@ -41,9 +45,11 @@ class Options(Section):
 
 
 def measure(subject: Subject, options: Options) -> dict[str, Any]:
-    """{value, loss, max_loss, steps, at_bound} and the options. Collective; the weights are as before afterwards.
+    """{value, loss, max_loss, steps, at_bound} and the options. Collective; the weights are as
+    before afterwards.
 
-    Costs a backward pass over the split and, for `paper`, one evaluation of the split per step of batch x accumulation rows.
+    Costs a backward pass over the split and, for `paper`, one evaluation of the split per step of
+    batch x accumulation rows.
     """
     engine, juneja = subject.engine, options.variant == "juneja"
     theta = engine.params(keep=True)
@@ -60,16 +66,29 @@ def measure(subject: Subject, options: Options) -> dict[str, Any]:
     highest = max(losses)
     found = {"value": 100 * (highest - base) / (1 + base), "loss": base, "max_loss": highest}
     steps = -(-subject.rows // stride)
-    return found | {"steps": steps, "at_bound": share_at(subject, z, bound), "rows": subject.rows, **options.model_dump()}
+    return found | {
+        "steps": steps,
+        "at_bound": share_at(subject, z, bound),
+        "rows": subject.rows,
+        **options.model_dump(),
+    }
 
 
 def clamp(z: Shards, bound: Shards) -> Shards:
-    """Each element into [-bound, bound]; where the bound is negative (juneja, theta < -1) it becomes +bound, as in torch."""
+    """Each element into [-bound, bound]; where the bound is negative (juneja, theta < -1) it
+    becomes +bound, as in torch."""
     return Shards((torch.clamp(a, -b, b) for a, b in zip(z, bound, strict=True)), z.layout)
 
 
 def share_at(subject: Subject, z: Shards, bound: Shards) -> float:
-    """The fraction of all parameter elements whose displacement reached the box. Collective over shard_group."""
-    at = Shards((((a.abs() - b.abs()) >= -1e-6 * b.abs()).to(a.dtype) for a, b in zip(z, bound, strict=True)), z.layout)
+    """The fraction of all parameter elements whose displacement reached the box. Collective over
+    shard_group."""
+    at = Shards(
+        (
+            ((a.abs() - b.abs()) >= -1e-6 * b.abs()).to(a.dtype)
+            for a, b in zip(z, bound, strict=True)
+        ),
+        z.layout,
+    )
     count, total = (subject.engine.norm(x).square() for x in (at, z * 0.0 + 1.0))
     return float(count / total)

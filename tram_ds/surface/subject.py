@@ -1,7 +1,9 @@
-"""What every analysis looks at: a model inside an engine, and the rows of one domain, split over ranks.
+"""What every analysis looks at: a model inside an engine, and the rows of one domain, split over
+ranks.
 
-Rows are cut into micro-batches in their own order and each rank takes a contiguous block of those, so the micro-batches,
-their padding and their dropout masks are the same at any world size that divides their number.
+Rows are cut into micro-batches in their own order and each rank takes a contiguous block of those,
+so the micro-batches, their padding and their dropout masks are the same at any world size that
+divides their number.
 """
 
 from __future__ import annotations
@@ -29,9 +31,12 @@ Share = list[tuple[range, int]]  # (row numbers, weight) of each micro-batch of 
 class Subject:
     """The loss of `engine`'s model on one domain, as a function of the weights.
 
-    forward: (model, batch) -> Output. batch: row numbers -> a micro-batch on the engine's device. rows: how many there are.
-    micro_batch: rows of one forward pass on one rank. seed: of dropout in train mode, and of random directions.
-    Every method is collective: all ranks call it, with Shards of their own pieces; scalars come out the same on all.
+    forward: (model, batch) -> Output. batch: row numbers -> a micro-batch on the engine's device.
+    rows: how many there are.
+    micro_batch: rows of one forward pass on one rank. seed: of dropout in train mode, and of random
+    directions.
+    Every method is collective: all ranks call it, with Shards of their own pieces; scalars come out
+    the same on all.
     """
 
     engine: Engine
@@ -55,15 +60,20 @@ class Subject:
         share = self.share(0, self.rows)
         with torch.no_grad(), self.at(at):
             for index, (rows, weight) in enumerate(share):
-                output = self.run(len(share))(index, self.batch(rows), masks="analysis", train=False)
+                output = self.run(len(share))(
+                    index, self.batch(rows), masks="analysis", train=False
+                )
                 count = torch.as_tensor(output.count, device=output.loss_sum.device)
                 if weight:
                     sums += torch.stack([output.loss_sum.double(), count.double()])
         loss_sum, count = self.engine.data_sum(sums).tolist()
         return loss_sum / max(count, 1.0)
 
-    def gradient(self, at: Shards | None = None, start: int = 0, stop: int | None = None, train: bool = False) -> Shards:
-        """Gradient of the mean loss per counted target over rows [start, stop), as new Shards. train: with dropout."""
+    def gradient(
+        self, at: Shards | None = None, start: int = 0, stop: int | None = None, train: bool = False
+    ) -> Shards:
+        """Gradient of the mean loss per counted target over rows [start, stop), as new Shards.
+        train: with dropout."""
         share = self.share(start, self.rows if stop is None else stop)
         run = self.run(len(share), step=start)
 
@@ -72,7 +82,10 @@ class Subject:
             output = run(index, self.batch(rows), masks="analysis", train=train)
             count = torch.as_tensor(output.count, dtype=torch.float64, device=self.engine.device)
             loss, zero = output.loss_sum.detach().double(), torch.zeros_like(count)
-            return Terms(output.loss_sum * weight, torch.stack([loss.to(count.device), count, zero, zero]) * weight)
+            return Terms(
+                output.loss_sum * weight,
+                torch.stack([loss.to(count.device), count, zero, zero]) * weight,
+            )
 
         with self.at(at):
             self.engine.backward(share, objective)
@@ -81,10 +94,16 @@ class Subject:
         return gradient
 
     def share(self, start: int, stop: int) -> Share:
-        """This rank's micro-batches of rows [start, stop), as many on every rank; one too many repeats a row, weight 0."""
+        """This rank's micro-batches of rows [start, stop), as many on every rank; one too many
+        repeats a row, weight 0."""
         if self.micro_batch < 1 or stop <= start:
-            raise ValueError(f"rows [{start}, {stop}) in micro-batches of {self.micro_batch}: at least one row is needed in each")
-        cuts = [range(a, min(a + self.micro_batch, stop)) for a in range(start, stop, self.micro_batch)]
+            raise ValueError(
+                f"rows [{start}, {stop}) in micro-batches of {self.micro_batch}: at least one row "
+                "is needed in each"
+            )
+        cuts = [
+            range(a, min(a + self.micro_batch, stop)) for a in range(start, stop, self.micro_batch)
+        ]
         each = -(-len(cuts) // self.engine.world_size)
         mine = cuts[self.engine.rank * each : (self.engine.rank + 1) * each]
         return [(rows, 1) for rows in mine] + [(range(start, start + 1), 0)] * (each - len(mine))
@@ -95,16 +114,21 @@ class Subject:
 
 
 def normal(key: str, start: int, length: int) -> Tensor:
-    """(length,) float32 on the CPU: elements [start, start + length) of the endless N(0, 1) sequence named `key`."""
+    """(length,) float32 on the CPU: elements [start, start + length) of the endless N(0, 1)
+    sequence named `key`."""
     if not length:
         return torch.empty(0)
     first, last = start // BLOCK, (start + length - 1) // BLOCK
-    blocks = [torch.randn(BLOCK, generator=_generator(f"{key}/{number}")) for number in range(first, last + 1)]
+    blocks = [
+        torch.randn(BLOCK, generator=_generator(f"{key}/{number}"))
+        for number in range(first, last + 1)
+    ]
     return torch.cat(blocks)[start - first * BLOCK :][:length]
 
 
 def random_direction(engine: Engine, seed: int, purpose: str) -> Shards:
-    """N(0, 1) for every parameter element: a function of (seed, purpose, parameter, element), whatever the layout. Local."""
+    """N(0, 1) for every parameter element: a function of (seed, purpose, parameter, element),
+    whatever the layout. Local."""
 
     def piece(span: Any, like: Tensor) -> Tensor:
         values = normal(f"{seed}/{purpose}/{span.name}", span.start, span.length)
@@ -114,13 +138,15 @@ def random_direction(engine: Engine, seed: int, purpose: str) -> Shards:
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Every trainable parameter's whole shape, in the same order on every rank, whatever this rank holds of it. Local."""
+    """Every trainable parameter's whole shape, in the same order on every rank, whatever this rank
+    holds of it. Local."""
     parameters = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters}
 
 
 def shard_sum(engine: Engine, x: Tensor) -> Tensor:
-    """The sum of x over the ranks that hold different pieces of the weights, as a new tensor. Collective over shard_group."""
+    """The sum of x over the ranks that hold different pieces of the weights, as a new tensor.
+    Collective over shard_group."""
     x = x.detach().to(engine.device, copy=True)
     if engine.shard_group is not None:
         dist.all_reduce(x, group=engine.shard_group)
@@ -128,7 +154,8 @@ def shard_sum(engine: Engine, x: Tensor) -> Tensor:
 
 
 def dots(engine: Engine, a: Sequence[Shards], b: Sequence[Shards]) -> Tensor:
-    """(len(a), len(b)) float64 on the CPU: inner products of vectors of all parameters. One sum over shard_group."""
+    """(len(a), len(b)) float64 on the CPU: inner products of vectors of all parameters. One sum
+    over shard_group."""
     own = torch.stack([torch.stack([x.dot(y).to(engine.device) for y in b]) for x in a])
     return shard_sum(engine, own).cpu()
 

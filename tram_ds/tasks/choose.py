@@ -1,4 +1,5 @@
-"""Tasks are found by name: `task: language_modeling` is tram_ds.tasks.language_modeling.build, imported when asked for."""
+"""Tasks are found by name: `task: language_modeling` is tram_ds.tasks.language_modeling.build,
+imported when asked for."""
 
 from __future__ import annotations
 
@@ -7,5 +8,6 @@ from typing import Any
 
 
 def build(recipe: Any) -> Any:
-    """The recipe's task. Its data and its model's config are checked here (ValueError), before any weight is read."""
+    """The recipe's task. Its data and its model's config are checked here (ValueError), before any
+    weight is read."""
     return importlib.import_module(f"tram_ds.tasks.{recipe.task.name}").build(recipe)

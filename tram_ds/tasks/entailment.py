@@ -1,7 +1,8 @@
-"""Does one sentence follow from another? Trained in one language, accuracy in many (XNLI's zero-shot protocol).
+"""Does one sentence follow from another? Trained in one language, accuracy in many (XNLI's
+zero-shot protocol).
 
-A row is (premise, hypothesis, label) as text; it is tokenised when it is collated. One position per example: the logits
-are (B, 3), so padding is in no loss and in no distance.
+A row is (premise, hypothesis, label) as text; it is tokenised when it is collated. One position per
+example: the logits are (B, 3), so padding is in no loss and in no distance.
 """
 
 from __future__ import annotations
@@ -26,15 +27,27 @@ from tram_ds.models.pretrained import has_tokenizer, load_config, load_model, lo
 from tram_ds.runtime.errors import DataError
 
 SAMPLE = 50_000  # training rows a fresh model's tokeniser is trained on
-PAD_OFFSET = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text", "mpnet", "esm")
+PAD_OFFSET = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "longformer",
+    "data2vec-text",
+    "mpnet",
+    "esm",
+)
 
 
 def build(recipe: Any, training: bool = True) -> Entailment:
-    """The task of a recipe. Data, tokeniser and model config are checked (DataError) before any weight is read.
+    """The task of a recipe. Data, tokeniser and model config are checked (DataError) before any
+    weight is read.
 
     training: False where only evaluation follows: no train split is needed.
     """
-    pairs = open_pairs(recipe.task.data, recipe.task.cache_dir, getattr(recipe.task, "revision", None))
+    pairs = open_pairs(
+        recipe.task.data, recipe.task.cache_dir, getattr(recipe.task, "revision", None)
+    )
     train, evaluated = _languages(recipe.task, pairs)
     return Entailment(recipe, pairs, train, evaluated, training)
 
@@ -47,7 +60,12 @@ class Entailment:
     metric = "accuracy"
 
     def __init__(
-        self, recipe: Any, pairs: Pairs, train_languages: list[str], eval_languages: list[str], training: bool = True
+        self,
+        recipe: Any,
+        pairs: Pairs,
+        train_languages: list[str],
+        eval_languages: list[str],
+        training: bool = True,
     ) -> None:
         """eval_languages: those scored, the training ones first."""
         self.settings, self.model_section, self.seed = recipe.task, recipe.model, recipe.train.seed
@@ -78,7 +96,9 @@ class Entailment:
     def train_rows(self) -> Sequence[tuple[str, str, int]]:
         return self._open(self.train_domains, "train")
 
-    def eval_sets(self, split: Literal["validation", "test"]) -> Mapping[str, Sequence[tuple[str, str, int]]]:
+    def eval_sets(
+        self, split: Literal["validation", "test"]
+    ) -> Mapping[str, Sequence[tuple[str, str, int]]]:
         """Language -> rows. Only zero-shot languages may lack a validation split."""
         there = [
             name
@@ -88,7 +108,8 @@ class Entailment:
         return {name: self._open([name], split) for name in there}
 
     def collate(self, rows: Sequence[tuple[str, str, int]]) -> Batch:
-        """What the tokeniser makes of the pairs, cut to `seq_len` and padded to the longest; labels (B,)."""
+        """What the tokeniser makes of the pairs, cut to `seq_len` and padded to the longest; labels
+        (B,)."""
         premises, hypotheses, labels = zip(*rows, strict=True)
         encoded = self.tokenizer(
             list(premises),
@@ -121,7 +142,8 @@ class Entailment:
         return {"loss": loss_sum / count, "accuracy": correct / count}
 
     def data_digest(self) -> str:
-        """Hex digest of all the rows of this run: the training ones, and the scored languages' validation and test."""
+        """Hex digest of all the rows of this run: the training ones, and the scored languages'
+        validation and test."""
         train = [f"train\0{self._open(self.train_domains, 'train').digest}"]
         held_out = [
             f"{name}\0{split}\0{self._open([name], split).digest}"
@@ -141,55 +163,92 @@ class Entailment:
         name, model = self.settings.tokenizer, self.model_section
         if name is None and model.path is None:
             table = self._open(self.train_domains, "train")
-            texts = chain.from_iterable((premise, hypothesis) for premise, hypothesis, _ in islice(table, SAMPLE))
+            texts = chain.from_iterable(
+                (premise, hypothesis) for premise, hypothesis, _ in islice(table, SAMPLE)
+            )
             vocabulary = (model.init or {}).get("vocab_size")
             size = {"vocab_size": vocabulary} if vocabulary else {}
             return pair_tokenizer(table.digest, texts, self.settings.cache_dir, **size)
         if name is None and not has_tokenizer(model.path):
-            raise DataError(f"model.path '{model.path}' holds no tokeniser; set task.tokenizer to the one it was trained with")
-        tokenizer = load_tokenizer(name) if name is not None else load_tokenizer(model.path, model.revision)
+            raise DataError(
+                f"model.path '{model.path}' holds no tokeniser; set task.tokenizer to the one it "
+                "was trained with"
+            )
+        tokenizer = (
+            load_tokenizer(name) if name is not None else load_tokenizer(model.path, model.revision)
+        )
         if tokenizer.pad_token_id is None:  # decoders come without
             if tokenizer.eos_token is None:
-                raise DataError(f"the tokeniser of '{name or model.path}' has no token to pad with; add a pad_token to it")
+                raise DataError(
+                    f"the tokeniser of '{name or model.path}' has no token to pad with; add a "
+                    "pad_token to it"
+                )
             tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "right"  # encoders classify from the first position, which must not be padding
+        # encoders classify from the first position, which must not be padding
+        tokenizer.padding_side = "right"
         return tokenizer
 
     def _config_values(self) -> dict[str, Any]:
-        """Config fields that follow from the task: they win over those of a path, and fill those an init leaves out."""
+        """Config fields that follow from the task: they win over those of a path, and fill those an
+        init leaves out."""
         values = {"num_labels": len(LABELS), "pad_token_id": self.tokenizer.pad_token_id}
         if self.model_section.path is not None:
             return values
-        ends = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
+        ends = {
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+        }
         positions = self.settings.seq_len + self.tokenizer.pad_token_id + 1
-        return values | ends | {"vocab_size": vocabulary_size(self.tokenizer), "max_position_embeddings": positions}
+        return (
+            values
+            | ends
+            | {"vocab_size": vocabulary_size(self.tokenizer), "max_position_embeddings": positions}
+        )
 
     def _check_config(self, config: Any) -> None:
         vocabulary, seq_len = vocabulary_size(self.tokenizer), self.settings.seq_len
         text = config.get_text_config()
         if vocabulary > text.vocab_size:
             raise DataError(
-                f"the tokeniser has {vocabulary} entries but the model's vocabulary only {text.vocab_size}: token ids "
-                "would be out of range; set task.tokenizer to the model's own, or model.init.vocab_size to its size"
+                f"the tokeniser has {vocabulary} entries but the model's vocabulary only "
+                f"{text.vocab_size}: token ids "
+                "would be out of range; set task.tokenizer to the model's own, or "
+                "model.init.vocab_size to its size"
             )
         positions = getattr(text, "max_position_embeddings", None)
         if positions and config.model_type in PAD_OFFSET:
             positions -= self.tokenizer.pad_token_id + 1
         if positions and positions > 0 and seq_len > positions:
-            raise DataError(f"task.seq_len {seq_len} exceeds the model's {positions} positions; set seq_len <= {positions}")
+            raise DataError(
+                f"task.seq_len {seq_len} exceeds the model's {positions} positions; set seq_len "
+                f"<= {positions}"
+            )
         if seq_len < 8:
-            raise DataError(f"task.seq_len {seq_len} leaves no room for two sentences; set it to 8 or more")
+            raise DataError(
+                f"task.seq_len {seq_len} leaves no room for two sentences; set it to 8 or more"
+            )
 
 
 def _languages(task: Any, pairs: Pairs) -> tuple[list[str], list[str]]:
-    """(training languages, scored ones with the training ones first), as `train`, `eval` and `exclude` say."""
+    """(training languages, scored ones with the training ones first), as `train`, `eval` and
+    `exclude` say."""
     there = pairs.languages()
-    for name in [*task.exclude, *(task.eval or []), *([task.train] if task.train not in (None, "all") else [])]:
+    for name in [
+        *task.exclude,
+        *(task.eval or []),
+        *([task.train] if task.train not in (None, "all") else []),
+    ]:
         if name not in there:
             raise unknown_domain(name, there, f"task.data {task.data}")
-    trainable = [name for name in there if name not in task.exclude and "train" in pairs.splits(name)]
+    trainable = [
+        name for name in there if name not in task.exclude and "train" in pairs.splits(name)
+    ]
     if task.train in (None, "all") and not trainable:
-        raise DataError(f"no language of task.data {task.data} outside task.exclude has a train split")
+        raise DataError(
+            f"no language of task.data {task.data} outside task.exclude has a train split"
+        )
     train = trainable if task.train == "all" else [task.train or trainable[0]]
-    evaluated = [name for name in there if name not in task.exclude] if task.eval is None else task.eval
+    evaluated = (
+        [name for name in there if name not in task.exclude] if task.eval is None else task.eval
+    )
     return train, list(dict.fromkeys([*train, *evaluated]))

@@ -1,7 +1,10 @@
-"""Image classification: one data set, top-1 accuracy on its test split (CIFAR-100, Stanford Cars, Oxford Flowers).
+"""Image classification: one data set, top-1 accuracy on its test split (CIFAR-100, Stanford Cars,
+Oxford Flowers).
 
-A row is (RGB image, class), decoded when it is read. Images are resized and normalised by the model's own processor and
-not augmented: the paper names no augmentation, and without one a row is the same in every epoch and at any world size.
+A row is (RGB image, class), decoded when it is read. Images are resized and normalised by the
+model's own processor and
+not augmented: the paper names no augmentation, and without one a row is the same in every epoch and
+at any world size.
 """
 
 from __future__ import annotations
@@ -18,17 +21,25 @@ from transformers import AutoModelForImageClassification
 from tram_ds.data.cache import digest_of
 from tram_ds.data.images import Images, ImageSource
 from tram_ds.models.output import Batch, Output
-from tram_ds.models.pretrained import load_config, load_image_processor, load_model, new_image_processor
+from tram_ds.models.pretrained import (
+    load_config,
+    load_image_processor,
+    load_model,
+    new_image_processor,
+)
 from tram_ds.runtime.errors import DataError
 
 IMAGE_SIZE = 32  # of a fresh model that does not say
 
 
 def build(recipe: Any, training: bool = True) -> ImageClassification:
-    """The task of a recipe. Data, processor and model config are checked (DataError) before any weight is read."""
+    """The task of a recipe. Data, processor and model config are checked (DataError) before any
+    weight is read."""
     del training  # the names of the classes come from the train split either way
     task = recipe.task
-    return ImageClassification(recipe, ImageSource(task.data, task.cache_dir, getattr(task, "revision", None)))
+    return ImageClassification(
+        recipe, ImageSource(task.data, task.cache_dir, getattr(task, "revision", None))
+    )
 
 
 class ImageClassification:
@@ -55,7 +66,13 @@ class ImageClassification:
     def model(self) -> nn.Module:
         """With a new head of the data set's classes, unless `model.path` has one of that size."""
         values = self._config_values()
-        model: Any = load_model(AutoModelForImageClassification, self.model_section, seed=self.seed, new_head=True, **values)
+        model: Any = load_model(
+            AutoModelForImageClassification,
+            self.model_section,
+            seed=self.seed,
+            new_head=True,
+            **values,
+        )
         model.config.id2label = dict(enumerate(self.source.classes))
         model.config.label2id = {name: number for number, name in enumerate(self.source.classes)}
         return model
@@ -63,12 +80,17 @@ class ImageClassification:
     def train_rows(self) -> Sequence[tuple[Image.Image, int]]:
         return self._open("train")
 
-    def eval_sets(self, split: Literal["validation", "test"]) -> Mapping[str, Sequence[tuple[Image.Image, int]]]:
-        """The data set's name -> rows. The paper's three have no validation split: their final model is scored."""
+    def eval_sets(
+        self, split: Literal["validation", "test"]
+    ) -> Mapping[str, Sequence[tuple[Image.Image, int]]]:
+        """The data set's name -> rows. The paper's three have no validation split: their final
+        model is scored."""
         if split == "validation" and split not in self.source.splits():
             raise DataError(
-                f"task.data {self.source.data} has no validation split; it has {', '.join(self.source.splits())}: "
-                "remove eval.every_steps and validation from eval.splits, or add validation*.parquet"
+                f"task.data {self.source.data} has no validation split; it has "
+                f"{', '.join(self.source.splits())}: "
+                "remove eval.every_steps and validation from eval.splits, or add "
+                "validation*.parquet"
             )
         return {self.source.name: self._open(split)}
 
@@ -98,7 +120,9 @@ class ImageClassification:
 
     def data_digest(self) -> str:
         """Hex digest of the rows of all splits."""
-        return digest_of(*(f"{split}\0{self._open(split).table.digest}" for split in self.source.splits()))
+        return digest_of(
+            *(f"{split}\0{self._open(split).table.digest}" for split in self.source.splits())
+        )
 
     def _open(self, split: str) -> Images:
         if split not in self.opened:
@@ -121,15 +145,23 @@ class ImageClassification:
         expected = _side(getattr(config, "image_size", None) or 0)
         if config.model_type in ("vit", "deit") and produced and expected and produced != expected:
             raise DataError(
-                f"the image processor makes {produced} pixels a side but the model takes {expected}; give the model's "
+                f"the image processor makes {produced} pixels a side but the model takes "
+                f"{expected}; give the model's "
                 "own preprocessor_config.json"
             )
 
     def _check_names(self, task: Any) -> None:
-        for key, names in (("train", [task.train]), ("eval", task.eval or []), ("exclude", task.exclude)):
+        for key, names in (
+            ("train", [task.train]),
+            ("eval", task.eval or []),
+            ("exclude", task.exclude),
+        ):
             for name in names:
                 if name is not None and (name != self.source.name or key == "exclude"):
-                    raise DataError(f"task.{key} {name}: task.data {task.data} is one data set, '{self.source.name}'; remove it")
+                    raise DataError(
+                        f"task.{key} {name}: task.data {task.data} is one data set, "
+                        f"'{self.source.name}'; remove it"
+                    )
 
 
 def _side(size: Any) -> int:

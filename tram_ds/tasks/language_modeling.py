@@ -1,7 +1,8 @@
-"""Causal language modeling on packed blocks: one training domain, perplexity on many (M2D2's protocol).
+"""Causal language modeling on packed blocks: one training domain, perplexity on many (M2D2's
+protocol).
 
-A row is `seq_len` consecutive tokens of one domain. Every position of a row is valid, and every token but the row's
-first is predicted and counted.
+A row is `seq_len` consecutive tokens of one domain. Every position of a row is valid, and every
+token but the row's first is predicted and counted.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from tram_ds.runtime.errors import DataError
 
 
 def build(recipe: Any, training: bool = True) -> LanguageModeling:
-    """The task of a recipe. Data, tokeniser and model config are checked (DataError) before any weight is read.
+    """The task of a recipe. Data, tokeniser and model config are checked (DataError) before any
+    weight is read.
 
     training: False where only evaluation follows: no train split is needed.
     """
-    source = open_source(recipe.task.data, recipe.task.cache_dir, getattr(recipe.task, "revision", None))
+    source = open_source(
+        recipe.task.data, recipe.task.cache_dir, getattr(recipe.task, "revision", None)
+    )
     train, evaluated = _domains(recipe.task, source)
     return LanguageModeling(recipe, source, train, evaluated, training)
 
@@ -45,7 +49,12 @@ class LanguageModeling:
     metric = "perplexity"
 
     def __init__(
-        self, recipe: Any, source: Source, train_domains: list[str], eval_domains: list[str], training: bool = True
+        self,
+        recipe: Any,
+        source: Source,
+        train_domains: list[str],
+        eval_domains: list[str],
+        training: bool = True,
     ) -> None:
         """eval_domains: those scored, the training domains first."""
         self.settings, self.model_section, self.seed = recipe.task, recipe.model, recipe.train.seed
@@ -61,23 +70,33 @@ class LanguageModeling:
             self.eval_sets(split)
 
     def model(self) -> nn.Module:
-        return load_model(AutoModelForCausalLM, self.model_section, seed=self.seed, **self._config_defaults())
+        return load_model(
+            AutoModelForCausalLM, self.model_section, seed=self.seed, **self._config_defaults()
+        )
 
     def train_rows(self) -> Sequence[np.ndarray]:
-        """Rows (seq_len,) int64 of the training domains, one after the other, without shorter last rows."""
+        """Rows (seq_len,) int64 of the training domains, one after the other, without shorter last
+        rows."""
         limit = self.settings.max_train_tokens
         share = limit // len(self.train_domains) if limit else None
-        parts = [self._rows(domain, "train", share, keep_partial=False) for domain in self.train_domains]
+        parts = [
+            self._rows(domain, "train", share, keep_partial=False) for domain in self.train_domains
+        ]
         return parts[0] if len(parts) == 1 else _Joined(parts)
 
     def eval_sets(self, split: Literal["validation", "test"]) -> Mapping[str, Sequence[np.ndarray]]:
-        """Domain -> rows, the last of which may be shorter. Only zero-shot domains may lack a validation split."""
+        """Domain -> rows, the last of which may be shorter. Only zero-shot domains may lack a
+        validation split."""
         name = "valid" if split == "validation" else "test"
         limit = self.settings.max_eval_tokens
-        return {domain: self._rows(domain, name, limit, keep_partial=True) for domain in self._scored(name)}
+        return {
+            domain: self._rows(domain, name, limit, keep_partial=True)
+            for domain in self._scored(name)
+        }
 
     def collate(self, rows: Sequence[np.ndarray]) -> Batch:
-        """{input_ids (B, T)} int64, padded on the right with attention_mask (B, T) if the rows are uneven."""
+        """{input_ids (B, T)} int64, padded on the right with attention_mask (B, T) if the rows are
+        uneven."""
         lengths = torch.tensor([len(row) for row in rows])
         longest = int(lengths.max())
         if bool((lengths == longest).all()):
@@ -85,7 +104,10 @@ class LanguageModeling:
         input_ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id or 0)
         for target, row in zip(input_ids, rows, strict=True):
             target[: len(row)] = torch.from_numpy(row)
-        return {"input_ids": input_ids, "attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
+        }
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         mask = batch.get("attention_mask")
@@ -94,7 +116,9 @@ class LanguageModeling:
         targets = next_tokens(batch)
         loss_sum = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
         counted = targets != IGNORED
-        return Output(loss_sum, counted.sum(), logits, rows=len(batch["input_ids"]), counted=counted)
+        return Output(
+            loss_sum, counted.sum(), logits, rows=len(batch["input_ids"]), counted=counted
+        )
 
     def chunked(self, model: nn.Module) -> Chunked | None:
         whole = getattr(self.model_section, "logits", "chunks") == "whole"
@@ -114,31 +138,43 @@ class LanguageModeling:
         return {"loss": loss, "perplexity": float(np.exp(loss))}
 
     def evaluation_sums(self, output: Output, batch: Batch) -> Tensor:
-        """(3,) fp64 loss sum, count and number correct of an evaluation batch: those of `forward`, or M2D2's.
+        """(3,) fp64 loss sum, count and number correct of an evaluation batch: those of `forward`,
+        or M2D2's.
 
-        `task.m2d2_ref`: the reference script weights the mean loss of a row's len - 1 predictions with len and divides
-        by the total length (M2D2's validate_on_multiple_files.py).
+        `task.m2d2_ref`: the reference script weights the mean loss of a row's len - 1 predictions
+        with len and divides by the total length (M2D2's validate_on_multiple_files.py).
         """
         zero = torch.zeros((), dtype=torch.float64, device=output.loss_sum.device)
         if not self.settings.m2d2_ref:
             return torch.stack([output.loss_sum.double(), zero + output.count, zero])
         loss = output.losses
         if loss is None:
-            loss = F.cross_entropy(output.logits.float(), next_tokens(batch), ignore_index=IGNORED, reduction="none")
+            loss = F.cross_entropy(
+                output.logits.float(), next_tokens(batch), ignore_index=IGNORED, reduction="none"
+            )
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-        length = mask.sum(1, keepdim=True).expand_as(mask)[mask].double()  # (N,) of the row each position is in
-        return torch.stack([(loss.double() * length / (length - 1)).sum(), zero + len(length), zero])
+        # (N,) of the row each position is in
+        length = mask.sum(1, keepdim=True).expand_as(mask)[mask].double()
+        return torch.stack(
+            [(loss.double() * length / (length - 1)).sum(), zero + len(length), zero]
+        )
 
     def data_digest(self) -> str:
-        """sha256 (hex) of all the text of this run: the training domains' train, the scored ones' valid and test."""
+        """sha256 (hex) of all the text of this run: the training domains' train, the scored ones'
+        valid and test."""
         train = [(domain, "train") for domain in self.train_domains]
-        held_out = [(d, s) for d in self.eval_domains for s in self.source.splits(d) if s != "train"]
+        held_out = [
+            (d, s) for d in self.eval_domains for s in self.source.splits(d) if s != "train"
+        ]
         return corpus_digest(self.source, train + held_out)
 
     def _config_defaults(self) -> dict[str, Any]:
         if self.model_section.path is not None:
             return {}
-        special = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
+        special = {
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+        }
         positions = {"max_position_embeddings": self.settings.seq_len}
         return {"vocab_size": vocabulary_size(self.tokenizer), **positions, **special}
 
@@ -147,44 +183,65 @@ class LanguageModeling:
         size = config.get_text_config().vocab_size
         if vocabulary > size:
             raise DataError(
-                f"the tokeniser has {vocabulary} entries but the model's vocabulary only {size}: token ids would be "
-                "out of range; set task.tokenizer to the model's own tokeniser, or model.init.vocab_size to its size"
+                f"the tokeniser has {vocabulary} entries but the model's vocabulary only {size}: "
+                "token ids would be "
+                "out of range; set task.tokenizer to the model's own tokeniser, or "
+                "model.init.vocab_size to its size"
             )
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and seq_len > positions:
-            raise DataError(f"task.seq_len {seq_len} exceeds the model's {positions} positions; set seq_len <= {positions}")
+            raise DataError(
+                f"task.seq_len {seq_len} exceeds the model's {positions} positions; set seq_len "
+                f"<= {positions}"
+            )
         if seq_len < 2:
-            raise DataError(f"task.seq_len {seq_len} leaves nothing to predict; set it to 2 or more")
+            raise DataError(
+                f"task.seq_len {seq_len} leaves nothing to predict; set it to 2 or more"
+            )
 
     def _scored(self, split: str) -> list[str]:
         if split == "test":
             return self.eval_domains
-        return [d for d in self.eval_domains if d in self.train_domains or split in self.source.splits(d)]
+        return [
+            d
+            for d in self.eval_domains
+            if d in self.train_domains or split in self.source.splits(d)
+        ]
 
     def _rows(self, domain: str, split: str, max_tokens: int | None, keep_partial: bool) -> Blocks:
         tokens = self.tokens(domain, split, max_tokens)
         rows = blocks(tokens, self.settings.seq_len, keep_partial)
         if not len(rows):
-            needed = "2 tokens" if keep_partial else f"one block of task.seq_len {self.settings.seq_len}"
+            needed = (
+                "2 tokens" if keep_partial else f"one block of task.seq_len {self.settings.seq_len}"
+            )
             raise DataError(
-                f"the {split} split of domain '{domain}' is too short: {len(tokens)} tokens found, {needed} needed; "
+                f"the {split} split of domain '{domain}' is too short: {len(tokens)} tokens "
+                f"found, {needed} needed; "
                 f"give more text or a smaller task.seq_len"
             )
         return rows
 
     def _tokens(self, domain: str, split: str, max_tokens: int | None) -> np.ndarray:
-        return tokenize(self.source, domain, split, self.tokenizer, self.settings.cache_dir, max_tokens)
+        return tokenize(
+            self.source, domain, split, self.tokenizer, self.settings.cache_dir, max_tokens
+        )
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:
     """What the model is called with."""
-    return {"use_cache": False, **{key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}}
+    return {
+        "use_cache": False,
+        **{key: batch[key] for key in ("input_ids", "attention_mask") if key in batch},
+    }
 
 
 def next_tokens(batch: Batch) -> Tensor:
-    """(N,) the token each valid position of the batch predicts, IGNORED for the last of each row and beside padding.
+    """(N,) the token each valid position of the batch predicts, IGNORED for the last of each row
+    and beside padding.
 
-    `labels` (B, T) replaces input_ids as targets if the batch has it, IGNORED where nothing is to be counted.
+    `labels` (B, T) replaces input_ids as targets if the batch has it, IGNORED where nothing is to
+    be counted.
     """
     mask = batch.get("attention_mask")
     targets = batch.get("labels", batch["input_ids"])
@@ -211,16 +268,27 @@ class _Joined(Sequence[np.ndarray]):
 
 
 def _domains(task: Any, source: Source) -> tuple[list[str], list[str]]:
-    """(training domains, scored domains with the training ones first), as `train`, `eval` and `exclude` say."""
+    """(training domains, scored domains with the training ones first), as `train`, `eval` and
+    `exclude` say."""
     there = source.domains()
-    for name in [*task.exclude, *(task.eval or []), *([task.train] if task.train not in (None, "all") else [])]:
+    for name in [
+        *task.exclude,
+        *(task.eval or []),
+        *([task.train] if task.train not in (None, "all") else []),
+    ]:
         if name not in there:
             raise unknown_domain(name, there, f"task.data {task.data}")
-    trainable = [name for name in there if name not in task.exclude and "train" in source.splits(name)]
+    trainable = [
+        name for name in there if name not in task.exclude and "train" in source.splits(name)
+    ]
     if not trainable and task.train in (None, "all"):
-        raise DataError(f"no domain of task.data {task.data} outside task.exclude has a train split")
+        raise DataError(
+            f"no domain of task.data {task.data} outside task.exclude has a train split"
+        )
     train = trainable if task.train == "all" else [task.train or trainable[0]]
-    evaluated = [name for name in there if name not in task.exclude] if task.eval is None else task.eval
+    evaluated = (
+        [name for name in there if name not in task.exclude] if task.eval is None else task.eval
+    )
     return train, list(dict.fromkeys([*train, *evaluated]))
 
 
@@ -229,7 +297,12 @@ def _tokenizer(task: Any, model: Any, source: Source) -> Any:
         return load_tokenizer(task.tokenizer)
     if model.path is None:
         vocabulary = (model.init or {}).get("vocab_size")
-        return source_tokenizer(source, task.cache_dir, **({"vocab_size": vocabulary} if vocabulary else {}))
+        return source_tokenizer(
+            source, task.cache_dir, **({"vocab_size": vocabulary} if vocabulary else {})
+        )
     if not has_tokenizer(model.path):
-        raise DataError(f"model.path '{model.path}' holds no tokeniser; set task.tokenizer to the one it was trained with")
+        raise DataError(
+            f"model.path '{model.path}' holds no tokeniser; set task.tokenizer to the one it was "
+            "trained with"
+        )
     return load_tokenizer(model.path, model.revision)

@@ -1,4 +1,5 @@
-"""What a task gives the rest of the system: a model, rows, and a forward pass that says how much it counted."""
+"""What a task gives the rest of the system: a model, rows, and a forward pass that says how much it
+counted."""
 
 from __future__ import annotations
 
@@ -11,17 +12,20 @@ from tram_ds.models.output import Batch, Output
 
 
 class Task(Protocol):
-    """One module per task under tram_ds/tasks, found by name; tasks import neither engines nor algorithms."""
+    """One module per task under tram_ds/tasks, found by name; tasks import neither engines nor
+    algorithms."""
 
     noise_site: Literal["embedding", "pixel_values"]  # where x + z adds its noise
     classification: bool  # mmd needs it: one position per example
 
     def model(self) -> nn.Module:
-        """The model on CPU in fp32, in train mode; weights from `model.path` or freshly initialised from `model.init`."""
+        """The model on CPU in fp32, in train mode; weights from `model.path` or freshly initialised
+        from `model.init`."""
         ...
 
     def train_rows(self) -> Sequence[Any]:
-        """Training rows, addressable by index; the order they are read in belongs to data/order.py."""
+        """Training rows, addressable by index; the order they are read in belongs to
+        data/order.py."""
         ...
 
     def eval_sets(self, split: Literal["validation", "test"]) -> Mapping[str, Sequence[Any]]:
@@ -37,11 +41,13 @@ class Task(Protocol):
         ...
 
     def chunked(self, model: nn.Module) -> Callable[..., Output] | None:
-        """The same without whole logits (tram_ds.models.chunked.Chunked), or None where they are small or the model cannot."""
+        """The same without whole logits (tram_ds.models.chunked.Chunked), or None where they are
+        small or the model cannot."""
         ...
 
     def counts(self, batch: Batch) -> tuple[int, int]:
-        """(counted targets, valid positions) of a batch, from its tensors alone: what forward will report."""
+        """(counted targets, valid positions) of a batch, from its tensors alone: what forward will
+        report."""
         ...
 
     def correct(self, output: Output, batch: Batch) -> Tensor:
@@ -49,5 +55,6 @@ class Task(Protocol):
         ...
 
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
-        """The task's metrics of one domain from its global sums, e.g. {"loss": .., "perplexity": ..}."""
+        """The task's metrics of one domain from its global sums, e.g. {"loss": .., "perplexity":
+        ..}."""
         ...

@@ -8,12 +8,16 @@ from pathlib import Path
 
 from tram_ds.recipe.sections import TaskSection
 
-MAX_DIGEST = 36  # characters MLflow stores; the whole one is in the profile and in the tag data_digest
+# characters MLflow stores; the whole one is in the profile and in the tag data_digest
+MAX_DIGEST = 36
 MADE_HERE = ("generated", "installed_docs")
 
 
-def dataset(task: TaskSection, digest: str, train: Sequence[str], scored: Sequence[str]) -> dict[str, str]:
-    """The fields of mlflow.entities.Dataset. digest: of all the text, pairs or images the run reads."""
+def dataset(
+    task: TaskSection, digest: str, train: Sequence[str], scored: Sequence[str]
+) -> dict[str, str]:
+    """The fields of mlflow.entities.Dataset. digest: of all the text, pairs or images the run
+    reads."""
     folder = Path(task.data).expanduser()
     if task.data in MADE_HERE:
         kind, source = "code", {"tags": {"task.data": task.data}}

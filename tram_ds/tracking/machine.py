@@ -1,7 +1,8 @@
-"""How busy the machine of rank 0 is: processor, memory and NVIDIA GPUs, sampled into `<run_dir>/system.jsonl`.
+"""How busy the machine of rank 0 is: processor, memory and NVIDIA GPUs, sampled into
+`<run_dir>/system.jsonl`.
 
-The names are MLflow's own, so its pages show them under "System metrics". Nothing here runs on the training thread,
-and nothing that fails here matters.
+The names are MLflow's own, so its pages show them under "System metrics". Nothing here runs on the
+training thread, and nothing that fails here matters.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 
 
 class SystemMetrics:
-    """Samples every `every_seconds`, and once more at `stop`; the samples are numbered on where a run is resumed."""
+    """Samples every `every_seconds`, and once more at `stop`; the samples are numbered on where a
+    run is resumed."""
 
     def __init__(self, run_dir: str | Path, every_seconds: float) -> None:
         self._run_dir = Path(run_dir)
@@ -54,7 +56,8 @@ class SystemMetrics:
                 spool.append({"step": step, "system": processor() | gpus()})
                 spool.flush()
                 step += 1
-            except Exception as error:  # a full disk, a driver that went away: the next sample may work
+            except Exception as error:
+                # a full disk, a driver that went away: the next sample may work
                 log.debug("no sample of the system: %s", error)
         spool.close()
 
@@ -73,7 +76,8 @@ def processor() -> dict[str, float]:
 
 
 def gpu_reader() -> Callable[[], dict[str, float]]:
-    """A function that reads every NVIDIA GPU of the machine; nothing where there is none, or no pynvml."""
+    """A function that reads every NVIDIA GPU of the machine; nothing where there is none, or no
+    pynvml."""
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
@@ -81,7 +85,9 @@ def gpu_reader() -> Callable[[], dict[str, float]]:
     except Exception as error:  # not installed, no driver, no permission
         log.debug("no GPU metrics: %s", error)
         return dict
-    return lambda: {k: v for i, handle in enumerate(handles) for k, v in _gpu(nvml, i, handle).items()}
+    return lambda: {
+        k: v for i, handle in enumerate(handles) for k, v in _gpu(nvml, i, handle).items()
+    }
 
 
 def _gpu(nvml: Any, index: int, handle: Any) -> dict[str, float]:

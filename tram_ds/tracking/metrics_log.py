@@ -1,4 +1,5 @@
-"""metrics.jsonl: the record of a run, one JSON object per line; everything else about metrics is derived from it."""
+"""metrics.jsonl: the record of a run, one JSON object per line; everything else about metrics is
+derived from it."""
 
 from __future__ import annotations
 
@@ -16,14 +17,18 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends records to `<run_dir>/metrics.jsonl` (or `name`). Construct it on rank 0 only; one writer per file.
+    """Appends records to `<run_dir>/metrics.jsonl` (or `name`). Construct it on rank 0 only; one
+    writer per file.
 
-    A record is strict JSON: non-finite numbers become null and their (dotted) keys are listed under `nonfinite`.
-    `append` costs about 0.1 ms; lines reach the file at most about `flush_seconds` after the append, at `flush` and
-    at `close`. The file is readable by its owner only, because recipes and metrics may be confidential.
+    A record is strict JSON: non-finite numbers become null and their (dotted) keys are listed under
+    `nonfinite`. `append` costs about 0.1 ms; lines reach the file at most about `flush_seconds`
+    after the append, at `flush` and at `close`. The file is readable by its owner only, because
+    recipes and metrics may be confidential.
     """
 
-    def __init__(self, run_dir: str | Path, flush_seconds: float = 2.0, name: str = FILE_NAME) -> None:
+    def __init__(
+        self, run_dir: str | Path, flush_seconds: float = 2.0, name: str = FILE_NAME
+    ) -> None:
         self.path = Path(run_dir) / name
         self._flush_seconds = flush_seconds
         self._pending: list[str] = []
@@ -32,11 +37,14 @@ class MetricsLog:
         self._closed = threading.Event()
         private_dir(self.path.parent)
         _drop_torn_line(self.path)
-        self._flusher = threading.Thread(target=self._flush_regularly, name="metrics-flush", daemon=True)
+        self._flusher = threading.Thread(
+            target=self._flush_regularly, name="metrics-flush", daemon=True
+        )
         self._flusher.start()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one record. `step` (int) is required; `time` (unix seconds) is added; 0-d tensors are read."""
+        """Adds one record. `step` (int) is required; `time` (unix seconds) is added; 0-d tensors
+        are read."""
         if self._closed.is_set():
             raise ValueError(f"{self.path}: append after close")
         if "step" not in record:
@@ -46,7 +54,8 @@ class MetricsLog:
             self._pending.append(line)
 
     def flush(self) -> None:
-        """Writes what is pending. Raises OSError if the disk refuses; the lines are kept for the next attempt."""
+        """Writes what is pending. Raises OSError if the disk refuses; the lines are kept for the
+        next attempt."""
         with self._file_lock:
             with self._lock:
                 lines, self._pending = self._pending, []
@@ -58,17 +67,30 @@ class MetricsLog:
                 raise
 
     def truncate_after(self, step: int) -> None:
-        """On resume from the checkpoint of `step`: records of later steps go to metrics.superseded.jsonl, for whoever wants
-        to know how the run that died went on; so no step is written twice here, and nothing measured is lost."""
+        """On resume from the checkpoint of `step`: records of later steps go to
+        metrics.superseded.jsonl, for whoever wants to know how the run that died went on; so no
+        step is written twice here, and nothing measured is lost."""
         self.flush()
         with self._file_lock:
             if not self.path.exists():
                 return
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            kept = [line for line in lines if (record := decode(line)) is not None and record.get("step", 0) <= step]
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(
+                keepends=True
+            )
+            kept = [
+                line
+                for line in lines
+                if (record := decode(line)) is not None and record.get("step", 0) <= step
+            ]
             if len(kept) < len(lines):
-                dropped = [line for line in lines if (record := decode(line)) is not None and record.get("step", 0) > step]
-                _append_text(self.path.with_name(f"{self.path.stem}.superseded.jsonl"), "".join(dropped))
+                dropped = [
+                    line
+                    for line in lines
+                    if (record := decode(line)) is not None and record.get("step", 0) > step
+                ]
+                _append_text(
+                    self.path.with_name(f"{self.path.stem}.superseded.jsonl"), "".join(dropped)
+                )
                 replace_text(self.path, "".join(kept))
 
     def close(self) -> None:
@@ -88,7 +110,8 @@ class MetricsLog:
 
 
 def read(run_dir: str | Path, name: str = FILE_NAME) -> list[dict[str, Any]]:
-    """All records of a run folder in order; an unreadable (torn) line is left out. No file means no records."""
+    """All records of a run folder in order; an unreadable (torn) line is left out. No file means no
+    records."""
     path = Path(run_dir) / name
     if not path.exists():
         return []
@@ -97,10 +120,13 @@ def read(run_dir: str | Path, name: str = FILE_NAME) -> list[dict[str, Any]]:
 
 
 def _append_text(path: Path, text: str) -> None:
-    """Appends whole lines: on a short write (disk full) the file goes back to its old length before the error."""
+    """Appends whole lines: on a short write (disk full) the file goes back to its old length before
+    the error."""
     if not text:
         return
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0) as file:
+    with open(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0
+    ) as file:
         size = os.fstat(file.fileno()).st_size
         data = memoryview(text.encode())
         try:

@@ -19,7 +19,8 @@ Point = tuple[str, int, float, int]  # metric, step, value, unix milliseconds
 
 
 def read_batches(path: Path, offset: int) -> Iterator[tuple[int, str, list[Point]]]:
-    """(offset after it, digest of its last line, points) of batches of whole lines with about MAX_METRICS points."""
+    """(offset after it, digest of its last line, points) of batches of whole lines with about
+    MAX_METRICS points."""
     points: list[Point] = []
     end, last_line = offset, ""
     with path.open("rb") as lines:
@@ -39,13 +40,18 @@ def read_batches(path: Path, offset: int) -> Iterator[tuple[int, str, list[Point
 
 
 def points_of(record: Mapping[str, Any]) -> list[Point]:
-    """The numbers of a record; nested ones as `outer/inner`; non-finite ones as counts, `nonfinite/<name>`."""
+    """The numbers of a record; nested ones as `outer/inner`; non-finite ones as counts,
+    `nonfinite/<name>`."""
     step, timestamp = record.get("step"), record.get("time", 0)
     if not isinstance(step, int) or not isinstance(timestamp, int | float):
         return []
     values = {key: value for key, value in record.items() if key not in _NOT_METRICS}
-    values |= {f"nonfinite/{str(key).replace('.', '/')}": 1 for key in record.get("nonfinite") or []}
-    return [(metric_name(key), step, value, int(timestamp * 1000)) for key, value in _numbers(values)]
+    values |= {
+        f"nonfinite/{str(key).replace('.', '/')}": 1 for key in record.get("nonfinite") or []
+    }
+    return [
+        (metric_name(key), step, value, int(timestamp * 1000)) for key, value in _numbers(values)
+    ]
 
 
 def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -57,8 +63,11 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def metric_name(name: str) -> str:
-    """The nearest name MLflow accepts: letters, digits, `_ - . : /` and spaces, and no path tricks."""
-    parts = [part for part in re.sub(r"[^\w\-. :/]", "_", name).split("/") if part not in ("", ".", "..")]
+    """The nearest name MLflow accepts: letters, digits, `_ - . : /` and spaces, and no path
+    tricks."""
+    parts = [
+        part for part in re.sub(r"[^\w\-. :/]", "_", name).split("/") if part not in ("", ".", "..")
+    ]
     return "/".join(parts)[:MAX_KEY] or "_"
 
 

@@ -14,17 +14,27 @@ from tram_ds.tracking.points import Point, points_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PANELS = (("loss", "perturbed_loss", "validation_loss"), ("distance", "radius"), ("grad_norm",), ("sharpness_gap",))
+PANELS = (
+    ("loss", "perturbed_loss", "validation_loss"),
+    ("distance", "radius"),
+    ("grad_norm",),
+    ("sharpness_gap",),
+)
 log = logging.getLogger(__name__)
 
 
 def final_points(results: Mapping[str, Any], time: int) -> list[Point]:
-    """`final/<split>/<domain>/<metric>` and `final/<split>/zero_shot/<metric>`, at the step the weights are of.
+    """`final/<split>/<domain>/<metric>` and `final/<split>/zero_shot/<metric>`, at the step the
+    weights are of.
 
-    results: see tram_ds.evaluation.judge. time: unix milliseconds. A score that is no number is counted as `nonfinite/final/...`.
+    results: see tram_ds.evaluation.judge. time: unix milliseconds. A score that is no number is
+    counted as `nonfinite/final/...`.
     """
     averages = results.get("zero_shot_average") or {}
-    final = {split: {**domains, "zero_shot": averages.get(split) or {}} for split, domains in results["scores"].items()}
+    final = {
+        split: {**domains, "zero_shot": averages.get(split) or {}}
+        for split, domains in results["scores"].items()
+    }
     bad = [
         f"final/{split}/{domain}/{metric}"
         for split, domains in results["scores"].items()
@@ -38,18 +48,34 @@ def final_points(results: Mapping[str, Any], time: int) -> list[Point]:
 
 
 def table_json(results: Mapping[str, Any]) -> str:
-    """The table mlflow.log_table would write: a row per split and domain, the metrics after training and before."""
-    rows = [(split, domain, scores) for split, domains in results["scores"].items() for domain, scores in domains.items()]
+    """The table mlflow.log_table would write: a row per split and domain, the metrics after
+    training and before."""
+    rows = [
+        (split, domain, scores)
+        for split, domains in results["scores"].items()
+        for domain, scores in domains.items()
+    ]
     metrics = list(dict.fromkeys(metric for _, _, scores in rows for metric in scores))
     trained, initial = results.get("train_domains") or [], results.get("initial") or {}
     before = metrics if initial else []
     data = [
-        [split, domain, "trained" if domain in trained else "zero-shot", *(scores.get(m) for m in metrics)]
+        [
+            split,
+            domain,
+            "trained" if domain in trained else "zero-shot",
+            *(scores.get(m) for m in metrics),
+        ]
         + [initial.get(split, {}).get(domain, {}).get(m) for m in before]
         for split, domain, scores in rows
     ]
     data += [
-        [split, "average", "zero-shot", *(averages.get(m) for m in metrics), *(None for _ in before)]
+        [
+            split,
+            "average",
+            "zero-shot",
+            *(averages.get(m) for m in metrics),
+            *(None for _ in before),
+        ]
         for split, averages in (results.get("zero_shot_average") or {}).items()
     ]
     columns = ["split", "domain", "role", *metrics, *(f"{m} before" for m in before)]
@@ -57,7 +83,8 @@ def table_json(results: Mapping[str, Any]) -> str:
 
 
 def curves(run_dir: Path) -> Figure | None:
-    """Training curves over steps, one panel per group of PANELS that was recorded; None where nothing can be drawn."""
+    """Training curves over steps, one panel per group of PANELS that was recorded; None where
+    nothing can be drawn."""
     try:
         from matplotlib.figure import Figure
 
@@ -66,15 +93,26 @@ def curves(run_dir: Path) -> Figure | None:
             name: points
             for panel in PANELS
             for name in panel
-            if (points := [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)])
+            if (
+                points := [
+                    (r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)
+                ]
+            )
         }
         panels = [shown for panel in PANELS if (shown := [name for name in panel if name in lines])]
         if not panels:
             return None
         figure = Figure(figsize=(8.0, 2.4 * len(panels)), layout="constrained")
-        for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for axes, panel in zip(
+            figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
+        ):
             for name in panel:
-                axes.plot(*zip(*lines[name], strict=True), label=name, linewidth=1.2, marker="." if len(lines[name]) < 50 else "")
+                axes.plot(
+                    *zip(*lines[name], strict=True),
+                    label=name,
+                    linewidth=1.2,
+                    marker="." if len(lines[name]) < 50 else "",
+                )
             axes.legend(loc="best", fontsize=8)
             axes.grid(alpha=0.3)
             axes.set_xlabel("step")

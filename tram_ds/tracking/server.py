@@ -1,4 +1,5 @@
-"""What a run needs on the MLflow side: the environment, the client, the experiment, the parent run."""
+"""What a run needs on the MLflow side: the environment, the client, the experiment, the parent
+run."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ PARENT_TAG = "tram_ds.group"
 
 
 def prepare_environment() -> None:
-    """Telemetry off; one short attempt per request (the uploader retries by itself). Call before importing mlflow."""
+    """Telemetry off; one short attempt per request (the uploader retries by itself). Call before
+    importing mlflow."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -28,7 +30,8 @@ def prepare_environment() -> None:
 
 
 def new_client(uri: str) -> MlflowClient:
-    """A client that depends on no global MLflow setting. For sqlite this creates the database: hold its lock."""
+    """A client that depends on no global MLflow setting. For sqlite this creates the database: hold
+    its lock."""
     from mlflow import MlflowClient
 
     for noisy in ("alembic", "mlflow.store.db.utils"):
@@ -38,11 +41,14 @@ def new_client(uri: str) -> MlflowClient:
 
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a sqlite URI, else None."""
-    return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
+    return (
+        Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
+    )
 
 
 def get_run(client: MlflowClient, run_id: str) -> Run | None:
-    """The run, or None where this server does not know it (another server, or a database that began anew)."""
+    """The run, or None where this server does not know it (another server, or a database that began
+    anew)."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -54,12 +60,15 @@ def get_run(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def find_experiment(client: MlflowClient, name: str, database: Path | None) -> str:
-    """The id of the experiment, created if new; with a sqlite database its artifacts go to `mlartifacts` beside it."""
+    """The id of the experiment, created if new; with a sqlite database its artifacts go to
+    `mlartifacts` beside it."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        location = None if database is None else (database.resolve().parent / "mlartifacts").as_uri()
+        location = (
+            None if database is None else (database.resolve().parent / "mlartifacts").as_uri()
+        )
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
@@ -68,19 +77,23 @@ def find_experiment(client: MlflowClient, name: str, database: Path | None) -> s
             experiment = client.get_experiment_by_name(name)  # another process was faster
     if experiment is None or experiment.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"the MLflow experiment {redact(name)!r} was deleted: restore it (`mlflow experiments restore`) "
+            f"the MLflow experiment {redact(name)!r} was deleted: restore it (`mlflow experiments "
+            "restore`) "
             f"or set tracking.experiment to another name"
         )
     return experiment.experiment_id
 
 
 def find_parent(client: MlflowClient, experiment_id: str, name: str, started: int) -> str:
-    """The id of the parent run of this name. Of several processes that create it at once all take the oldest."""
+    """The id of the parent run of this name. Of several processes that create it at once all take
+    the oldest."""
     group = name.replace("'", "_").replace("\\", "_")
 
     def oldest() -> str | None:
         order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-        found = client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{group}'", max_results=1, order_by=order)
+        found = client.search_runs(
+            [experiment_id], f"tags.`{PARENT_TAG}` = '{group}'", max_results=1, order_by=order
+        )
         return found[0].info.run_id if found else None
 
     if (known := oldest()) is not None:

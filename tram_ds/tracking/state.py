@@ -1,4 +1,5 @@
-"""tracking.json: what has to be uploaded for a run folder, and how much of it the server has acknowledged."""
+"""tracking.json: what has to be uploaded for a run folder, and how much of it the server has
+acknowledged."""
 
 from __future__ import annotations
 
@@ -47,14 +48,17 @@ class State:
     run_key: str = ""  # a tag of the run: finds it again when the reply to its creation was lost
     run_id: str | None = None
     offset: int = 0  # bytes of metrics.jsonl the server has
-    last_line: str = ""  # digest of the line that ends at `offset`: tells whether the file is still the same
+    # digest of the line that ends at `offset`: tells whether the file is still the same
+    last_line: str = ""
     system_offset: int = 0  # the same for system.jsonl
     system_last_line: str = ""
-    acknowledged: dict[str, str] = field(default_factory=dict[str, str])  # what -> digest of what the server has
+    # what -> digest of what the server has
+    acknowledged: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class StateFile:
-    """The state of one run folder, written through on every change. Safe to use from two threads."""
+    """The state of one run folder, written through on every change. Safe to use from two
+    threads."""
 
     def __init__(self, run_dir: Path, state: State) -> None:
         self.run_dir = run_dir
@@ -62,11 +66,14 @@ class StateFile:
         self._lock = threading.Lock()
 
     def update(self, **changes: Any) -> None:
-        """Changes fields and writes the file. Values are replaced whole, so readers need no lock."""
+        """Changes fields and writes the file. Values are replaced whole, so readers need no
+        lock."""
         with self._lock:
             self.state = replace(self.state, **changes)
             saved = asdict(self.state) | {"uri": redact(self.state.uri)}
-            replace_text(self.run_dir / FILE_NAME, json.dumps(saved, indent=1, allow_nan=False) + "\n")
+            replace_text(
+                self.run_dir / FILE_NAME, json.dumps(saved, indent=1, allow_nan=False) + "\n"
+            )
             if "run_id" in changes and self.state.run_id:
                 replace_text(self.run_dir / "run_id", self.state.run_id + "\n")
 
@@ -76,7 +83,8 @@ class StateFile:
 
 
 def load(run_dir: Path) -> State | None:
-    """The saved state, or None where the folder has none or an unreadable one (everything is then sent again)."""
+    """The saved state, or None where the folder has none or an unreadable one (everything is then
+    sent again)."""
     try:
         saved = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
         known = {key: value for key, value in saved.items() if key in State.__dataclass_fields__}
@@ -96,7 +104,8 @@ def begin(
     recipe_yaml: str,
     dataset: Mapping[str, str] | None = None,
 ) -> StateFile:
-    """Writes the state at the start of a process: a new run, or the continuation of the folder's earlier one."""
+    """Writes the state at the start of a process: a new run, or the continuation of the folder's
+    earlier one."""
     private_dir(run_dir)
     earlier = load(run_dir) or State(uri, experiment, run_name, parent_name)
     run_id = earlier.run_id
@@ -123,7 +132,8 @@ def begin(
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters as dotted keys and text: null, true and numbers as YAML writes them, lists as JSON."""
+    """Nested parameters as dotted keys and text: null, true and numbers as YAML writes them, lists
+    as JSON."""
     flat: dict[str, str] = {}
     for key, value in params.items():
         name = f"{prefix}{key}"
@@ -136,7 +146,11 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
     """Tags as they are sent: without secrets, None left out, cut to what MLflow stores."""
-    return {str(key)[:MAX_KEY]: _text(value)[:MAX_TAG] for key, value in redact(dict(tags)).items() if value is not None}
+    return {
+        str(key)[:MAX_KEY]: _text(value)[:MAX_TAG]
+        for key, value in redact(dict(tags)).items()
+        if value is not None
+    }
 
 
 def _text(value: Any) -> str:
@@ -154,7 +168,8 @@ def now() -> int:
 
 @contextlib.contextmanager
 def locked(path: Path, timeout: float) -> Iterator[None]:
-    """Holds an exclusive lock on a file, which is created. A file system without locks does not stop anybody.
+    """Holds an exclusive lock on a file, which is created. A file system without locks does not
+    stop anybody.
 
     Raises TimeoutError if somebody else still holds it after `timeout` seconds.
     """

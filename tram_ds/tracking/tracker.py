@@ -1,8 +1,9 @@
 """Tracking to MLflow, local first: the run folder is the record, MLflow gets a copy of it.
 
-The training thread never talks to MLflow. It appends to metrics.jsonl (metrics.MetricsLog); a daemon thread tails
-that file and replays it. So a server that is down, hangs or fails costs the training nothing, and `sync` (or
-launch/sync.py) uploads later whatever is missing, without duplicates.
+The training thread never talks to MLflow. It appends to metrics.jsonl (metrics.MetricsLog); a
+daemon thread tails that file and replays it. So a server that is down, hangs or fails costs the
+training nothing, and `sync` (or launch/sync.py) uploads later whatever is missing, without
+duplicates.
 """
 
 from __future__ import annotations
@@ -32,23 +33,28 @@ LOCK_FILE = ".tracking.lock"
 
 
 class Tracker(Protocol):
-    """What the training loop needs of tracking. No method raises; only finish waits, up to its timeout."""
+    """What the training loop needs of tracking. No method raises; only finish waits, up to its
+    timeout."""
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run id; None while the server has not been reached yet, and without tracking."""
+        """The MLflow run id; None while the server has not been reached yet, and without
+        tracking."""
         ...
 
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """The final evaluation: results.json and, of evaluation.judge, a table and metrics `final/<split>/<domain>/<metric>`."""
+        """The final evaluation: results.json and, of evaluation.judge, a table and metrics
+        `final/<split>/<domain>/<metric>`."""
         ...
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Adds tags, e.g. {"export": path}: an exported model is tracked as a pointer, never uploaded."""
+        """Adds tags, e.g. {"export": path}: an exported model is tracked as a pointer, never
+        uploaded."""
         ...
 
     def finish(self, status: Status, timeout: float = 60.0) -> bool:
-        """Ends the run with its truthful status. Close the MetricsLog first. False if something is left for sync."""
+        """Ends the run with its truthful status. Close the MetricsLog first. False if something is
+        left for sync."""
         ...
 
 
@@ -71,12 +77,16 @@ class NullTracker:
 class MlflowTracker:
     """The Tracker of rank 0; see the module. Made by `start`.
 
-    Threads: the caller's, which only writes small local files; a daemon thread, the only one to touch MLflow; and, if
-    asked for, one that samples the machine.
+    Threads: the caller's, which only writes small local files; a daemon thread, the only one to
+    touch MLflow; and, if asked for, one that samples the machine.
     """
 
     def __init__(
-        self, file: StateFile, every_seconds: float = 5.0, longest_pause: float = 60.0, system: SystemMetrics | None = None
+        self,
+        file: StateFile,
+        every_seconds: float = 5.0,
+        longest_pause: float = 60.0,
+        system: SystemMetrics | None = None,
     ) -> None:
         self._file = file
         self._system = system
@@ -98,7 +108,9 @@ class MlflowTracker:
         """See Tracker. Non-finite numbers are stored as null and listed under `nonfinite`."""
         nonfinite: list[str] = []
         clean = strict(dict(results), nonfinite)
-        changes: dict[str, Any] = {"results": redact(clean | ({"nonfinite": nonfinite} if nonfinite else {}))}
+        changes: dict[str, Any] = {
+            "results": redact(clean | ({"nonfinite": nonfinite} if nonfinite else {}))
+        }
         if "scores" in clean:  # this tag makes MLflow's pages show the file as a table
             table = {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])}
             changes["tags"] = self._file.state.tags | table
@@ -118,7 +130,9 @@ class MlflowTracker:
             self._thread.join(timeout)
             self._stop.set()
             if not self._complete:
-                log.warning("tracking is incomplete; later: python launch/sync.py %s", self._file.run_dir)
+                log.warning(
+                    "tracking is incomplete; later: python launch/sync.py %s", self._file.run_dir
+                )
         return self._complete
 
     def _write(self, **changes: Any) -> None:
@@ -128,7 +142,8 @@ class MlflowTracker:
             log.warning("cannot write %s/tracking.json: %s", self._file.run_dir, error)
 
     def _work(self) -> None:
-        """Uploads every few seconds until finished; after a failure waits longer and longer, up to a minute."""
+        """Uploads every few seconds until finished; after a failure waits longer and longer, up to
+        a minute."""
         uploader, failures, last_attempts = Uploader(self._file), 0, 0
         while not self._stop.is_set():
             finishing = self._finishing.is_set()
@@ -138,7 +153,8 @@ class MlflowTracker:
                     self._complete = finishing and uploader.complete()
                 failures = 0
                 self._report(None)
-            except Exception as error:  # whatever MLflow, a server or a database does must not stop the training
+            except Exception as error:
+                # whatever MLflow, a server or a database does must not stop the training
                 failures += 1
                 self._report(error)
             last_attempts += finishing
@@ -154,7 +170,8 @@ class MlflowTracker:
         """One line when tracking begins to fail and one when it works again."""
         if error is not None and not self._failing:
             log.warning(
-                "MLflow at %s cannot be reached or used; training goes on, metrics.jsonl keeps everything: %s",
+                "MLflow at %s cannot be reached or used; training goes on, metrics.jsonl keeps "
+                "everything: %s",
                 redact(self._file.state.uri),
                 redact(f"{type(error).__name__}: {error}")[:500],
             )
@@ -176,24 +193,32 @@ def start(
     dataset: Mapping[str, str] | None = None,
     system_seconds: float | None = None,
 ) -> MlflowTracker:
-    """Starts or, in a run folder that was tracked before, continues the MLflow run. Rank 0 only; never waits.
+    """Starts or, in a run folder that was tracked before, continues the MLflow run. Rank 0 only;
+    never waits.
 
-    On resume call MetricsLog.truncate_after first. uri: `sqlite:///ABSOLUTE/mlflow.db` or a server's http(s) address.
-    experiment: one per task; parent_name: one per (recipe, algorithm); run_name: one per seed. params: the resolved
-    recipe, nested. tags: algorithm, task, engine, world_size, git_commit, data_digest; None values are left out.
-    dataset: see tracking_dataset. system_seconds: between two samples of the machine; None = no system metrics.
+    On resume call MetricsLog.truncate_after first. uri: `sqlite:///ABSOLUTE/mlflow.db` or a
+    server's http(s) address.
+    experiment: one per task; parent_name: one per (recipe, algorithm); run_name: one per seed.
+    params: the resolved
+    recipe, nested. tags: algorithm, task, engine, world_size, git_commit, data_digest; None values
+    are left out.
+    dataset: see tracking_dataset. system_seconds: between two samples of the machine; None = no
+    system metrics.
     """
     prepare_environment()
     if commit := tags.get("git_commit"):
         tags = {**tags, "mlflow.source.git.commit": str(commit).removesuffix(DIRTY)}
-    file = tracking_state.begin(Path(run_dir), uri, experiment, run_name, parent_name, params, tags, recipe_yaml, dataset)
+    file = tracking_state.begin(
+        Path(run_dir), uri, experiment, run_name, parent_name, params, tags, recipe_yaml, dataset
+    )
     system = SystemMetrics(run_dir, system_seconds) if system_seconds else None
     return MlflowTracker(file, every_seconds, system=system)
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What `sync` did. sent: metric points acknowledged; skipped: points whose step the server already had."""
+    """What `sync` did. sent: metric points acknowledged; skipped: points whose step the server
+    already had."""
 
     run_id: str | None
     sent: int
@@ -206,24 +231,39 @@ class SyncReport:
 def sync(run_dir: str | Path, uri: str | None = None, wait: float = 15.0) -> SyncReport:
     """Uploads what MLflow does not have of a run folder yet; running it again does no harm.
 
-    A run whose process ended without a word (kill -9, power) becomes KILLED. Raises ValueError for a folder that was
-    never tracked, or when the address must be given because the saved one lacks its password; TimeoutError while a
-    live training uploads the folder. Whatever the server does wrong is in the report.
+    A run whose process ended without a word (kill -9, power) becomes KILLED. Raises ValueError for
+    a folder that was never tracked, or when the address must be given because the saved one lacks
+    its password; TimeoutError while a live training uploads the folder. Whatever the server does
+    wrong is in the report.
     """
     prepare_environment()
     run_dir = Path(run_dir)
     state = tracking_state.load(run_dir)
     if state is None:
-        raise ValueError(f"{run_dir} has no readable tracking.json: not a run folder that was tracked")
+        raise ValueError(
+            f"{run_dir} has no readable tracking.json: not a run folder that was tracked"
+        )
     if uri is None and HIDDEN in state.uri:
-        raise ValueError(f"the address {state.uri} was saved without its password: give it with --uri")
+        raise ValueError(
+            f"the address {state.uri} was saved without its password: give it with --uri"
+        )
     with locked(run_dir / LOCK_FILE, wait):
         file = StateFile(run_dir, state)
-        file.update(uri=uri or state.uri, status=state.status or "KILLED", ended=state.ended or now())
+        file.update(
+            uri=uri or state.uri, status=state.status or "KILLED", ended=state.ended or now()
+        )
         uploader, error = Uploader(file), None
         try:
             uploader.push()
-        except Exception as caught:  # reported, not raised: the caller gets one answer for every kind of failure
+        except Exception as caught:
+            # reported, not raised: the caller gets one answer for every kind of failure
             error = redact(f"{type(caught).__name__}: {caught}")
         complete = error is None and uploader.complete()
-    return SyncReport(file.state.run_id, uploader.sent, uploader.skipped, tuple(sorted(uploader.rejected)), complete, error)
+    return SyncReport(
+        file.state.run_id,
+        uploader.sent,
+        uploader.skipped,
+        tuple(sorted(uploader.rejected)),
+        complete,
+        error,
+    )

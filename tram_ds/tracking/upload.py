@@ -1,8 +1,9 @@
 """Replays a run folder to MLflow, exactly once per metric and step. Never on the training thread.
 
-What makes it idempotent: points carry the time and step saved in metrics.jsonl (MLflow drops identical ones); the
-byte offset moves only after the server answered; and per metric only steps beyond the last one the server has are
-sent, so a step that is computed again after a requeue keeps its first value and appears once.
+What makes it idempotent: points carry the time and step saved in metrics.jsonl (MLflow drops
+identical ones); the byte offset moves only after the server answered; and per metric only steps
+beyond the last one the server has are sent, so a step that is computed again after a requeue keeps
+its first value and appears once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 from tram_ds.runtime.redact import redact
 from tram_ds.tracking.machine import FILE_NAME as SYSTEM_FILE
 from tram_ds.tracking.metrics_log import FILE_NAME as METRICS_FILE
-from tram_ds.tracking.points import MAX_METRICS, Point, digest, line_digest_before, metric_name, read_batches
+from tram_ds.tracking.points import (
+    MAX_METRICS,
+    Point,
+    digest,
+    line_digest_before,
+    metric_name,
+    read_batches,
+)
 from tram_ds.tracking.results import curves, final_points, table_json
 from tram_ds.tracking.server import find_experiment, find_parent, get_run, new_client, sqlite_path
 from tram_ds.tracking.state import MAX_KEY, StateFile, TrackingError, locked
@@ -33,10 +41,11 @@ TABLE, CURVES = "results_table.json", "curves.png"
 
 
 class Uploader:
-    """Brings one run on the server up to date with its folder. `push` raises whatever went wrong; call it again later.
+    """Brings one run on the server up to date with its folder. `push` raises whatever went wrong;
+    call it again later.
 
-    sent: metric points acknowledged. skipped: points of steps the server already had. rejected: names of metrics the
-    server refuses. All of this object.
+    sent: metric points acknowledged. skipped: points of steps the server already had. rejected:
+    names of metrics the server refuses. All of this object.
     """
 
     def __init__(self, file: StateFile) -> None:
@@ -49,7 +58,8 @@ class Uploader:
         self._server_params: Mapping[str, str] = {}
 
     def push(self) -> None:
-        """Sends what the server does not have yet: description, metrics, artifacts, status, in this order."""
+        """Sends what the server does not have yet: description, metrics, artifacts, status, in this
+        order."""
         client = self._client or self._connect()
         self._describe(client)
         self._send_dataset(client)
@@ -63,13 +73,19 @@ class Uploader:
     def complete(self) -> bool:
         """Has the server acknowledged all that the folder holds?"""
         state = self._file.state
-        wanted = {"params": digest(state.params), "tags": digest(state.tags), "status": state.status or ""}
+        wanted = {
+            "params": digest(state.params),
+            "tags": digest(state.tags),
+            "status": state.status or "",
+        }
         wanted |= {name: digest(text) for name, text in self._artifacts().items()}
         wanted |= {"dataset": digest(state.dataset)} if state.dataset else {}
         wanted |= {"final": digest(state.results)} if self._final() else {}
         wanted |= {CURVES: str(state.offset)} if self._final() else {}
         described = all(state.acknowledged.get(what, "") == text for what, text in wanted.items())
-        return described and all(getattr(state, fields[0]) >= self._size(name) for name, fields in SPOOLS.items())
+        return described and all(
+            getattr(state, fields[0]) >= self._size(name) for name, fields in SPOOLS.items()
+        )
 
     def _size(self, name: str) -> int:
         path = self._file.run_dir / name
@@ -98,18 +114,25 @@ class Uploader:
         run = get_run(client, state.run_id) if state.run_id else None
         if run is None:
             experiment_id = find_experiment(client, state.experiment, sqlite_path(state.uri))
-            same_key = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{state.run_key}'", max_results=1)
+            same_key = client.search_runs(
+                [experiment_id], f"tags.`{KEY_TAG}` = '{state.run_key}'", max_results=1
+            )
             if same_key:
                 run = same_key[0]
             else:
                 parent_id = find_parent(client, experiment_id, state.parent_name, state.started)
                 tags = {KEY_TAG: state.run_key, "mlflow.parentRunId": parent_id}
                 run = client.create_run(experiment_id, state.started, tags, state.run_name)
-            nothing = {field: fresh for fields in SPOOLS.values() for field, fresh in zip(fields, (0, ""), strict=True)}
+            nothing = {
+                field: fresh
+                for fields in SPOOLS.values()
+                for field, fresh in zip(fields, (0, ""), strict=True)
+            }
             self._file.update(run_id=run.info.run_id, acknowledged={}, **nothing)
         if run.info.lifecycle_stage == "deleted":
             raise TrackingError(
-                f"run {state.run_id} was deleted on {redact(state.uri)}: restore it in MLflow, or remove run_id and "
+                f"run {state.run_id} was deleted on {redact(state.uri)}: restore it in MLflow, or "
+                "remove run_id and "
                 f"tracking.json from {self._file.run_dir} to upload it as a new run"
             )
         if state.status is None and run.info.status != "RUNNING":
@@ -117,17 +140,26 @@ class Uploader:
         return run
 
     def _describe(self, client: MlflowClient) -> None:
-        """Parameters and tags. A parameter that changed since the run began cannot be replaced: it becomes a tag."""
+        """Parameters and tags. A parameter that changed since the run began cannot be replaced: it
+        becomes a tag."""
         from mlflow.entities import Param, RunTag
 
         state = self._file.state
         tags = dict(state.tags)
         if (wanted := digest(state.params)) != state.acknowledged.get("params"):
             params = {metric_name(key): value for key, value in state.params.items()}
-            new = [Param(key, value) for key, value in params.items() if key not in self._server_params]
+            new = [
+                Param(key, value) for key, value in params.items() if key not in self._server_params
+            ]
             for start in range(0, len(new), MAX_PARAMS):
-                client.log_batch(_id(state.run_id), params=new[start : start + MAX_PARAMS], synchronous=True)
-            changed = {key: value for key, value in params.items() if self._server_params.get(key, value) != value}
+                client.log_batch(
+                    _id(state.run_id), params=new[start : start + MAX_PARAMS], synchronous=True
+                )
+            changed = {
+                key: value
+                for key, value in params.items()
+                if self._server_params.get(key, value) != value
+            }
             tags |= {f"changed.{key}"[:MAX_KEY]: value for key, value in changed.items()}
             self._send_tags(client, [RunTag(key, value) for key, value in tags.items()])
             self._file.acknowledge("params", wanted)
@@ -138,7 +170,11 @@ class Uploader:
 
     def _send_tags(self, client: MlflowClient, tags: Sequence[Any]) -> None:
         for start in range(0, len(tags), MAX_PARAMS):
-            client.log_batch(_id(self._file.state.run_id), tags=tags[start : start + MAX_PARAMS], synchronous=True)
+            client.log_batch(
+                _id(self._file.state.run_id),
+                tags=tags[start : start + MAX_PARAMS],
+                synchronous=True,
+            )
 
     def _send_dataset(self, client: MlflowClient) -> None:
         """The data of the run as an MLflow dataset; sent again, the server keeps one."""
@@ -176,7 +212,8 @@ class Uploader:
         except MlflowException as error:
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 raise
-            self._send_singly(client, run_id, metrics)  # one bad point must not hold up all others for ever
+            # one bad point must not hold up all others for ever
+            self._send_singly(client, run_id, metrics)
         for key, step, _, _ in points:
             self._last_step[key] = max(step, self._last_step.get(key, -1))
         self.sent += len(points)
@@ -209,7 +246,8 @@ class Uploader:
         return "scores" in (self._file.state.results or {})
 
     def _send_final(self, client: MlflowClient) -> None:
-        """The final scores as metrics, which MLflow's compare page shows. Identical points are stored once."""
+        """The final scores as metrics, which MLflow's compare page shows. Identical points are
+        stored once."""
         state = self._file.state
         if self._final() and state.acknowledged.get("final") != digest(state.results):
             points = final_points(state.results or {}, state.results_time)

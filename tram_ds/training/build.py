@@ -16,11 +16,15 @@ from tram_ds.training.optimizer import make, schedule
 
 def threads_per_rank(job: Job) -> int:
     """Cores of this node shared by its ranks; OMP_NUM_THREADS wins where it is set."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or job.world_size)
+    ranks = int(
+        os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or job.world_size
+    )
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // ranks))
 
 
-def build_engine(recipe: Recipe, name: str, model: Any, job: Job, micros: int, total_steps: int) -> Any:
+def build_engine(
+    recipe: Recipe, name: str, model: Any, job: Job, micros: int, total_steps: int
+) -> Any:
     """The recipe's engine around `model`. Collective."""
     settings = engines.Settings(
         job=job,

@@ -1,4 +1,5 @@
-"""The training loop: batches in, steps taken, records out; validation, checkpoints and stops at step boundaries."""
+"""The training loop: batches in, steps taken, records out; validation, checkpoints and stops at
+step boundaries."""
 
 from __future__ import annotations
 
@@ -26,12 +27,15 @@ from tram_ds.tasks.protocol import Task
 from tram_ds.training.throughput import Throughput, throughput
 
 Record = dict[str, Any]
-READERS = 4  # threads that read and collate rows while the device works; decoding and memory-mapped reads release the GIL
+# threads that read and collate rows while the device works; decoding and memory-mapped reads
+# release the GIL
+READERS = 4
 
 
 @dataclass
 class Loop:
-    """One run's loop. save() writes a checkpoint, collectively; record gets a plain dict on every rank, acts on rank 0."""
+    """One run's loop. save() writes a checkpoint, collectively; record gets a plain dict on every
+    rank, acts on rank 0."""
 
     recipe: Recipe
     task: Task
@@ -57,7 +61,10 @@ class Loop:
             return self._train(pool)
 
     def _train(self, pool: ThreadPoolExecutor) -> int:
-        train, forward = self.recipe.train, self.task.chunked(self.stepper.engine.module) or self.task.forward
+        train, forward = (
+            self.recipe.train,
+            self.task.chunked(self.stepper.engine.module) or self.task.forward,
+        )
         first, upcoming, stopping = self.stepper.steps, None, False
         while self.stepper.steps < self.total_steps:
             step, done = self.stepper.steps, self.stepper.steps + 1
@@ -66,7 +73,12 @@ class Loop:
             if step == first:
                 self.examine(batches, forward)
             finished = done == self.total_steps
-            saving = stopping or finished or done == train.stop_after or _due(self.recipe.checkpoint.every_steps, done)
+            saving = (
+                stopping
+                or finished
+                or done == train.stop_after
+                or _due(self.recipe.checkpoint.every_steps, done)
+            )
             upcoming = None if saving else self.batches(done, pool)
             self.watchdog.beat("step")
             self.take(batches, step, forward, upcoming)
@@ -75,7 +87,8 @@ class Loop:
                 self.validate(done)
                 self.throughput.restart()
             stopping = agreed(self.stop.raised is not None) or done == train.stop_after
-            # A step that looked ahead kept nothing to resume from: one that does not follows, and then the stop.
+            # A step that looked ahead kept nothing to resume from: one that does not follows, and
+            # then the stop.
             if saving or (stopping and self.stepper.restorable):
                 self.watchdog.beat("checkpoint")
                 self.save()
@@ -92,11 +105,18 @@ class Loop:
         self.throughput.restart()
 
     def batches(self, step: int, pool: ThreadPoolExecutor) -> list[Batch]:
-        """This rank's micro-batches of step `step`, on its device; those of the next step are read in the background."""
-        self._ahead = {t: self._ahead.get(t) or self.read(t, pool) for t in (step, step + 1) if t < self.total_steps}
+        """This rank's micro-batches of step `step`, on its device; those of the next step are read
+        in the background."""
+        self._ahead = {
+            t: self._ahead.get(t) or self.read(t, pool)
+            for t in (step, step + 1)
+            if t < self.total_steps
+        }
         collated = [future.result() for future in self._ahead.pop(step)]
         device = self.stepper.engine.device
-        return [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in collated]
+        return [
+            {k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in collated
+        ]
 
     def read(self, step: int, pool: ThreadPoolExecutor) -> list[Future[Batch]]:
         """Global micro-batches rank * K to rank * K + K - 1 of step `step`, being collated."""
@@ -104,10 +124,18 @@ class Loop:
         indices = batch_indices(train.seed, step, train.global_batch, len(self.rows))
         micros = accumulation(self.recipe, engine.world_size)
         first = engine.rank * micros
-        cuts = [indices[j * train.micro_batch : (j + 1) * train.micro_batch] for j in range(first, first + micros)]
-        return [pool.submit(lambda cut=cut: self.task.collate([self.rows[i] for i in cut])) for cut in cuts]
+        cuts = [
+            indices[j * train.micro_batch : (j + 1) * train.micro_batch]
+            for j in range(first, first + micros)
+        ]
+        return [
+            pool.submit(lambda cut=cut: self.task.collate([self.rows[i] for i in cut]))
+            for cut in cuts
+        ]
 
-    def take(self, batches: list[Batch], step: int, forward: Any, upcoming: list[Batch] | None) -> None:
+    def take(
+        self, batches: list[Batch], step: int, forward: Any, upcoming: list[Batch] | None
+    ) -> None:
         """One step and its record; NumericError after train.max_skipped skipped steps in a row."""
         logging = _due(self.recipe.train.log_every, step + 1)
         full = step % self.recipe.train.probe_every == 0
@@ -118,12 +146,19 @@ class Loop:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
         if logging or report.skipped:
             rates, now = self.throughput.rates(), time.monotonic()
-            self.record(step_record(step + 1, report, now - self._steps_since, probe.values if probe else {}) | rates)
+            self.record(
+                step_record(
+                    step + 1, report, now - self._steps_since, probe.values if probe else {}
+                )
+                | rates
+            )
             self._steps_since = now
         if self.skipped_in_a_row >= self.recipe.train.max_skipped:
             raise NumericError(
-                f"step {step + 1}: NaN or Inf in loss, distance or gradient for {self.skipped_in_a_row} steps in a row "
-                f"(train.max_skipped); weights are those of step {step + 1 - self.skipped_in_a_row}: lower optimizer.lr, set "
+                f"step {step + 1}: NaN or Inf in loss, distance or gradient for "
+                f"{self.skipped_in_a_row} steps in a row "
+                "(train.max_skipped); weights are those of step "
+                f"{step + 1 - self.skipped_in_a_row}: lower optimizer.lr, set "
                 "algorithm.radius_max or train.clip_norm, or look at the data of that step"
             )
 
@@ -147,8 +182,16 @@ def step_record(step: int, report: StepReport, seconds: float, probed: dict[str,
         "tokens": report.targets,
         **probed,
     }
-    numbers = dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
-    return {"step": step, **numbers, "lr": report.lr, "skipped": int(report.skipped), "seconds": seconds}
+    numbers = dict(
+        zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True)
+    )
+    return {
+        "step": step,
+        **numbers,
+        "lr": report.lr,
+        "skipped": int(report.skipped),
+        "seconds": seconds,
+    }
 
 
 def _due(every: int | None, step: int) -> bool:

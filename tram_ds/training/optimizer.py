@@ -1,4 +1,5 @@
-"""Base optimizers, their parameter groups, and learning-rate schedules as pure functions of the step."""
+"""Base optimizers, their parameter groups, and learning-rate schedules as pure functions of the
+step."""
 
 from __future__ import annotations
 
@@ -12,8 +13,11 @@ from tram_ds.engines.protocol import Schedule
 from tram_ds.recipe.sections import OptimizerSection, ScheduleSection
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decay_filter: str) -> list[dict[str, Any]]:
-    """One group, or two where only matrices decay (biases and norms do not). Call it before the parameters are flattened."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decay_filter: str
+) -> list[dict[str, Any]]:
+    """One group, or two where only matrices decay (biases and norms do not). Call it before the
+    parameters are flattened."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not weight_decay or decay_filter == "all":
         return [{"params": parameters, "weight_decay": weight_decay}]
@@ -34,9 +38,11 @@ def make(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def schedule(section: ScheduleSection, peak_lr: float, total_steps: int) -> Schedule:
-    """step -> factor on the learning rate: linear warm-up from 0 over warmup_steps, then the curve down to end_lr.
+    """step -> factor on the learning rate: linear warm-up from 0 over warmup_steps, then the curve
+    down to end_lr.
 
-    The last of `total_steps` steps is taken at one curve step before end_lr, as Hugging Face's schedules do.
+    The last of `total_steps` steps is taken at one curve step before end_lr, as Hugging Face's
+    schedules do.
     """
     warmup, end = section.warmup_steps, section.end_lr / peak_lr if peak_lr else 0.0
     curves = {

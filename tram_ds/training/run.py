@@ -1,4 +1,5 @@
-"""Wires a recipe to a run: task, engine, stepper, loop, results. The only place that knows them all."""
+"""Wires a recipe to a run: task, engine, stepper, loop, results. The only place that knows them
+all."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ from tram_ds.training.build import build_engine, threads_per_rank
 from tram_ds.training.loop import Loop, Record
 from tram_ds.training.progress import Progress, results_text
 
-WATCHDOG_GRACE = 5.0  # seconds after train.timeout: a collective's own timeout comes first and says more
+# seconds after train.timeout: a collective's own timeout comes first and says more
+WATCHDOG_GRACE = 5.0
 SYSTEM_SECONDS = 10.0  # between two samples of the machine for MLflow
 
 
@@ -44,8 +46,10 @@ SYSTEM_SECONDS = 10.0  # between two samples of the machine for MLflow
 class Request:
     """What the command line asks beside the recipe.
 
-    resume: continue from the newest checkpoint, if there is one. overwrite: remove what a run made here, start afresh.
-    allow_change: resume although the recipe changed. fallback: resume from an older checkpoint if the newest is damaged.
+    resume: continue from the newest checkpoint, if there is one. overwrite: remove what a run made
+    here, start afresh.
+    allow_change: resume although the recipe changed. fallback: resume from an older checkpoint if
+    the newest is damaged.
     """
 
     resume: bool = False
@@ -56,9 +60,11 @@ class Request:
 
 
 def run(recipe: Recipe, request: Request) -> int:
-    """Trains as the recipe says; returns the exit code: 0, or 75 after a requested stop. Every rank of the job calls it.
+    """Trains as the recipe says; returns the exit code: 0, or 75 after a requested stop. Every rank
+    of the job calls it.
 
-    Raises ValueError for the recipe or its data, before any model is loaded, and the errors of tram_ds.runtime.exits.
+    Raises ValueError for the recipe or its data, before any model is loaded, and the errors of
+    tram_ds.runtime.exits.
     """
     job = detect(request.local_rank)
     torch.set_num_threads(threads_per_rank(job))
@@ -86,38 +92,73 @@ def run(recipe: Recipe, request: Request) -> int:
         lock = stack.enter_context(held(run_dir, job.world_size))
         open_run_folder(run_dir, recipe, request, job)
         rows = task.train_rows()
-        total = recipe.train.steps or -(-len(rows) * (recipe.train.epochs or 1) // recipe.train.global_batch)
+        total = recipe.train.steps or -(
+            -len(rows) * (recipe.train.epochs or 1) // recipe.train.global_batch
+        )
         engine = build_engine(recipe, name, task.model(), job, micros, total)
         options = recipe.algorithm.options()
-        row = algorithm(recipe.algorithm.name, **{**options, "noise_site": options.get("noise_site") or task.noise_site})
+        row = algorithm(
+            recipe.algorithm.name,
+            **{**options, "noise_site": options.get("noise_site") or task.noise_site},
+        )
         stepper = Stepper(engine, row, recipe.train.seed)
         judge = Judge(recipe, task, engine, run_dir, watchdog.beat)
         with peer_errors(watchdog):
-            code = session(recipe, request, job, name, task, stepper, judge, rows, total, stop, watchdog, lock)
-        if job.rank == 0:  # before the barrier: a launcher may end this rank as soon as another one leaves with 75
+            code = session(
+                recipe, request, job, name, task, stepper, judge, rows, total, stop, watchdog, lock
+            )
+        # before the barrier: a launcher may end this rank as soon as another one leaves with 75
+        if job.rank == 0:
             (run_dir / ("DONE" if code == DONE else "REQUEUE")).touch(mode=0o600)
         barrier()
     return code
 
 
 def session(
-    recipe: Recipe, request: Request, job: Job, name: str, task: Any, stepper: Stepper, judge: Judge, rows: Any, total: int,
-    stop: StopRequest, watchdog: Watchdog, lock: RunLock | None,
-) -> int:  # fmt: skip
-    """Resumes, trains, scores and exports, with the tracker ending in the truth. Collective; returns the exit code."""
+    recipe: Recipe,
+    request: Request,
+    job: Job,
+    name: str,
+    task: Any,
+    stepper: Stepper,
+    judge: Judge,
+    rows: Any,
+    total: int,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    lock: RunLock | None,
+) -> int:
+    """Resumes, trains, scores and exports, with the tracker ending in the truth. Collective;
+    returns the exit code."""
     plain, digest, saving = to_dict(recipe), task.data_digest(), recipe.checkpoint
     status: tracking.Status = "FAILED"
-    with ExitStack() as recording, Saver(judge.run_dir, stepper, recipe=plain, data=digest, keep=saving.keep, lock=lock) as saver:
+    with (
+        ExitStack() as recording,
+        Saver(
+            judge.run_dir, stepper, recipe=plain, data=digest, keep=saving.keep, lock=lock
+        ) as saver,
+    ):
         if request.resume:
-            resumed = resume(stepper, judge.run_dir, recipe=plain, data=digest, allow_change=request.allow_change,
-                             fallback=request.fallback)  # fmt: skip
+            resumed = resume(
+                stepper,
+                judge.run_dir,
+                recipe=plain,
+                data=digest,
+                allow_change=request.allow_change,
+                fallback=request.fallback,
+            )
             if job.rank == 0:
                 told = (
-                    [f"not used: {text}" for text in resumed.refused] + [f"changed: {c}" for c in resumed.changes]
+                    [f"not used: {text}" for text in resumed.refused]
+                    + [f"changed: {c}" for c in resumed.changes]
                     if resumed
                     else []
                 )
-                start = f"resuming from {resumed.path}" if resumed else f"{judge.run_dir} has no checkpoint: starting at step 0"
+                start = (
+                    f"resuming from {resumed.path}"
+                    if resumed
+                    else f"{judge.run_dir} has no checkpoint: starting at step 0"
+                )
                 print("\n".join([start, *told]))
         initial = judge.initial() if recipe.eval.initial else None
         record, flush, tracker = recorders(recording, recipe, task, job, name, total, stepper.steps)
@@ -127,7 +168,9 @@ def session(
                 flush()  # a commit never knows of more steps than the record of the run
                 saver.save(asynchronous=saving.asynchronous)
 
-            code = Loop(recipe, task, stepper, rows, total, record, save, judge, stop, watchdog).run()
+            code = Loop(
+                recipe, task, stepper, rows, total, record, save, judge, stop, watchdog
+            ).run()
             saver.wait()
             status = "FINISHED" if code == DONE else "KILLED"
             if code == DONE:
@@ -135,39 +178,52 @@ def session(
                 tracker.log_results(results)
                 if job.rank == 0:
                     tracker.set_tags({"export": str((judge.run_dir / "export").resolve())})
-                    print_results(results, judge.run_dir, tracking_uri(recipe) if recipe.tracking.enabled else None)
+                    print_results(
+                        results,
+                        judge.run_dir,
+                        tracking_uri(recipe) if recipe.tracking.enabled else None,
+                    )
         finally:
             recording.close()
-            tracker.finish(status, timeout=60.0 if status == "FINISHED" else 10.0)  # whoever stopped it may kill it soon
+            # whoever stopped it may kill it soon
+            tracker.finish(status, timeout=60.0 if status == "FINISHED" else 10.0)
     return code
 
 
 @contextmanager
 def peer_errors(watchdog: Watchdog) -> Iterator[None]:
-    """A collective that fails because another rank is gone becomes PeerLost, saying where this rank was."""
+    """A collective that fails because another rank is gone becomes PeerLost, saying where this rank
+    was."""
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Connection closed by peer"))
+        lost = isinstance(error, dist.DistError) or any(
+            word in str(error) for word in ("gloo", "Connection closed by peer")
+        )
         if not lost or isinstance(error, tuple(CODES)):
             raise
         first = str(error).splitlines()[0]
         where = f"step {watchdog.step}, phase {watchdog.phase}"
-        raise PeerLost(f"rank {watchdog.rank}: lost a peer in {where} ({first}); start again with --resume") from error
+        raise PeerLost(
+            f"rank {watchdog.rank}: lost a peer in {where} ({first}); start again with --resume"
+        ) from error
 
 
 def refuse_changed(run_dir: Path, recipe: Recipe, request: Request) -> None:
-    """CheckpointError where the finished run in this folder is not the one asked for, unless --allow-change."""
+    """CheckpointError where the finished run in this folder is not the one asked for, unless
+    --allow-change."""
     then = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
     if not request.allow_change and (changes := changed(then, to_dict(recipe))):
         raise CheckpointError(
-            f"{run_dir} holds a finished run of another recipe: choose another run_dir, undo the change, or remove that run "
+            f"{run_dir} holds a finished run of another recipe: choose another run_dir, undo the "
+            "change, or remove that run "
             f"with --overwrite; {'; '.join(changes)}"
         )
 
 
 def check_run_folder(run_dir: Path, request: Request, world_size: int) -> None:
-    """ValueError, on every rank alike, where a run in this folder could cost somebody a file. Collective; changes nothing."""
+    """ValueError, on every rank alike, where a run in this folder could cost somebody a file.
+    Collective; changes nothing."""
     peers, text = Peers(world_size), ""
     if peers.rank == 0:
         try:
@@ -181,7 +237,8 @@ def check_run_folder(run_dir: Path, request: Request, world_size: int) -> None:
 
 
 def open_run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -> None:
-    """Continues the folder, or makes it an empty one, by rank 0, whose lock this job holds. Collective."""
+    """Continues the folder, or makes it an empty one, by rank 0, whose lock this job holds.
+    Collective."""
     check_run_folder(run_dir, request, job.world_size)  # again: it was without a lock before
     if job.rank != 0:
         return
@@ -201,7 +258,8 @@ def tracking_uri(recipe: Recipe) -> str:
 def recorders(
     stack: ExitStack, recipe: Recipe, task: Any, job: Job, engine: str, total_steps: int, start: int
 ) -> tuple[Callable[[Record], None], Callable[[], None], tracking.Tracker]:
-    """(takes a step's record, flushes them, the tracker): on rank 0 metrics.jsonl, progress bar and MLflow; elsewhere nothing.
+    """(takes a step's record, flushes them, the tracker): on rank 0 metrics.jsonl, progress bar and
+    MLflow; elsewhere nothing.
 
     `stack` closes them, the log before the tracker's last upload.
     """
@@ -212,20 +270,27 @@ def recorders(
     log = MetricsLog(recipe.resolved_run_dir())
     log.truncate_after(start)
     stack.callback(log.close)
-    tracker = start_tracking(recipe, task, job, engine) if recipe.tracking.enabled else tracking.NullTracker()
+    tracker = (
+        start_tracking(recipe, task, job, engine)
+        if recipe.tracking.enabled
+        else tracking.NullTracker()
+    )
 
     def record(values: Record) -> None:
         log.append(values)
         if "loss" in values:
             progress.update(values)
         else:
-            progress.message(f"step {values['step']}: validation loss {values['validation_loss']:.4f}")
+            progress.message(
+                f"step {values['step']}: validation loss {values['validation_loss']:.4f}"
+            )
 
     return record, log.flush, tracker
 
 
 def start_tracking(recipe: Recipe, task: Any, job: Job, engine: str) -> tracking.Tracker:
-    """The MLflow run: a child, by seed, of the run of (recipe, algorithm). Never raises for a server's sake."""
+    """The MLflow run: a child, by seed, of the run of (recipe, algorithm). Never raises for a
+    server's sake."""
     digest = task.data_digest()
     tags = {
         "algorithm": recipe.algorithm.name,
@@ -252,11 +317,17 @@ def start_tracking(recipe: Recipe, task: Any, job: Job, engine: str) -> tracking
 
 
 def print_results(results: dict[str, Any], run_dir: Path, uri: str | None) -> None:
-    """The table of scores per domain, before and after where both were measured, and where everything is."""
+    """The table of scores per domain, before and after where both were measured, and where
+    everything is."""
     split = next(iter(results["scores"]))
-    metric = "accuracy" if "accuracy" in next(iter(results["scores"][split].values())) else "perplexity"
+    metric = (
+        "accuracy" if "accuracy" in next(iter(results["scores"][split].values())) else "perplexity"
+    )
     after = {domain: scores[metric] for domain, scores in results["scores"][split].items()}
-    before = {domain: scores[metric] for domain, scores in (results["initial"] or {}).get(split, {}).items()}
+    before = {
+        domain: scores[metric]
+        for domain, scores in (results["initial"] or {}).get(split, {}).items()
+    }
     print(results_text(before, after, results["train_domains"], metric))
     print(f"run folder: {run_dir}")
     if uri:

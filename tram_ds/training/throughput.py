@@ -1,8 +1,10 @@
 """Tokens per second and model FLOPs utilisation (MFU) of the steps a run takes.
 
-MFU = model FLOPs of a step / (seconds of a step x peak FLOP/s), both of one rank: all ranks do the same amount of work. Model
-FLOPs are counted, not estimated: those of one forward pass over the first micro-batch, times the micro-batches, times the forward
-passes' worth of the algorithm at that step. What activation checkpointing recomputes is not among them.
+MFU = model FLOPs of a step / (seconds of a step x peak FLOP/s), both of one rank: all ranks do the
+same amount of work. Model
+FLOPs are counted, not estimated: those of one forward pass over the first micro-batch, times the
+micro-batches, times the forward passes' worth of the algorithm at that step. What activation
+checkpointing recomputes is not among them.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ TERA = 1e12
 
 @dataclass
 class Throughput:
-    """Times steps, each from the end of the one before to add(). restart() leaves out what else a run does in between.
+    """Times steps, each from the end of the one before to add(). restart() leaves out what else a
+    run does in between.
 
-    peak: FLOP/s of one device; None: MFU is not known. units: step -> what it is worth in forward passes. flops: of this rank's
-    forward passes over the micro-batches of a step, 0 until count(). rank: only 0 warns. clock: seconds.
+    peak: FLOP/s of one device; None: MFU is not known. units: step -> what it is worth in forward
+    passes. flops: of this rank's forward passes over the micro-batches of a step, 0 until count().
+    rank: only 0 warns. clock: seconds.
     """
 
     peak: float | None
@@ -47,15 +51,17 @@ class Throughput:
     def count(self, stepper: Stepper, forward: UserForward, batches: Sequence[Any]) -> None:
         """Counts the FLOPs of a forward pass, once, if the peak is known; not timed. Collective.
 
-        batches: this rank's micro-batches of a step. Called after a step: DeepSpeed's stage 3 learns from its first passes which
-        parameters to keep, and a forward pass alone teaches it to gather twice.
+        batches: this rank's micro-batches of a step. Called after a step: DeepSpeed's stage 3
+        learns from its first passes which parameters to keep, and a forward pass alone teaches it
+        to gather twice.
         """
         if self.peak is not None and not self.flops:
             self.flops = float(forward_flops(stepper, forward, batches)) * len(batches)
             self.restart()
 
     def restart(self) -> None:
-        """A step begins now: before the first one, and after whatever is no part of one (a validation, a checkpoint)."""
+        """A step begins now: before the first one, and after whatever is no part of one (a
+        validation, a checkpoint)."""
         self._began = self.clock()
 
     def add(self, step: int, tokens: Tensor) -> None:
@@ -65,7 +71,8 @@ class Throughput:
         self._tokens = self._tokens + tokens
 
     def rates(self) -> dict[str, float]:
-        """tokens_per_second and, where it can be told, mfu, of the steps since the last call. Waits for the device."""
+        """tokens_per_second and, where it can be told, mfu, of the steps since the last call. Waits
+        for the device."""
         tokens = float(self._tokens)
         self._lap()  # the wait belongs to the steps
         seconds, flops = self._seconds, self.flops * self._units
@@ -85,7 +92,10 @@ class Throughput:
         if mfu <= 1.0:
             return {"mfu": mfu}
         if self.rank == 0 and not self._warned:
-            text = f"mfu = {mfu:.3g} is above 1, so it is not recorded: {self.peak / TERA:g} TFLOP/s is not this device's peak; "
+            text = (
+                f"mfu = {mfu:.3g} is above 1, so it is not recorded: {self.peak / TERA:g} "
+                "TFLOP/s is not this device's peak; "
+            )
             warnings.warn(f"{text}set train.peak_tflops to the one at model.dtype", stacklevel=2)
         self._warned = True
         return {}
@@ -100,12 +110,16 @@ def throughput(recipe: Recipe, stepper: Stepper) -> Throughput:
 
 
 def forward_flops(stepper: Stepper, forward: UserForward, batches: Sequence[Any]) -> int:
-    """FLOPs of one forward pass over the first of `batches`: whole layers, however the weights are sharded. Collective.
+    """FLOPs of one forward pass over the first of `batches`: whole layers, however the weights are
+    sharded. Collective.
 
-    In eval mode and without a gradient, so weights, running statistics and random state stay as they were. Compiled blocks run
-    uncompiled: the counter sees operators only. Kernels of other packages (flash-attn) are not counted.
+    In eval mode and without a gradient, so weights, running statistics and random state stay as
+    they were. Compiled blocks run
+    uncompiled: the counter sees operators only. Kernels of other packages (flash-attn) are not
+    counted.
     """
-    from tram_ds.planning.sizes import CPU_ATTENTION  # lazily; a CPU's attention, which torch has no formula for
+    # lazily; a CPU's attention, which torch has no formula for
+    from tram_ds.planning.sizes import CPU_ATTENTION
 
     counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     with torch.no_grad(), stepper.quiet(), torch.compiler.set_stance("force_eager"), counter:
@@ -119,7 +133,8 @@ def device_peak(device: torch.device, dtype: str) -> float | None:
 
 
 def gpu_peak(name: str, dtype: str) -> float | None:
-    """FLOP/s of a GPU by its driver's name; None for one that is not known, or only as a slower kind or part of a known one."""
+    """FLOP/s of a GPU by its driver's name; None for one that is not known, or only as a slower
+    kind or part of a known one."""
     from tram_ds.planning.cost import PEAK  # lazily: it is only asked on a GPU
 
     words = re.findall(r"[a-z0-9]+", name.lower())
