@@ -78,7 +78,7 @@ def chosen(value: str, known: Iterable[str]) -> str:
 
 def task_names() -> list[str]:
     """The modules under tram_ds/tasks: adding a task is adding a file there."""
-    import tram_ds.tasks.choose as folder
+    import tram_ds.tasks as folder
 
     return sorted(
         found.name
