@@ -161,9 +161,20 @@ def test_a_link_to_a_run_is_not_followed_by_overwrite(tmp_path: Path) -> None:
 def test_only_what_a_run_made_is_removed_and_its_locks_stay(tmp_path: Path) -> None:
     folder = run_in(tmp_path / "run")
     write(folder, "lock", "lock.0123456789abcdef")
+    job = write(folder / "slurm-20260131T101500-4242", "job.sbatch", "code/tram_ds/x.py")
+    submitted = tree(job)
     run_folder.refuse(folder, resume=False, overwrite=True)
     run_folder.empty(folder)
-    assert sorted(tree(folder)) == ["lock", "lock.0123456789abcdef", "lock.mutex"]
+    assert tree(job) == submitted, "the job may be running from it"
+    left = [name for name in sorted(tree(folder)) if not name.startswith(job.name)]
+    assert left == ["lock", "lock.0123456789abcdef", "lock.mutex"]
+
+
+def test_a_submission_alone_is_no_run_and_no_stranger(tmp_path: Path) -> None:
+    write(tmp_path / "run" / "slurm-20260131T101500-4242", "cells.json", "job.log")
+    run_folder.refuse(tmp_path / "run", resume=False, overwrite=False)
+    with pytest.raises(ValueError, match=r"slurm-notes\.txt"):
+        run_folder.refuse(write(tmp_path / "run", "slurm-notes.txt"), resume=True, overwrite=False)
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_the_folder_is_private_and_holds_code_and_recipe(folder):
     assert stat.S_IMODE(plan.folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((plan.folder / slurm.JOB).stat().st_mode) == 0o600
     assert (plan.folder / "code/launch/train.py").is_file() and (
-        plan.folder / "code/tram_ds/recipe.py"
+        plan.folder / "code/tram_ds/recipe/recipe.py"
     ).is_file()
     assert not list((plan.folder / "code").rglob("__pycache__"))
     code = [

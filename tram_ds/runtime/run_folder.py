@@ -17,6 +17,8 @@ from pathlib import Path
 
 # .nfs*: what NFS leaves of a removed file that somebody still holds open
 LOCKS = ("lock", "lock.*", ".nfs*")
+# A submission's own folder, slurm-20260131T101500-4242: the job may be running from it.
+JOBS = ("slurm-[0-9]*T[0-9]*-[0-9]*",)
 _TOP = (
     "recipe.yaml",
     "metrics.jsonl",
@@ -152,10 +154,11 @@ def empty(run_dir: Path) -> None:
     entries = list(_entries(run_dir, run_dir))
     assert all(known for _, known in entries), "refuse() comes first"
     for path, _ in entries:
-        if path.parent != run_dir or not _is_lock(path.name):
+        if path.parent != run_dir or not _is_one_of(LOCKS, path.name):
             path.unlink()
-    for folder in sorted((Path(f) for f, _, _ in os.walk(run_dir)), key=lambda p: -len(p.parts)):
-        if folder != run_dir:
+    folders = [Path(found) for found, _, _ in os.walk(run_dir)]
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
+        if folder != run_dir and not _is_one_of(JOBS, folder.relative_to(run_dir).parts[0]):
             folder.rmdir()  # fails where something came in meanwhile
 
 
@@ -185,6 +188,8 @@ def _entries(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
     """Files of a run (path, True), and whatever else is there (path, False); known folders are gone
     through."""
     for path in sorted(folder.iterdir()):
+        if path.parent == root and path.is_dir() and _is_one_of(JOBS, path.name):
+            continue  # neither a stranger nor the run's: left alone
         parts = path.relative_to(root).parts
         if path.is_dir() and not path.is_symlink():
             if any(
@@ -203,8 +208,8 @@ def _matches(parts: list[str], patterns: list[str]) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def _is_lock(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in LOCKS)
+def _is_one_of(patterns: tuple[str, ...], name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def begun(run_dir: Path) -> str:
@@ -218,7 +223,7 @@ def begun(run_dir: Path) -> str:
         return "finished"
     if saved:
         return f"saved up to {saved[-1]}"
-    left = [p.name for p in sorted(run_dir.iterdir()) if not _is_lock(p.name)]
+    left = [p.name for p in sorted(run_dir.iterdir()) if not _is_one_of((*LOCKS, *JOBS), p.name)]
     return f"not saved yet: {', '.join(left[:SHOWN])}" if left else ""
 
 
