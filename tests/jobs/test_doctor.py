@@ -215,3 +215,20 @@ def test_a_lock_left_by_a_dead_compilation_is_named(tmp_path, monkeypatch):
     with pytest.raises(doctor.Problem, match="minutes old") as caught:
         doctor.builds(None)
     assert str(lock) in caught.value.found and "remove" in caught.value.fix
+
+
+def test_ranks_reduce_on_their_devices_in_one_order(monkeypatch):
+    """The order of a set of strings differs from process to process: of two ranks, one would wait
+    on the CPU and the other on the GPU."""
+    asked = []
+
+    def ones(_, device):
+        asked.append(device)
+        return torch.full((1,), 2.0)
+
+    monkeypatch.setattr(doctor.torch, "ones", ones)
+    monkeypatch.setattr(doctor.dist, "all_reduce", lambda _: None)
+    monkeypatch.setattr(doctor.dist, "get_backend", lambda: "nccl")
+    job = namedtuple("Job", "world_size device")(2, torch.device("cuda"))
+    doctor.communication(namedtuple("Context", "job")(job))
+    assert asked == ["cpu", "cuda"]

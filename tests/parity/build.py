@@ -14,7 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.parity import problem
 from tram_ds.algorithms.stepper import Stepper, wrap
+from tram_ds.algorithms.table import algorithm as build_algorithm
 from tram_ds.engines.fsdp2 import shard
+from tram_ds.engines.protocol import Engine
+from tram_ds.engines.replicated import Replicated
 
 SGD = lambda parameters: torch.optim.SGD(parameters, lr=problem.LR)  # noqa: E731
 
@@ -44,6 +47,10 @@ def stepper(
     if engine.startswith("zero"):
         wrapped = deepspeed_engine(engine, model, micros, optimizer, dtype)
         return wrap(wrapped, algorithm=algorithm, seed=problem.SEED, clip_norm=clip_norm, **options)
+    if engine == "single" and dist.is_initialized():
+        # every rank a model of its own, beside an engine under test: wrap() refuses that
+        alone = Engine(Replicated(model, optimizer(model.parameters())), clip_norm=clip_norm)
+        return Stepper(alone, build_algorithm(algorithm, **options), problem.SEED)
     if engine == "ddp":
         model = DistributedDataParallel(
             model, broadcast_buffers=False, gradient_as_bucket_view=True

@@ -100,10 +100,9 @@ def mean_of_means(built: Stepper) -> None:
         engine.clear()
         sums = torch.zeros(4, dtype=torch.float64)
         for i, batch in enumerate(batches):
+            engine.weights.ahead(i == len(batches) - 1, alone)
             terms = objective(i, batch)
-            engine.backward_one(
-                terms.objective / float(terms.sums[1]) / len(batches), last=i == len(batches) - 1
-            )
+            engine.backward_one(terms.objective / float(terms.sums[1]) / len(batches))
             sums += terms.sums
         engine.targets = torch.ones((), dtype=torch.float64)
         squares = base.squared_norm(engine, weighted) / engine.replicas

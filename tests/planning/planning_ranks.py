@@ -51,18 +51,16 @@ def measure(name: str, job: Any) -> dict[str, int]:
         found["predictions"] = size([*reference._now, *reference._next])
         means = original(*args)
         found["gradients"] = size(
-            engine.storage.gradient()
-            if hasattr(engine, "storage")
-            else [p.grad for p in engine.parameters]
+            engine.weights.storage.gradient()
+            if hasattr(engine.weights, "storage")
+            else [p.grad for p in engine.module.parameters()]
         )
         return means
 
     engine.backward = backward
     step()
     engine.backward = original
-    found["masters"] = size(
-        engine.storage.masters() if hasattr(engine, "storage") else engine.parameters
-    )
+    found["masters"] = size(engine.weights.masters())
     found["moments"] = size(t for shards in engine.moments().values() for t in shards)
     stepper.step([batch], Chunked(lambda batch: batch, next_tokens))
     found["previous"] = size(stepper.state().references["previous"])

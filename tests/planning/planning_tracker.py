@@ -26,7 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tram_ds.algorithms.step import climb
 from tram_ds.algorithms.table import algorithm
-from tram_ds.engines.fsdp2 import FSDP2, transformer_blocks
+from tram_ds.engines.fsdp2 import over, transformer_blocks
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS, Chunked
 from tram_ds.models.output import Output
@@ -96,13 +96,13 @@ def main(
     mesh = init_device_mesh("cpu", (int(world),))  # outside the fake mode
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, optimizer = build(mesh, checkpointing == "1", int(vocabulary))
-        engine: Any = FSDP2(model, optimizer)
+        engine: Any = over(model, optimizer)
         now, after = (
             {"input_ids": torch.zeros(int(rows), TOKENS, dtype=torch.long)} for _ in range(2)
         )
         tracker = FSDPMemTracker(model, optimizer)
         forward = Tracked(tracker) if logits == "chunks" else whole(tracker)
-        run, rule = Pass(engine, forward, Draws(0, 0, 0)), algorithm(row)
+        run, rule = Pass.over(engine, forward, Draws(0, 0, 0)), algorithm(row)
         tracker.track_inputs((now["input_ids"], after["input_ids"]))
         with tracker:
             for region in rule.regions:

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.parity import problem
-from tram_ds.engines.replicated import Replicated
+from tram_ds.engines import replicated
 from tram_ds.surface.cka import Options, features, linear_cka, measure, pool
 from tram_ds.surface.subject import Subject, random_direction
 
@@ -76,7 +76,7 @@ def subject(model, rows=5):
         assert len(numbers) == 1
         return {k: v[:1] for k, v in one[numbers[0]].items()}
 
-    engine = Replicated(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    engine = replicated.over(model, torch.optim.SGD(model.parameters(), lr=0.0))
     return Subject(engine, problem.forward, batch, rows, 1)
 
 

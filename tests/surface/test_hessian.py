@@ -7,7 +7,7 @@ import torch
 
 from tests.parity import problem
 from tests.surface.test_sharpness import subject
-from tram_ds.engines.replicated import Replicated
+from tram_ds.engines import replicated
 from tram_ds.surface.hessian import Options, measure
 from tram_ds.surface.subject import Subject
 
@@ -55,7 +55,7 @@ def test_equals_the_exact_hessian_of_a_small_model_and_uses_the_rows_asked_for()
     for name, p in model.named_parameters():
         p.requires_grad_(name in ("transformer.ln_f.weight", "transformer.h.0.mlp.c_proj.bias"))
     batches = [problem.batch(0, k) for k in range(3)]
-    engine = Replicated(
+    engine = replicated.over(
         model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
     )
     s = Subject(engine, problem.forward, lambda numbers: batches[numbers[0]], 3, 1)

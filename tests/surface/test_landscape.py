@@ -7,7 +7,7 @@ import torch
 
 from tests.parity import problem
 from tests.surface.test_sharpness import subject
-from tram_ds.engines.replicated import Replicated
+from tram_ds.engines import replicated
 from tram_ds.surface.landscape import Options, direction, filters, measure, plot, steps
 from tram_ds.surface.subject import random_direction
 
@@ -16,7 +16,7 @@ B = torch.tensor([5.0, 12.0])
 
 
 def engine_of(model):
-    return Replicated(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    return replicated.over(model, torch.optim.SGD(model.parameters(), lr=0.0))
 
 
 def test_the_line_through_a_quadratic_is_its_parabola_and_the_plane_its_paraboloid():

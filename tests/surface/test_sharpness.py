@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tram_ds.comparison.transfer import pearson, transfer
-from tram_ds.engines.replicated import Replicated
+from tram_ds.engines import replicated
 from tram_ds.models.output import Output
 from tram_ds.surface.analyze import names, split_overrides
 from tram_ds.surface.sharpness import Options, measure
@@ -39,7 +39,7 @@ def subject(w: Tensor, b: Tensor, loss: Any, rows: int = 5, micro_batch: int = 2
         total = loss(m.w, m.b) * weight[m(numbers)].sum()
         return Output(total, len(numbers), torch.zeros(len(numbers), 1))
 
-    engine = Replicated(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    engine = replicated.over(model, torch.optim.SGD(model.parameters(), lr=0.0))
     return Subject(engine, forward, lambda numbers: torch.tensor(list(numbers)), rows, micro_batch)
 
 

@@ -37,8 +37,9 @@ def self_check(stepper: Stepper, batches: Sequence[Any], forward: Forward) -> No
         algorithm, radius=radius, penalty=None, noised=None, fisher_pass=None, pass2_masks="pass_1"
     )
     problems = []
-    with stepper.quiet():
-        make = partial(objective, stepper.bind(forward, batches), plain, None)
+    run = stepper.bind(forward, batches)
+    with stepper.quiet(), run.aside():
+        make = partial(objective, run, plain, None)
         before = engine.working().realise()
         theta = engine.params().clone()
         still = engine.backward(batches, make()).loss

@@ -122,12 +122,14 @@ def climb(
         # Algorithm 2: F from the squares of a gradient at x + z, by a pass of its own
         if algorithm.fisher_pass:
             g = g.realise()
-            engine.backward(batches, terms(noise=algorithm.fisher_pass), None, alone)
+            with run.aside():
+                engine.backward(batches, terms(noise=algorithm.fisher_pass), None, alone)
             f = engine.grads()
         # (4) d T^2 g / ||T g||
         epsilon = ascent(theta, g, radius, norm.known if ascent.linear else norm, f)
         # (5) theta_t + epsilon
-        with engine.moved(to=theta + epsilon, until_descent=not algorithm.per_micro_batch):
+        until_descent = not algorithm.per_micro_batch
+        with run.aside(), engine.moved(to=theta + epsilon, until_descent=until_descent):
             if probe:
                 probe(engine, epsilon)
             del g, f, epsilon  # they read pass 1's gradient, which would stay beside pass 2's
@@ -246,10 +248,10 @@ def _terms(
             radius.compare(run, index, batch)
         )
 
-    output = run(index, batch, masks=masks, noise=noise, statistics=not descent, compares=asked)
+    output = run(index, batch, masks=masks, noise=noise, compares=asked)
     distances = output.distances
     if apart:
-        with torch.no_grad():
+        with torch.no_grad(), run.aside():
             distances = run(index, batch, masks=masks, train=False, compares=apart).distances
     assert output.objective is not None
     distance, positions = distances[-1] if distances else (0, 0)

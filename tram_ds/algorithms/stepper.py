@@ -5,20 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch import Tensor
 
+from tram_ds.algorithms import references
+from tram_ds.algorithms.said import Said
 from tram_ds.algorithms.step import Probe, StepReport, train_step
 from tram_ds.algorithms.table import Algorithm
 from tram_ds.algorithms.table import algorithm as build_algorithm
+from tram_ds.engines import choose
+from tram_ds.engines.optimizer_state import Extras
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 from tram_ds.models.chunked import Chunked
-from tram_ds.models.output import Output
+from tram_ds.models.output import Output, checked
 from tram_ds.models.passes import Pass
 from tram_ds.models.randomness import Draws
 
@@ -37,11 +40,16 @@ class State:
     params: Shards
     moments: dict[str, Shards]
     references: dict[str, Shards]
+    extras: Extras = field(default_factory=Extras)
 
 
 @dataclass
 class Stepper:
-    """train_step with its counters: steps taken, and the seed all randomness is a function of."""
+    """train_step with its counters: steps taken, and the seed all randomness is a function of.
+
+    recovers: a step that raises leaves everything as it was, references too: these then live one
+    step longer. For loops that go on after an exception, as people's do.
+    """
 
     engine: Engine
     algorithm: Algorithm
@@ -49,6 +57,8 @@ class Stepper:
     steps: int = 0
     # inside step(), or after one that raised: references may be ahead of the weights
     unfinished: bool = False
+    recovers: bool = False
+    said: Said = field(default_factory=Said)
 
     def __post_init__(self) -> None:
         if self.algorithm.per_rank and not self.engine.undivided:
@@ -78,17 +88,40 @@ class Stepper:
         upcoming: the next call's micro_batches, if they are at hand: methods whose reference is
         theta_{t-1} then look at them now, at theta_t, and keep no copy of the weights. Leave it out
         in the step before state() is asked for. The global random state of the caller is left as it
-        was.
+        was. A step that raises leaves weights, buffers and counters as they were.
         """
         if not micro_batches:
             raise ValueError("step() needs at least one micro-batch on every rank")
+        self._follow()
         self.unfinished = True
         share = self._share(micro_batches, counts)
-        with self.quiet():
-            run = self.bind(forward, micro_batches)
-            report = train_step(run, self.algorithm, micro_batches, share, probe, upcoming)
+        run = self.bind(forward, micro_batches)
+        buffers = run.state.take()
+        undo = references.remembered(self.algorithm) if self.recovers else None
+        try:
+            with self.quiet():
+                report = train_step(run, self.algorithm, micro_batches, share, probe, upcoming)
+        except BaseException:
+            self.engine.abandon()
+            run.state.put_back(buffers)
+            if undo is not None:
+                undo()
+                self.unfinished = False
+            raise
+        finally:
+            run.close()
+        if report.skipped:
+            run.state.put_back(buffers)
+        if self.engine.rank == 0:
+            self.said.note(self.steps, self.algorithm.at(self.steps), report)
         self.steps, self.unfinished = self.steps + 1, False
         return report
+
+    def _follow(self) -> None:
+        """theta is what trains now: a layer unfrozen, a head replaced since the last step."""
+        before = {span.name for span in self.engine.layout}
+        if self.engine.begin():
+            references.follow(self.algorithm, self.engine, before)
 
     def quiet(self) -> AbstractContextManager[None]:
         """Inside, torch's global random state may change; afterwards it is what it was."""
@@ -98,13 +131,12 @@ class Stepper:
         """The forward pass of the next step; a user's plain tuple becomes an Output."""
         draws = Draws(self.seed, self.steps, self.engine.rank * len(batches))
         if isinstance(forward, Chunked):
-            return Pass(self.engine, forward, draws)
+            return Pass.over(self.engine, forward, draws)
 
         def output(model: Any, batch: Any) -> Output:
-            found = forward(model, batch)
-            return found if isinstance(found, Output) else Output(*found)
+            return checked(forward(model, batch))
 
-        return Pass(self.engine, output, draws)
+        return Pass.over(self.engine, output, draws)
 
     def _share(self, batches: Sequence[Any], counts: Counts | None) -> Tensor | None:
         """Counted targets per position of the global batch; one small all-reduce, only for penalty
@@ -127,11 +159,16 @@ class Stepper:
 
     def state(self) -> State:
         """Live tensors: copy or write them before the next step."""
-        references = {
+        weights = {
             k: v for region in self.algorithm.regions for k, v in region.reference.state().items()
         }
         return State(
-            self.steps, self.engine.steps, self.engine.params(), self.engine.moments(), references
+            self.steps,
+            self.engine.steps,
+            self.engine.params(),
+            self.engine.moments(),
+            weights,
+            self.engine.extras(),
         )
 
     def load(self, state: State) -> None:
@@ -140,7 +177,7 @@ class Stepper:
         KeyError where a reference is missing after the first step: without it the next step would
         silently take d = 0.
         """
-        self.engine.load(state.params, state.moments, state.base_steps)
+        self.engine.load(state.params, state.moments, state.base_steps, state.extras)
         for region in self.algorithm.regions:
             names = region.reference.names() if state.step else ()
             region.reference.load({name: state.references[name] for name in names})
@@ -165,39 +202,12 @@ def wrap(
     algorithm: a row of ALGORITHMS; `options` are the fields of tram_ds.algorithms.table.Options.
     clip_norm: global 2-norm the second gradient is clipped to. schedule: base step -> factor on
         every group's lr; None leaves the learning rate to you.
-    ValueError names what cannot be wrapped: FSDP1, half-precision parameters, DeepSpeed's
-    round_robin_gradients, an engine in the middle of an accumulation.
+    ValueError names what cannot be trained right, and the way out: docs/wrap.md has the list.
+    Collective where there are several ranks.
     """
-    engine = _engine(engine_or_model, optimizer, clip_norm, schedule)
-    return Stepper(engine, build_algorithm(str(algorithm), **options), seed)
-
-
-def _engine(model: Any, optimizer: Any, clip_norm: float | None, schedule: Any) -> Engine:
-    if type(model).__module__.split(".")[0] == "deepspeed":
-        from tram_ds.engines.zero import Zero
-
-        return Zero(model, clip_norm=clip_norm, schedule=schedule)
-    if isinstance(model, FullyShardedDataParallel):
-        raise ValueError(
-            "FSDP1 (FullyShardedDataParallel) cannot run two backward passes a step: use "
-            "fully_shard (FSDP2)"
-        )
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"cannot wrap a {type(model).__name__}: pass a DeepSpeed engine or an nn.Module"
-        )
-    if optimizer is None:
-        raise ValueError(
-            f"wrapping a {type(model).__name__} needs optimizer=<a torch optimizer over its "
-            "parameters>"
-        )
-    if isinstance(model, FSDPModule):
-        from tram_ds.engines.fsdp2 import FSDP2
-
-        return FSDP2(model, optimizer, clip_norm=clip_norm, schedule=schedule)
-    from tram_ds.engines.replicated import Replicated
-
-    return Replicated(model, optimizer, clip_norm=clip_norm, schedule=schedule)
+    rule = build_algorithm(str(algorithm), **options)
+    engine = choose.over(engine_or_model, optimizer, clip_norm, schedule)
+    return Stepper(engine, rule, seed, recovers=True)
 
 
 def _devices(device: torch.device) -> list[int]:

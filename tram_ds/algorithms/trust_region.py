@@ -73,7 +73,7 @@ def _predicted(run: Pass, batches: Sequence[Any], mode: Mode) -> list[Prediction
     """p(. | x) at the weights that stand in the engine. One copy of the head serves all
     micro-batches."""
     found: list[Prediction] = []
-    with torch.no_grad():
+    with torch.no_grad(), run.aside():
         for index, batch in enumerate(batches):
             one = run.predict(
                 index, batch, masks=_masks(mode), train=mode != "eval", copy_head=not found
@@ -195,7 +195,8 @@ def average(decay: float, mode: Mode = "eval") -> AtWeights:
     """
 
     def update(ema: Shards | None, engine: Engine) -> Shards:
-        return engine.params().clone() if ema is None else ema.lerp_(engine.params(), 1.0 - decay)
+        # not in place: a step that raises hands the average back as it was
+        return engine.params().clone() if ema is None else ema.lerp(engine.params(), 1.0 - decay)
 
     return AtWeights("average", update, mode)
 
@@ -215,7 +216,8 @@ class NoisedInput:
         pass
 
     def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
-        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+        learning = self.differentiable and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning), run.aside():
             return run.predict(
                 index,
                 batch,

@@ -128,7 +128,7 @@ def peers(name: str, engine: Any, batch: dict[str, Tensor]) -> dict[str, Callabl
     if name.startswith("zero"):
         return {"deepspeed_adamw": lambda: _deepspeed(engine, batch)}
     found: dict[str, Callable[[], object]] = {"adamw": lambda: _plain(engine, batch)}
-    if isinstance(engine, Replicated) and (sam := _pytorch_optimizer()) is not None:
+    if isinstance(engine.weights, Replicated) and (sam := _pytorch_optimizer()) is not None:
         for label, adaptive in (("pytorch_optimizer_sam", False), ("pytorch_optimizer_asam", True)):
             optimizer = sam(
                 list(engine.module.parameters()),
@@ -164,8 +164,8 @@ def _loss(engine: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def _plain(engine: Any, batch: dict[str, Tensor]) -> None:
     _loss(engine, batch).backward()
-    engine.optimizer.step()
-    engine.optimizer.zero_grad(set_to_none=True)
+    engine.weights.optimizer.step()
+    engine.weights.optimizer.zero_grad(set_to_none=True)
 
 
 def _deepspeed(engine: Any, batch: dict[str, Tensor]) -> None:

@@ -29,8 +29,9 @@ def full_state(engine: Engine, shards: Shards | None = None) -> dict[str, Tensor
     state = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
+            frozen = engine.whole(parameter)
             if engine.rank == 0:
-                state[name] = parameter.detach().float().cpu()
+                state[name] = frozen.float().cpu()
             continue
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         full = _whole(engine, shape, pieces.get(name, []))

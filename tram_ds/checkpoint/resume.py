@@ -145,7 +145,7 @@ class Saver:
         peers, partial = self.peers, None
         try:
             partial = peers.first(doing, lambda: self._begin(manifest["step"]))
-            kinds, names = states.kinds(manifest), [*manifest["parameters"], *manifest["buffers"]]
+            kinds, names = states.kinds(manifest), states.names(manifest)
             peers.every(doing, lambda: tensors.write(mine, partial, kinds, names, peers))
             sealed = peers.every(doing, lambda: files.seal(partial, tensors.prefix(peers.rank)))
             whole = manifest | {

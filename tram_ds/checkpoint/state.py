@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tram_ds.algorithms.stepper import State, Stepper
 from tram_ds.checkpoint.files import FORMAT, Manifest
 from tram_ds.checkpoint.tensors import Flat, Flats, flats
-from tram_ds.engines.protocol import Engine, Passes
+from tram_ds.engines.optimizer_state import Extras, moment_names
+from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.peers import Peers
@@ -50,6 +51,8 @@ def collect(stepper: Stepper) -> Flats:
             found |= flats(kind, shards)
     if stepper.engine.rank == 0:
         found |= _buffer_flats(stepper.engine)
+        for path, tensor in state.extras.others.items():
+            found[f"other/{path}"] = Flat.of(tensor.detach().contiguous(), 0, tensor.numel())
     return found
 
 
@@ -58,7 +61,12 @@ def kinds(manifest: Manifest) -> list[str]:
     names = [f"moment/{key}" for key in manifest["moments"]] + [
         f"reference/{key}" for key in manifest["references"]
     ]
-    return ["theta", *names, "buffer"]
+    return ["theta", *names, "buffer", *(["other"] if manifest.get("others") else [])]
+
+
+def names(manifest: Manifest) -> list[str]:
+    """What the prefixes of kinds() stand before."""
+    return [*manifest["parameters"], *manifest["buffers"], *manifest.get("others", {})]
 
 
 def describe(stepper: Stepper) -> Manifest:
@@ -72,8 +80,10 @@ def describe(stepper: Stepper) -> Manifest:
         "algorithm": stepper.algorithm.name,
         "moments": sorted(state.moments),
         "references": sorted(state.references),
+        "numbers": state.extras.numbers,
+        "others": {path: list(t.shape) for path, t in state.extras.others.items()},
         "buffers": {name: list(b.shape) for name, b in buffers(stepper.engine.module)},
-        "engine": type(stepper.engine).__name__,
+        "engine": type(stepper.engine.weights).__name__,
         "world_size": stepper.engine.world_size,
         "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,7 +123,7 @@ def check(stepper: Stepper, manifest: Manifest, now: Mapping[str, list[int]]) ->
             f"checkpoint of {manifest['algorithm']}: without them the next step would silently "
             "take d = 0"
         )
-    expected = _moment_names(stepper.engine)
+    expected = moment_names(stepper.engine.weights.optimizer)
     if manifest["base_steps"] and expected is not None and expected != set(manifest["moments"]):
         raise CheckpointError(
             f"the optimizer continues from {sorted(expected) or 'no moments'}, the checkpoint "
@@ -138,16 +148,6 @@ def _same_tensors(what: str, then: Mapping[str, list[int]], now: Mapping[str, li
         )
 
 
-def _moment_names(engine: Engine) -> set[str] | None:
-    """What the base optimizer keeps per parameter, for the optimizers we know; None for others."""
-    group = cast(Passes, engine).optimizer_groups()[0]
-    if {"betas", "eps"} <= group.keys():
-        return {"exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group.get("amsgrad") else [])}
-    if {"momentum", "nesterov"} <= group.keys():
-        return {"momentum_buffer"} if group["momentum"] else set()
-    return None
-
-
 def empty(stepper: Stepper, manifest: Manifest) -> tuple[State, dict[str, Tensor], Flats]:
     """A State to be filled in this engine's layout, buffers to be filled, and the flats that share
     their memory."""
@@ -162,8 +162,10 @@ def empty(stepper: Stepper, manifest: Manifest) -> tuple[State, dict[str, Tensor
     # A reference that this algorithm has no use for is left where it is.
     used = {name for region in stepper.algorithm.regions for name in region.reference.names()}
     references = {key: blank() for key in manifest["references"] if key in used}
-    state = State(manifest["step"], manifest["base_steps"], blank(), moments, references)
-    wanted = Flats()
+    others = {p: torch.empty(shape) for p, shape in manifest.get("others", {}).items()}
+    extras = Extras(manifest.get("numbers", {}), others)
+    state = State(manifest["step"], manifest["base_steps"], blank(), moments, references, extras)
+    wanted: Flats = {f"other/{path}": Flat.of(t, 0, t.numel()) for path, t in others.items()}
     for kind, shards in _kinds(state.params, moments, references):
         wanted |= flats(kind, shards)
     copies = {

@@ -1,5 +1,5 @@
-"""Engines are found by name: `engine: zero` is tram_ds.engines.zero.build, imported only when asked
-for."""
+"""Engines are found by name (`engine: zero` is tram_ds.engines.zero.build, imported only when asked
+for), or by what a user has wrapped already."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
+from tram_ds.engines import replicas
 from tram_ds.engines.protocol import Engine, Schedule
 from tram_ds.runtime.ranks import Job
 
@@ -43,3 +45,47 @@ def choose(name: str, job: Job) -> str:
 def build(name: str, model: nn.Module, settings: Settings) -> Engine:
     """The engine `name` around `model` (fp32, on CPU). Collective."""
     return importlib.import_module(f"tram_ds.engines.{name}").build(model, settings)
+
+
+def over(model: Any, optimizer: Any, clip_norm: float | None, schedule: Schedule | None) -> Engine:
+    """The engine around what a user hands to wrap(), seen through torch.compile. Collective.
+
+    ValueError names what cannot be trained right, and the way out.
+    """
+    inner = replicas.uncompiled(model)
+    if any(kind.__module__.split(".")[0] == "deepspeed" for kind in type(inner).__mro__):
+        from tram_ds.engines import zero
+
+        if optimizer is not None and optimizer is not inner.optimizer:
+            _refuse_second_optimizer(inner, optimizer)
+        return zero.over(inner, clip_norm=clip_norm, schedule=schedule)
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"cannot wrap a {type(model).__name__}: pass a DeepSpeed engine or an nn.Module"
+        )
+    parts = list(model.modules())
+    if any(isinstance(m, FullyShardedDataParallel) for m in parts):
+        raise ValueError(
+            "FSDP1 (FullyShardedDataParallel) cannot run two backward passes a step: use "
+            "fully_shard (FSDP2)"
+        )
+    if optimizer is None:
+        raise ValueError(
+            f"wrapping a {type(model).__name__} needs optimizer=<a torch optimizer over its "
+            "parameters>"
+        )
+    if any(isinstance(m, FSDPModule) for m in parts):
+        from tram_ds.engines import fsdp2
+
+        return fsdp2.over(model, optimizer, clip_norm=clip_norm, schedule=schedule)
+    from tram_ds.engines import replicated
+
+    return replicated.over(model, optimizer, clip_norm=clip_norm, schedule=schedule)
+
+
+def _refuse_second_optimizer(engine: Any, optimizer: Any) -> None:
+    if optimizer is not getattr(engine.optimizer, "optimizer", None):
+        raise ValueError(
+            "a DeepSpeed engine brings its own optimizer, and another one was given: leave "
+            "optimizer= out, or pass it to deepspeed.initialize"
+        )

@@ -1,10 +1,9 @@
 """Engine for FSDP2: `fully_shard`ed modules, one mesh, fp32 sharded parameters, fp32 or bf16
 working copy, CPU offload.
 
-Collectives: `backward` gathers parameters and reduce-scatters gradients (per module, FSDP2's own)
-and all-reduces four sums; `norm` all-reduces one scalar over the SHARD group (under 2-D hybrid
-sharding the replicas hold the same elements); `data_sum` all-reduces over the job. `moved` writes
-local shards and needs none.
+Collectives: a pass gathers parameters and reduce-scatters gradients (per module, FSDP2's own);
+norms are summed over the SHARD group (under 2-D hybrid sharding the replicas hold the same
+elements). Writing local shards needs none.
 
 Three facts of FSDP2 shape this file. Parameters are captured once: after a no-grad forward
 `parameters()` may yield unsharded tensors. The root stays gathered after a no-grad forward, so
@@ -14,8 +13,8 @@ Only in-place writes reach the all-gather.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,151 +28,134 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from tram_ds.engines import protocol as base
+from tram_ds.engines import layout, optimizer_state, replicas
+from tram_ds.engines.optimizer_state import Extras
+from tram_ds.engines.protocol import Engine, Schedule
 from tram_ds.engines.shards import Lazy, Shards, Span
+from tram_ds.engines.torch_weights import TorchWeights, local
 
 
 class FSDP2:
-    """masters: the sharded fp32 parameters. They are the working copy too, so `moved` overwrites
+    """masters: the sharded fp32 parameters. They are the working copy too, so a move overwrites
     and puts them back."""
 
-    displaced, undivided = False, False
+    undivided, separate, group = False, False, None
 
-    def __init__(
-        self,
-        model: FSDPModule,
-        optimizer: torch.optim.Optimizer,
-        *,
-        clip_norm: float | None = None,
-        schedule: base.Schedule | None = None,
-    ):
-        assert isinstance(model, nn.Module)
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.model: Any = model
-        self.module: nn.Module = model
+        self.module: nn.Module = replicas.unwrapped(model)
         self._units = [m for m in model.modules() if isinstance(m, FSDPModule)]
-        for unit in self._units:
-            unit.reshard()
-        base.refuse_half_precision(model)
-        names = base.parameter_names(model)
-        self.parameters = [_dtensor(p, names[p]) for p in names]
-        self.mesh: DeviceMesh = self.parameters[0].device_mesh
+        self._reshard()
+        names = layout.parameter_names(self.module)
+        layout.refuse_parameters(names)
+        optimizer_state.refuse_optimizer(optimizer, sharded=True)
+        self.optimizer = optimizer
+        spans = tuple(_span(name, p) for p, name in names.items())
+        self.torch = TorchWeights(optimizer, names, spans, lambda t: local(t).view(-1))
+        layout.refuse_optimizer_of_others(self.torch.held(), names)
+        self._signature, self._state_seen = layout.signature(self.module, optimizer), False
+        self.mesh: DeviceMesh = _dtensor(next(iter(names)), "").device_mesh
         self.shard_group = self.mesh.get_group(mesh_dim=self.mesh.ndim - 1)
-        self.layout = tuple(_span(names[p], p) for p in names)
-        self.optimizer, self.clip_norm, self.schedule = optimizer, clip_norm, schedule
-        _refuse_stale_optimizer(optimizer, self.parameters)
         self.device = (
             torch.device("cuda", torch.cuda.current_device())
             if _on_gpu(self.mesh)
             else torch.device("cpu")
         )
+        self._offloaded = self.device.type == "cuda" and local(next(iter(names))).device != (
+            self.device
+        )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.replicas = self.world_size // self.mesh.size(self.mesh.ndim - 1)
         self.owns = self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
         self.dtype = _working_dtype(self._units)
-        self.steps = base.optimizer_steps(optimizer)
-        self.targets = torch.ones((), dtype=torch.float64, device=self.device)
-        self._theta: Shards | None = None
+        if self.mesh.ndim > 1:
+            replicas.refuse_unlike(self.masters(), self.mesh.get_group(0), self.device)
 
-    def _live(self) -> Shards:
-        return Shards((_local(p).detach().view(-1) for p in self.parameters), self.layout)
-
-    def params(self, keep: bool = False) -> Shards:
-        """A snapshot, taken once a step: `moved` overwrites the masters."""
-        if self._theta is None:
-            self._theta = self._live().clone()
-        return self._theta
-
-    def raw_gradient(self) -> Shards:
-        for p in self.parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        return Shards(
-            (_local(p.grad).detach().view(-1) for p in self.parameters if p.grad is not None),
-            self.layout,
-        )
-
-    def grads(self) -> Lazy:
-        return base.mean_gradient(self)
-
-    def put_gradient(self, g: Shards | Lazy) -> None:
-        self.raw_gradient().copy_(g)
-        self.targets = torch.ones_like(self.targets)
-
-    def working(self) -> Lazy:
-        return Lazy(lambda x: x.rounded(self.dtype), self._live())
-
-    def norm(self, x: Shards | Lazy) -> Tensor:
-        total = x.square_sum(self.device).to(self.device)
-        dist.all_reduce(total, group=self.shard_group)
-        return total.sqrt()
-
-    def data_sum(self, x: Tensor) -> Tensor:
-        x = x.detach().clone()
-        dist.all_reduce(x)
-        return x
-
-    def _write(self, values: Shards | Lazy) -> None:
+    def _reshard(self) -> None:
         for unit in self._units:
             unit.reshard()
-        self._live().copy_(values)
 
-    @contextmanager
-    def moved(self, to: Shards | Lazy, until_descent: bool = False) -> Iterator[None]:
-        theta, self.displaced = self.params(), True
-        self._write(to)
-        del to  # it may hold the gradient it was computed from
-        try:
-            yield
-        finally:
-            self._write(theta)
-            self.displaced = False
+    def follow(self) -> bool:
+        self._reshard()  # or a forward pass outside the step left unsharded tensors
+        if layout.signature(self.module, self.optimizer) != self._signature:
+            raise ValueError(
+                "the trainable parameters, or those of the optimizer, changed after fully_shard, "
+                "which has fixed what it gathers and reduces: freeze, unfreeze or replace before "
+                "fully_shard and wrap()"
+            )
+        return False
+
+    def masters(self) -> Shards:
+        return self.torch.masters()
+
+    def gradient(self) -> Shards:
+        return self.torch.gradient()
+
+    def working(self) -> Lazy:
+        return Lazy(lambda x: x.rounded(self.dtype), self.masters())
+
+    def put(self, gradient: Shards | Lazy) -> None:
+        self.torch.put(gradient)
+
+    def write(self, values: Shards | Lazy) -> None:
+        self._reshard()
+        if self._offloaded:
+            # An all-gather copies the pinned shards to the GPU without waiting: they must not be
+            # overwritten before it has, and after a forward pass without a gradient nobody waits.
+            torch.cuda.current_stream(self.device).synchronize()
+        self.masters().copy_(values)
+
+    def restore(self, theta: Shards) -> None:
+        self.write(theta)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()  # MixedPrecisionPolicy casts at the all-gather
 
     def clear(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.torch.clear()
 
-    def backward_one(self, loss: Tensor, last: bool) -> None:
+    def ahead(self, last: bool, alone: bool) -> None:
         # Every micro-batch is reduce-scattered: waiting for the last would hold a full unsharded
         # fp32 gradient per rank.
+        pass
+
+    def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def backward(
-        self,
-        batches: Sequence[Any],
-        objective: base.Objective,
-        weighted: base.Weighted | None = None,
-        alone: bool = False,
-    ) -> base.Means:
-        assert not alone, "a sharded engine has no gradient of one rank"
-        return base.run_pass(self, batches, objective, weighted)
-
-    def optimizer_groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
-
-    def optimizer_step(self) -> None:
-        self.optimizer.step()
-
-    def descend(self, finite: Tensor, grad_norm: Tensor) -> base.StepInfo:
-        for unit in self._units:
-            unit.reshard()
-        info = base.take_step(self, finite, grad_norm)
-        self._theta = None
-        return info
+    def step(self) -> None:
+        self._reshard()
+        self.torch.step()
+        if not self._state_seen:
+            optimizer_state.refuse_state(
+                self.optimizer, list(self.torch.names), ("mu_product", "eta", "mu")
+            )
+            self._state_seen = True
 
     def moments(self) -> dict[str, Shards]:
-        found = base.named_moments(self.optimizer, self.parameters)
-        return {
-            key: Shards((_local(t).view(-1) for t in tensors), self.layout)
-            for key, tensors in found.items()
-        }
+        return self.torch.moments()
 
-    def load(self, params: Shards, moments: dict[str, Shards], steps: int) -> None:
-        self._theta, self.steps = None, steps
-        self._write(params)
-        base.load_moments(self.optimizer, self.parameters, moments, steps)
+    def extras(self, steps: int) -> Extras:
+        return self.torch.extras(steps)
+
+    def load(self, params: Shards, moments: dict[str, Shards], steps: int, extras: Extras) -> None:
+        self.write(params)
+        self.torch.load(params, moments, steps, extras)
+
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+
+
+def over(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    clip_norm: float | None = None,
+    schedule: Schedule | None = None,
+) -> Engine:
+    """An engine over a fully_shard'ed model. Collective."""
+    return Engine(FSDP2(model, optimizer), clip_norm=clip_norm, schedule=schedule)
 
 
 def shard(
@@ -236,10 +218,6 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len, default=[]))
 
 
-def _local(t: Tensor) -> Tensor:
-    return t._local_tensor if isinstance(t, DTensor) else t
-
-
 def _on_gpu(mesh: DeviceMesh) -> bool:
     return mesh.device_type == "cuda"
 
@@ -257,12 +235,13 @@ def _dtensor(p: nn.Parameter, name: str) -> DTensor:
     return p
 
 
-def _span(name: str, p: nn.Parameter) -> Span:
+def _span(name: str, parameter: nn.Parameter) -> Span:
     """FSDP2 shards dimension 0 into equal chunks, the last ones short or empty: contiguous in the
     flattened parameter."""
-    assert isinstance(p, DTensor)
-    placement = p.placements[-1]
-    if not (isinstance(placement, Shard) and placement.dim == 0):
+    p = _dtensor(parameter, name)
+    *outer, placement = p.placements
+    whole = all(isinstance(x, Replicate) for x in outer)  # else another parallelism is beside it
+    if not (whole and isinstance(placement, Shard) and placement.dim == 0):
         raise ValueError(
             f"parameter {name} is placed {p.placements}: only sharding of dimension 0 is supported"
         )
@@ -270,25 +249,14 @@ def _span(name: str, p: nn.Parameter) -> Span:
     mesh = p.device_mesh
     chunk = -(-rows // mesh.size(mesh.ndim - 1))
     start = min(mesh.get_local_rank(mesh.ndim - 1) * chunk, rows)
-    return Span(name, start * per_row, _local(p).numel(), tuple(p.shape))
+    return Span(name, start * per_row, local(p).numel(), tuple(p.shape))
 
 
 def _working_dtype(units: Sequence[FSDPModule]) -> torch.dtype:
     return units[0]._get_fsdp_state()._mp_policy.param_dtype or torch.float32
 
 
-def _refuse_stale_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
-    """An optimizer made before fully_shard holds parameters that no longer exist, and would train
-    nothing."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not {id(p) for p in parameters} <= held:
-        raise ValueError(
-            "the optimizer does not hold the sharded parameters: build it after fully_shard, over "
-            "all of them"
-        )
-
-
-def build(model: nn.Module, settings: Any) -> FSDP2:
+def build(model: nn.Module, settings: Any) -> Engine:
     """See tram_ds.engines.build: shards block by block from the CPU, so a GPU never holds the whole
     model."""
     sharded = shard(
@@ -296,4 +264,4 @@ def build(model: nn.Module, settings: Any) -> FSDP2:
     )
     assert isinstance(sharded, nn.Module)
     optimizer = settings.optimizer(sharded)
-    return FSDP2(sharded, optimizer, clip_norm=settings.clip_norm, schedule=settings.schedule)
+    return over(sharded, optimizer, clip_norm=settings.clip_norm, schedule=settings.schedule)

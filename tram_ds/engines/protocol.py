@@ -1,25 +1,32 @@
-"""The one protocol behind which every engine hides its sharding, and the parts of it that are the
-same for all.
+"""An engine: theta, its gradient and its move. One object for every sharding, over the `Weights` of
+one.
+
+`Weights` is what shardings do differently, and each of engines/replicated.py, fsdp2.py and zero.py
+is one; what they do alike stands here, once.
 
 Communication contract. Every rank of the job calls every method in the same order with the same
-number of micro-batches. `norm`, `data_sum`, `backward`, `moved` and `descend` are collective;
-`params`, `grads` and `working` are local. A pass has one
-small all-reduce: its sums and the squared norm of its gradient travel together. Everything a method
-returns is identical on all ranks where it is a scalar, and rank-local where it is Shards.
+number of micro-batches. `norm`, `data_sum`, `backward`, `moved`, `descend` and `whole` are
+collective; `params`, `grads` and `working` are local. A pass has one small all-reduce: its sums,
+the squared norm of its gradient and, where ranks hold the same weights, a digest of a piece of
+them travel together. Everything a method returns is identical on all ranks where it is a scalar,
+and rank-local where it is Shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from tram_ds.engines.shards import Lazy, Shards
+from tram_ds.engines import replicas
+from tram_ds.engines.optimizer_state import Extras, optimizer_steps
+from tram_ds.engines.shards import Lazy, Shards, Span
+from tram_ds.engines.weights import Weights
 
 Schedule = Callable[[int], float]  # optimizer steps taken so far -> factor on every group's lr
 
@@ -56,10 +63,16 @@ class Means:
     def of(sums: Tensor) -> Means:
         """From Terms.sums and the squared norm of the summed gradient, (5,), over all ranks."""
         loss, targets, distance, positions, squares = sums.unbind()
-        counted = targets.clamp(min=1)
+        counted = divisor(targets)
         return Means(
             loss / counted, distance / positions.clamp(min=1), targets, squares.sqrt() / counted
         )
+
+
+def divisor(targets: Tensor) -> Tensor:
+    """A count to divide a sum over targets by: 1 where there is none, so that nothing over nothing
+    is 0. Weighted losses count in fractions, so a count below 1 is one."""
+    return torch.where(targets == 0, torch.ones_like(targets), targets)
 
 
 @dataclass(frozen=True)
@@ -70,27 +83,65 @@ class StepInfo:
     skipped: bool
 
 
-class Engine(Protocol):
-    """What the step and everything around it know of an engine."""
+class Engine:
+    """What the step and everything around it know of the weights."""
 
-    model: Any  # what a forward pass calls: the wrapped module
-    module: nn.Module  # the bare module inside, for its hooks, modes and names
-    device: torch.device
-    rank: int
-    world_size: int
-    dtype: torch.dtype  # of the working copy
-    # the ranks over which params() is cut into pieces; None: every rank has all of it
-    shard_group: Any | None
-    owns: bool  # this rank's pieces are the ones to write where replicas hold the same
-    steps: int  # base-optimizer steps taken
-    undivided: bool  # a rank can have a whole gradient of its own
-    # inside moved(): the working copy is not theta_t, and nothing may be saved or loaded
-    displaced: bool
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        clip_norm: float | None = None,
+        schedule: Schedule | None = None,
+    ):
+        self.weights, self.clip_norm, self.schedule = weights, clip_norm, schedule
+        self.model, self.module = weights.model, weights.module
+        self.device, self.dtype = weights.device, weights.dtype
+        self.rank, self.world_size = weights.rank, weights.world_size
+        self.shard_group, self.owns = weights.shard_group, weights.owns
+        self.replicas, self.undivided = weights.replicas, weights.undivided
+        self.steps = optimizer_steps(weights.optimizer)  # base-optimizer steps taken
+        # inside moved(): the working copy is not theta_t, and nothing may be saved or loaded
+        self.displaced = False
+        self.targets = torch.ones((), dtype=torch.float64, device=self.device)
+        self._theta: Shards | None = None
+        self._alike = torch.ones((), dtype=torch.bool, device=self.device)
+
+    @property
+    def layout(self) -> tuple[Span, ...]:
+        """Of params(): one Span per piece."""
+        return self.weights.masters().layout
+
+    def begin(self) -> bool:
+        """At the start of a step: theta_t is what stands in the weights now, whoever put it there.
+
+        True where the trained parameters have changed since the last step; ValueError where that
+        cannot be followed.
+        """
+        self._theta, self.displaced = None, False
+        return self.weights.follow()
+
+    def abandon(self) -> None:
+        """After a step that raised: theta_t is back, and the gradient is gone."""
+        if self._theta is not None:
+            self.weights.write(self._theta)
+        elif self.displaced:
+            self.weights.restore(self.params())
+        self.clear()
+        self._theta, self.displaced = None, False
 
     def params(self, keep: bool = False) -> Shards:
         """theta_t of this rank, fp32 masters. Valid until descend(), or for good with `keep`; never
-        written by the caller."""
-        ...
+        written by the caller.
+
+        A snapshot, taken once a step, where the masters are also the working copy that `moved`
+        overwrites; the masters themselves where they are apart from it.
+        """
+        live = self.weights.masters()
+        if self.weights.separate:
+            return live.clone() if keep else live
+        if self._theta is None:
+            self._theta = live.clone()
+        return self._theta
 
     def grads(self) -> Lazy:
         """The last pass's gradient: reduced, mean over the global batch, fp32, unclipped; layout as
@@ -98,41 +149,73 @@ class Engine(Protocol):
 
         Read from the engine's own buffers: gone with the next backward(); realise() what must last.
         """
-        ...
+        factor = 1.0 / self.targets
+        return Lazy(lambda g: g.wide() * factor, self.weights.gradient())
 
     def put_gradient(self, g: Shards | Lazy) -> None:
         """Makes `g`, a mean over the global batch, the gradient that descend() uses, instead of the
         last pass's."""
-        ...
+        self.weights.put(g)
+        self.targets = torch.ones_like(self.targets)
 
     def working(self) -> Lazy:
         """What the next forward pass reads of this rank's spans, in the working copy's precision,
         as fp32."""
-        ...
+        return self.weights.working()
 
     def norm(self, x: Shards | Lazy) -> Tensor:
         """() float64: global 2-norm, every parameter element counted once in the job.
         Collective."""
-        ...
+        total = x.square_sum(self.device).to(self.device)
+        if self.shard_group is not None:
+            dist.all_reduce(total, group=self.shard_group)
+        return total.sqrt()
 
     def data_sum(self, x: Tensor) -> Tensor:
         """The sum of x over the data-parallel ranks, as a new tensor. Collective."""
-        ...
+        x = x.detach().clone()
+        if self.world_size > 1:
+            dist.all_reduce(x, group=self.weights.group)
+        return x
 
-    def moved(self, to: Shards | Lazy, until_descent: bool = False) -> AbstractContextManager[None]:
+    @contextmanager
+    def moved(self, to: Shards | Lazy, until_descent: bool = False) -> Iterator[None]:
         """Working copy := `to`; on exit, also by an exception, theta_t is back bit for bit.
         Collective.
 
         until_descent: the caller promises that no forward pass comes before descend(), which
-        overwrites the working copy
-        anyway: where it is apart from the masters, a normal exit then leaves it, `displaced`, and
-        saves a gather.
+        overwrites the working copy anyway: where it is apart from the masters, a normal exit then
+        leaves it, `displaced`, and saves a gather.
         """
-        ...
+        theta, self.displaced = self.params(), True
+        self._write(to)
+        del to  # it may hold the gradient it was computed from
+        try:
+            yield
+        except BaseException:
+            self._restore(theta)
+            raise
+        if not (until_descent and self.weights.separate):
+            self._restore(theta)
+
+    def _write(self, values: Shards | Lazy) -> None:
+        self.weights.write(values)
+
+    def _restore(self, theta: Shards) -> None:
+        self.weights.restore(theta)
+        self.displaced = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision context of every forward pass."""
-        ...
+        return self.weights.autocast()
+
+    def clear(self) -> None:
+        """Drops the gradient."""
+        self.weights.clear()
+
+    def backward_one(self, loss: Tensor) -> None:
+        """Adds one micro-batch's gradient."""
+        self.weights.backward(loss)
 
     def backward(
         self,
@@ -146,84 +229,99 @@ class Engine(Protocol):
 
         weighted: an element-wise rule, linear in g, whose norm is to be measured; None: g itself.
         alone: nothing is reduced; gradient and Means are this rank's own. Only where `undivided`.
+
+        Gradients are of sums; engines average over ranks, so the loss is multiplied by world_size.
+        The division by the global count of targets happens once, after the single reduction that
+        also brings the count and the norm: no mean of means.
         """
-        ...
+        assert self.undivided or not alone, "a sharded engine has no gradient of one rank"
+        self.clear()
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        for index, batch in enumerate(batches):
+            self.weights.ahead(index == len(batches) - 1, alone)
+            terms = objective(index, batch)
+            self.backward_one(terms.objective * (1 if alone else self.world_size))
+            sums += terms.sums
+        squares = squared_norm(self, weighted) / (1 if alone else self.replicas)
+        means = Means.of(self._reduced(torch.cat([sums, squares[None]]), alone))
+        self.targets = divisor(means.targets)
+        return means
+
+    def _reduced(self, found: Tensor, alone: bool) -> Tensor:
+        """The sums of a pass over the ranks; on the way, whether replicas still hold the same."""
+        if alone or self.world_size == 1:
+            return found
+        if self.replicas < self.world_size or self.displaced:
+            return self.data_sum(found)
+        mine = replicas.sample(self.weights.masters(), self.steps).to(self.device)
+        found = self.data_sum(torch.cat([found, mine]))
+        self._alike = replicas.alike(found[-2:], self.world_size)
+        return found[:-2]
 
     def descend(self, finite: Tensor, grad_norm: Tensor) -> StepInfo:
         """Clips, takes one base-optimizer step, publishes; leaves weights and moments untouched and
         says so if not finite.
 
         finite: () bool, the same on every rank: whether the passes before were. grad_norm: () of
-        the gradient to descend by.
+        the gradient to descend by. One host synchronisation, to decide whether the step is taken.
+        RuntimeError where replicas do not hold the same weights any more.
         """
-        ...
+        gradient = self.weights.gradient()
+        lr = self._set_lr()
+        finite = finite.to(grad_norm.device) & torch.isfinite(grad_norm)
+        finite, alike = torch.stack([finite, self._alike.to(finite.device)]).tolist()
+        if not alike:
+            raise RuntimeError(replicas.DRIFTED)
+        if finite:
+            factor = 1.0 / self.targets
+            if self.clip_norm is not None:
+                factor = factor * (self.clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
+            gradient.scale_(factor)
+            self.weights.step()  # has published theta_{t+1} over theta_t + epsilon
+            self.steps += 1
+        elif self.displaced:
+            self.weights.restore(self.params())
+        self.clear()
+        self._theta, self.displaced = None, False
+        return StepInfo(lr, skipped=not finite)
 
-    def clear(self) -> None:
-        """Drops the gradient."""
-        ...
+    def _set_lr(self) -> float:
+        groups = self.weights.optimizer.param_groups
+        if self.schedule is not None:
+            for group in groups:
+                base = group.setdefault("initial_lr", group["lr"])
+                group["lr"] = base * self.schedule(self.steps)
+        return float(groups[0]["lr"])
 
     def moments(self) -> dict[str, Shards]:
         """The base optimizer's per-parameter state by its torch name (exp_avg, ...), live, layout
         as params()."""
-        ...
+        return self.weights.moments()
 
-    def load(self, params: Shards, moments: dict[str, Shards], steps: int) -> None:
-        """Overwrites masters, moments and the count of base steps, and publishes. Collective."""
-        ...
+    def extras(self) -> Extras:
+        """What else the base optimizer remembers: see Extras."""
+        return self.weights.extras(self.steps)
 
+    def load(
+        self,
+        params: Shards,
+        moments: dict[str, Shards],
+        steps: int,
+        extras: Extras | None = None,
+    ) -> None:
+        """Overwrites masters, the optimizer's state and the count of base steps, and publishes.
+        Collective."""
+        self._theta, self.steps = None, steps
+        self.weights.load(params, moments, steps, extras or Extras())
 
-class Passes(Protocol):
-    """What `run_pass` and `take_step` need of an engine; every engine module provides it."""
-
-    device: torch.device
-    world_size: int
-    replicas: int  # ranks that hold the same piece
-    clip_norm: float | None
-    schedule: Schedule | None
-    steps: int
-    targets: Tensor
-
-    def params(self) -> Shards: ...
-    def data_sum(self, x: Tensor) -> Tensor: ...
-    def clear(self) -> None: ...
-    def backward_one(self, loss: Tensor, last: bool) -> None: ...
-    # of the sum over the global batch, live, in the engine's own precision
-    def raw_gradient(self) -> Shards: ...
-    def optimizer_groups(self) -> list[dict[str, Any]]: ...
-    def optimizer_step(self) -> None: ...
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        """A parameter outside theta (frozen), unsharded. Collective."""
+        return self.weights.whole(parameter)
 
 
-def run_pass(
-    engine: Passes,
-    batches: Sequence[Any],
-    objective: Objective,
-    weighted: Weighted | None,
-    alone: bool = False,
-) -> Means:
-    """Engine.backward for every engine.
-
-    Gradients are of sums; engines average over ranks, so the loss is multiplied by world_size. The
-    division by the global count of targets happens once, after the single reduction that also
-    brings the count and the norm: no mean of means.
-    """
-    engine.clear()
-    sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
-    for index, batch in enumerate(batches):
-        terms = objective(index, batch)
-        engine.backward_one(
-            terms.objective * (1 if alone else engine.world_size), last=index == len(batches) - 1
-        )
-        sums += terms.sums
-    squares = squared_norm(engine, weighted) / (1 if alone else engine.replicas)
-    found = torch.cat([sums, squares[None]])
-    means = Means.of(found if alone else engine.data_sum(found))
-    engine.targets = means.targets.clamp(min=1)
-    return means
-
-
-def squared_norm(engine: Passes, weighted: Weighted | None) -> Tensor:
+def squared_norm(engine: Engine, weighted: Weighted | None) -> Tensor:
     """() float64: of this rank's pieces of the summed gradient, weighted."""
-    g = wide(engine.raw_gradient())
+    g = wide(engine.weights.gradient())
     x = g if weighted is None else Lazy(lambda theta, g: weighted(theta, g, g), engine.params(), g)
     return x.square_sum(engine.device).to(engine.device)
 
@@ -235,98 +333,3 @@ def wide(shards: Shards) -> Shards | Lazy:
         if all(t.dtype in (torch.float32, torch.float64) for t in shards)
         else Lazy(Shards.wide, shards)
     )
-
-
-def mean_gradient(engine: Passes) -> Lazy:
-    """Engine.grads for every engine."""
-    factor = 1.0 / engine.targets
-    return Lazy(lambda g: g.wide() * factor, engine.raw_gradient())
-
-
-def take_step(engine: Passes, finite: Tensor, grad_norm: Tensor) -> StepInfo:
-    """Engine.descend for every engine: one host synchronisation, to decide whether the step is
-    taken."""
-    gradient = engine.raw_gradient()
-    groups = engine.optimizer_groups()
-    base_lr = [group.setdefault("initial_lr", group["lr"]) for group in groups]
-    if engine.schedule is not None:
-        for group, lr in zip(groups, base_lr, strict=True):
-            group["lr"] = lr * engine.schedule(engine.steps)
-    lr = float(groups[0]["lr"])
-    if not bool(finite.to(grad_norm.device) & torch.isfinite(grad_norm)):
-        engine.clear()
-        return StepInfo(lr, skipped=True)
-    factor = 1.0 / engine.targets
-    if engine.clip_norm is not None:
-        factor = factor * (engine.clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
-    gradient.scale_(factor)
-    engine.optimizer_step()
-    engine.steps += 1
-    engine.clear()
-    return StepInfo(lr, skipped=False)
-
-
-def parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
-    """Trainable parameters -> unsharded names, tied parameters once, in the module's order. The
-    layout every engine uses."""
-    return {p: name for name, p in module.named_parameters() if p.requires_grad}
-
-
-def optimizer_steps(optimizer: torch.optim.Optimizer) -> int:
-    """How many steps a torch optimizer has taken, from its own state; 0 before the first."""
-    counts = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
-    return int(max(counts, default=0.0))
-
-
-def named_moments(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
-) -> dict[str, list[Tensor]]:
-    """The tensors in a torch optimizer's state that are as large as their parameter, by name; the
-    step count is not one."""
-    keys = [
-        k
-        for k, v in optimizer.state.get(parameters[0], {}).items()
-        if isinstance(v, Tensor) and k != "step"
-    ]
-    return {key: [optimizer.state[p][key] for p in parameters] for key in keys}
-
-
-def refuse_half_precision(module: nn.Module) -> None:
-    """ValueError where a trainable parameter is not fp32: an ascent step smaller than bf16's
-    spacing would vanish in it."""
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"parameter {name} is {parameter.dtype}: most of a perturbation is lost in "
-                "half-precision weights. Load the "
-                "model in float32 and set model.dtype: bfloat16 for a bf16 working copy over fp32 "
-                "masters"
-            )
-
-
-def load_moments(
-    optimizer: torch.optim.Optimizer,
-    parameters: Sequence[Tensor],
-    moments: dict[str, Shards],
-    steps: int,
-) -> None:
-    """Fills a torch optimizer's state for `parameters`, in order, from shards with one piece per
-    parameter."""
-    for index, parameter in enumerate(parameters):
-        state: dict[str, Any] = {key: torch.zeros_like(parameter.detach()) for key in moments}
-        for key, shards in moments.items():
-            whole = state[key]
-            local = whole.to_local() if isinstance(whole, DTensor) else whole
-            local.copy_(shards[index].view(local.shape))
-        if "exp_avg" in state:
-            state["step"] = step_count(optimizer, steps, parameter.device)
-        optimizer.state[parameter] = state
-
-
-def step_count(optimizer: torch.optim.Optimizer, steps: int, device: torch.device) -> Tensor | int:
-    """A new step count of the kind this optimizer keeps: DeepSpeed's are numbers, torch's fused
-    ones lie on the device."""
-    if type(optimizer).__module__.startswith("deepspeed"):
-        return steps
-    there = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-    return torch.tensor(float(steps), device=device if there else "cpu")

@@ -1,15 +1,15 @@
-"""Engine for replicated weights: one process, or DistributedDataParallel. Every rank owns every
-parameter whole.
+"""Replicated weights: one process, or DistributedDataParallel. Every rank owns every parameter
+whole.
 
-Collectives: `backward` all-reduces the gradient over the job on its last micro-batch (DDP) and the
-four sums; `data_sum` all-reduces its argument; `norm`, `moved` and `descend` need none, because
-weights and reduced gradients are equal on all ranks.
+Collectives: a pass all-reduces the gradient over the ranks on its last micro-batch (DDP) and its
+sums; writing, restoring and stepping need none, because weights and reduced gradients are equal on
+all ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,15 +17,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tram_ds.engines import protocol as base
+from tram_ds.engines import layout, optimizer_state, replicas
+from tram_ds.engines.optimizer_state import Extras
+from tram_ds.engines.protocol import Engine, Schedule
 from tram_ds.engines.shards import Lazy, Shards, Span
+from tram_ds.engines.torch_weights import TorchWeights
 
 
 class Replicated:
     """masters: the model's own fp32 parameters; with dtype bfloat16 the working copy is autocast's
-    cast of them."""
+    cast of them. ddp: the DistributedDataParallel parts of `model`, wherever they are."""
 
-    displaced, undivided = False, True
+    undivided, separate = True, False
+    shard_group = None
 
     def __init__(
         self,
@@ -33,77 +37,72 @@ class Replicated:
         optimizer: torch.optim.Optimizer,
         *,
         dtype: torch.dtype = torch.float32,
-        clip_norm: float | None = None,
-        schedule: base.Schedule | None = None,
+        ddp: Sequence[DistributedDataParallel] = (),
     ):
         self.model: Any = model
-        self.module: nn.Module = (
-            model.module if isinstance(model, DistributedDataParallel) else model
-        )
-        base.refuse_half_precision(self.module)
-        names = base.parameter_names(self.module)
-        self.parameters = list(names)
-        self.layout = tuple(Span(names[p], 0, p.numel(), tuple(p.shape)) for p in self.parameters)
-        self.optimizer, self.dtype, self.clip_norm, self.schedule = (
-            optimizer,
-            dtype,
-            clip_norm,
-            schedule,
-        )
-        self.device = self.parameters[0].device
-        distributed = isinstance(model, DistributedDataParallel)
-        self.rank, self.world_size = (
-            (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-        )
-        self.shard_group, self.owns, self.replicas = None, self.rank == 0, self.world_size
-        self.steps = base.optimizer_steps(optimizer)
-        self.targets = torch.ones((), dtype=torch.float64, device=self.device)
-        self._theta: Shards | None = None
+        self.module: nn.Module = replicas.unwrapped(model)
+        self.optimizer, self.dtype, self.ddp = optimizer, dtype, ddp
+        optimizer_state.refuse_optimizer(optimizer, sharded=False)
+        self._adopt(())
+        self._reduced = False  # whether the pass's gradient is one of all ranks
+        self.device = next(iter(self.torch.names)).device
+        self.group = ddp[0].process_group if ddp else None
+        self.rank = dist.get_rank(self.group) if ddp else 0
+        self.world_size = dist.get_world_size(self.group) if ddp else 1
+        self.owns, self.replicas = self.rank == 0, self.world_size
+        if ddp:
+            replicas.refuse_unlike(self.masters(), self.group, self.device)
 
-    def _live(self) -> Shards:
-        return Shards((p.detach() for p in self.parameters), self.layout)
+    def _adopt(self, known: Sequence[nn.Parameter]) -> None:
+        """theta := the parameters that train now. known: those that did before."""
+        names = layout.parameter_names(self.module)
+        layout.refuse_parameters(names)
+        layout.refuse_memory(names)
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        layout.refuse_optimizer_of_others(held, names, known)
+        spans = tuple(Span(name, 0, p.numel(), tuple(p.shape)) for p, name in names.items())
+        self.torch = TorchWeights(self.optimizer, names, spans, lambda t: t)
+        self._known = list({id(p): p for p in (*known, *names)}.values())
+        self._signature = layout.signature(self.module, self.optimizer)
 
-    def params(self, keep: bool = False) -> Shards:
-        """A snapshot: the masters are also the working copy, which `moved` overwrites. Taken once a
-        step."""
-        if self._theta is None:
-            self._theta = self._live().clone()
-        return self._theta
+    def follow(self) -> bool:
+        if layout.signature(self.module, self.optimizer) == self._signature:
+            return False
+        if self.ddp:
+            raise ValueError(
+                "the trainable parameters changed after DistributedDataParallel was built over "
+                "them, which does not reduce the new ones: build it, and wrap(), anew"
+            )
+        self._adopt(self._known)
+        self.device = next(iter(self.torch.names)).device
+        return True
 
-    def raw_gradient(self) -> Shards:
-        for p in self.parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        return Shards((p.grad.detach() for p in self.parameters if p.grad is not None), self.layout)
-
-    def grads(self) -> Lazy:
-        return base.mean_gradient(self)
-
-    def put_gradient(self, g: Shards | Lazy) -> None:
-        self.raw_gradient().copy_(g)
-        self.targets = torch.ones_like(self.targets)
+    def masters(self) -> Shards:
+        return self.torch.masters()
 
     def working(self) -> Lazy:
-        return Lazy(lambda x: x.rounded(self.dtype), self._live())
+        return Lazy(lambda x: x.rounded(self.dtype), self.masters())
 
-    def norm(self, x: Shards | Lazy) -> Tensor:
-        return x.square_sum(self.device).sqrt()
+    def gradient(self) -> Shards:
+        found = self.torch.gradient()
+        waits = any(not (m.find_unused_parameters or m.static_graph) for m in self.ddp)
+        if self.torch.absent and self._reduced and waits:
+            first = next(n for p, n in self.torch.names.items() if p in self.torch.absent)
+            raise ValueError(
+                f"parameter {first} got no gradient ({len(self.torch.absent)} did not), and "
+                "DistributedDataParallel waits for every one of them: build it with "
+                "find_unused_parameters=True, or freeze what is not used"
+            )
+        return found
 
-    def data_sum(self, x: Tensor) -> Tensor:
-        x = x.detach().clone()
-        if self.world_size > 1:
-            dist.all_reduce(x)
-        return x
+    def put(self, gradient: Shards | Lazy) -> None:
+        self.torch.put(gradient)
 
-    @contextmanager
-    def moved(self, to: Shards | Lazy, until_descent: bool = False) -> Iterator[None]:
-        theta, self.displaced = self.params(), True
-        self._live().copy_(to)
-        del to  # it may hold the gradient it was computed from
-        try:
-            yield
-        finally:
-            self._live().copy_(theta)
-            self.displaced = False
+    def write(self, values: Shards | Lazy) -> None:
+        self.masters().copy_(values)
+
+    def restore(self, theta: Shards) -> None:
+        self.write(theta)
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
@@ -111,53 +110,54 @@ class Replicated:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def clear(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.torch.clear()
+        self._reduced = False
+        for m in self.ddp:
+            m.require_backward_grad_sync = True
 
-    def backward_one(self, loss: Tensor, last: bool) -> None:
+    def ahead(self, last: bool, alone: bool) -> None:
+        self._reduced = last and not alone
+        for m in self.ddp:  # read in its forward
+            m.require_backward_grad_sync = self._reduced
+
+    def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def backward(
-        self,
-        batches: Sequence[Any],
-        objective: base.Objective,
-        weighted: base.Weighted | None = None,
-        alone: bool = False,
-    ) -> base.Means:
-        if self.world_size == 1:
-            return base.run_pass(self, batches, objective, weighted, alone)
-
-        # DDP reads the flag in forward, so it is set before it
-        def synchronised(index: int, batch: Any) -> base.Terms:
-            self.model.require_backward_grad_sync = not alone and index == len(batches) - 1
-            return objective(index, batch)
-
-        try:
-            return base.run_pass(self, batches, synchronised, weighted, alone)
-        finally:
-            self.model.require_backward_grad_sync = True
-
-    def optimizer_groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
-
-    def optimizer_step(self) -> None:
-        self.optimizer.step()
-
-    def descend(self, finite: Tensor, grad_norm: Tensor) -> base.StepInfo:
-        info = base.take_step(self, finite, grad_norm)
-        self._theta = None
-        return info
+    def step(self) -> None:
+        self.torch.step()
 
     def moments(self) -> dict[str, Shards]:
-        found = base.named_moments(self.optimizer, self.parameters)
-        return {key: Shards(tensors, self.layout) for key, tensors in found.items()}
+        return self.torch.moments()
 
-    def load(self, params: Shards, moments: dict[str, Shards], steps: int) -> None:
-        self._theta, self.steps = None, steps
-        self._live().copy_(params)
-        base.load_moments(self.optimizer, self.parameters, moments, steps)
+    def extras(self, steps: int) -> Extras:
+        return self.torch.extras(steps)
+
+    def load(self, params: Shards, moments: dict[str, Shards], steps: int, extras: Extras) -> None:
+        self.write(params)
+        self.torch.load(params, moments, steps, extras)
+
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach()
 
 
-def build(model: nn.Module, settings: Any) -> Replicated:
+def over(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    dtype: torch.dtype = torch.float32,
+    clip_norm: float | None = None,
+    schedule: Schedule | None = None,
+) -> Engine:
+    """An engine over a plain module of one process, or over DistributedDataParallel, which may be
+    inside torch.compile, outside it, or a part of the module. Collective.
+
+    ValueError for a plain module in a job of several ranks, and where ranks hold different weights.
+    """
+    weights = Replicated(model, optimizer, dtype=dtype, ddp=replicas.reducers(model))
+    return Engine(weights, clip_norm=clip_norm, schedule=schedule)
+
+
+def build(model: nn.Module, settings: Any) -> Engine:
     """See tram_ds.engines.build: DDP over the job's ranks, or the bare model in a single
     process."""
     job = settings.job
@@ -170,11 +170,6 @@ def build(model: nn.Module, settings: Any) -> Replicated:
         wrapped = DistributedDataParallel(
             model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-    optimizer = settings.optimizer(model)
-    return Replicated(
-        wrapped,
-        optimizer,
-        dtype=settings.dtype,
-        clip_norm=settings.clip_norm,
-        schedule=settings.schedule,
-    )
+    ddp = [wrapped] if isinstance(wrapped, DistributedDataParallel) else []
+    weights = Replicated(wrapped, settings.optimizer(model), dtype=settings.dtype, ddp=ddp)
+    return Engine(weights, clip_norm=settings.clip_norm, schedule=settings.schedule)

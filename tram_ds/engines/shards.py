@@ -157,11 +157,11 @@ class Shards(Sequence[Tensor]):
             torch._foreach_mul_(self.tensors, self.scalar(factor))
         return self
 
-    def lerp_(self, other: Shards, weight: float) -> Self:
-        """self += weight * (other - self), in place."""
-        if self.tensors:
-            torch._foreach_lerp_(self.tensors, other.tensors, weight)
-        return self
+    def lerp(self, other: Shards, weight: float) -> Shards:
+        """self + weight * (other - self), in tensors of its own."""
+        if not self.tensors:
+            return self
+        return self._new(torch._foreach_lerp(self.tensors, other.tensors, weight))
 
     def copy_(self, other: Shards | Lazy) -> Self:
         """Overwrites in place, casting where the dtypes differ."""

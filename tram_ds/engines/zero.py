@@ -1,9 +1,9 @@
 """Engine for DeepSpeed ZeRO stages 0-3, fp32 and bf16, with optimizer and parameter offload. The
 only file that imports it.
 
-Collectives: `backward` is DeepSpeed's own reduction (and, at stage 3, gathering) plus five sums;
-`norm` all-reduces one scalar over the partition group (none at stage 0); `moved` gathers the
-working copy on its way in and, unless `descend` is next, out; `descend` is DeepSpeed's step.
+Collectives: a pass is DeepSpeed's own reduction (and, at stage 3, gathering); norms are summed over
+the partition group (none at stage 0); `write` and `restore` gather the working copy; `step` is
+DeepSpeed's own.
 
 What DeepSpeed would do silently and this engine does not: the accumulation boundary is set
 explicitly (or stage 2 keeps only the last micro-batch); gradients are cleared between the passes
@@ -15,8 +15,8 @@ built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -28,42 +28,49 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from tram_ds.engines import protocol as base
+from tram_ds.engines import layout, optimizer_state, replicas
+from tram_ds.engines.optimizer_state import Extras
+from tram_ds.engines.protocol import Engine, Schedule
 from tram_ds.engines.shards import Lazy, Shards, Span
-from tram_ds.engines.zero_storage import Bf16Partitioned, Partitioned, Stage3, Storage, Whole
+from tram_ds.engines.zero_storage import Bf16Partitioned, Partitioned, Storage
+from tram_ds.engines.zero_whole import Stage3, Whole
 
 
 class Zero:
     """masters: DeepSpeed's fp32 partitions, viewed parameter by parameter, so padding is never part
     of a Shards."""
 
-    displaced, undivided = False, False
+    undivided, group = False, None
 
-    def __init__(
-        self, engine: Any, *, clip_norm: float | None = None, schedule: base.Schedule | None = None
-    ):
+    def __init__(self, engine: Any):
         _refuse(engine)
-        self.model, self.module = engine, engine.module
+        self.model, self.module = engine, replicas.unwrapped(engine.module)
+        self.optimizer = _base_optimizer(engine)
         self.storage = _storage(engine)
-        self.clip_norm = clip_norm or (engine.gradient_clipping() or None)
-        engine._config.gradient_clipping = 0.0
-        if hasattr(engine.optimizer, "clip_grad"):
-            engine.optimizer.clip_grad = 0.0  # clipped once, by take_step, over the true norm
-        self.schedule = schedule
-        names: dict[Any, str] = dict(base.parameter_names(self.module))
+        self.separate = self.storage.separate
         self.fragments = self.storage.fragments()
+        names = self._names = _names(self.module)
+        layout.refuse_optimizer_of_others(self.storage.parameters(), names)
         self.layout = tuple(
             Span(names[f.parameter], f.start, f.length, _shape(f.parameter)) for f in self.fragments
         )
+        self._signature, self._state_seen = _signature(self.module), False
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.shard_group = self.storage.group
         self.owns = self.shard_group is not None or self.rank == 0
         self.replicas = 1 if self.shard_group is not None else self.world_size
         self.dtype = self.storage.working()[0].dtype
-        self.steps = base.optimizer_steps(_base_optimizer(engine))
-        self.targets = torch.ones((), dtype=torch.float64, device=self.device)
-        self._theta: Shards | None = None
+        if self.replicas > 1:
+            replicas.refuse_unlike(self.masters(), None, self.device)
+
+    def follow(self) -> bool:
+        if _signature(self.module) != self._signature:
+            raise ValueError(
+                "the trainable parameters changed after deepspeed.initialize, which has laid out "
+                "its partitions over them: freeze, unfreeze or replace before it, and wrap() anew"
+            )
+        return False
 
     def _view(self, flats: Sequence[Tensor]) -> Shards:
         pieces = (
@@ -71,68 +78,32 @@ class Zero:
         )
         return Shards(pieces, self.layout)
 
-    def params(self, keep: bool = False) -> Shards:
-        """Live views of the masters where the working copy is other memory: `moved` then costs no
-        copy of the weights."""
-        live = self._view(self.storage.masters())
-        if self.storage.separate:
-            return live.clone() if keep else live
-        if self._theta is None:
-            self._theta = live.clone()
-        return self._theta
+    def masters(self) -> Shards:
+        return self._view(self.storage.masters())
 
-    def raw_gradient(self) -> Shards:
+    def working(self) -> Lazy:
+        return Lazy(Shards.wide, self._view(self.storage.working()))
+
+    def gradient(self) -> Shards:
         pieces = self.storage.gradient()
         return Shards(
             (_within(pieces[f.flat], f.offset, f.length) for f in self.fragments), self.layout
         )
 
-    def grads(self) -> Lazy:
-        return base.mean_gradient(self)
+    def put(self, gradient: Shards | Lazy) -> None:
+        self.gradient().copy_(gradient)
 
-    def put_gradient(self, g: Shards | Lazy) -> None:
-        self.raw_gradient().copy_(g)
-        self.targets = torch.ones_like(self.targets)
-
-    def working(self) -> Lazy:
-        return Lazy(Shards.wide, self._view(self.storage.working()))
-
-    def norm(self, x: Shards | Lazy) -> Tensor:
-        total = x.square_sum(self.device).to(self.device)
-        if self.shard_group is not None:
-            dist.all_reduce(total, group=self.shard_group)
-        return total.sqrt()
-
-    def data_sum(self, x: Tensor) -> Tensor:
-        x = x.detach().clone()
-        dist.all_reduce(x)
-        return x
-
-    def _publish(self, values: Shards | Lazy) -> None:
+    def write(self, values: Shards | Lazy) -> None:
         if isinstance(self.storage, Stage3):
             self.storage.release()
         self._view(self.storage.working()).copy_(values)
         self.storage.publish()
 
-    @contextmanager
-    def moved(self, to: Shards | Lazy, until_descent: bool = False) -> Iterator[None]:
-        theta, self.displaced = self.params(), True
-        self._publish(to)
-        del to  # it may hold the gradient it was computed from
-        try:
-            yield
-        except BaseException:
-            self._restore(theta)
-            raise
-        if not (until_descent and self.storage.separate):
-            self._restore(theta)
-
-    def _restore(self, theta: Shards) -> None:
-        if self.storage.separate:
+    def restore(self, theta: Shards) -> None:
+        if self.separate:
             self.storage.restore()
         else:
-            self._publish(theta)
-        self.displaced = False
+            self.write(theta)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()  # the engine's own forward owns its precision
@@ -140,40 +111,27 @@ class Zero:
     def clear(self) -> None:
         self.storage.clear()
 
-    def backward_one(self, loss: Tensor, last: bool) -> None:
-        # DeepSpeed divides by gradient_accumulation_steps and averages over ranks; run_pass wants a
-        # sum.
+    def ahead(self, last: bool, alone: bool) -> None:
         self.model.set_gradient_accumulation_boundary(last)
+
+    def backward(self, loss: Tensor) -> None:
+        # DeepSpeed divides by gradient_accumulation_steps and averages over ranks; a pass wants a
+        # sum.
         self.model.backward(loss * self.model.gradient_accumulation_steps())
 
-    def backward(
-        self,
-        batches: Sequence[Any],
-        objective: base.Objective,
-        weighted: base.Weighted | None = None,
-        alone: bool = False,
-    ) -> base.Means:
-        assert not alone, "a sharded engine has no gradient of one rank"
-        return base.run_pass(self, batches, objective, weighted)
-
-    def optimizer_groups(self) -> list[dict[str, Any]]:
-        return _base_optimizer(self.model).param_groups
-
-    def optimizer_step(self) -> None:
+    def step(self) -> None:
         self.model.set_gradient_accumulation_boundary(True)
         self.model.step()
-
-    def descend(self, finite: Tensor, grad_norm: Tensor) -> base.StepInfo:
-        info = base.take_step(self, finite, grad_norm)
-        # a step taken has published theta_{t+1} over theta_t + epsilon
-        if self.displaced and info.skipped:
-            self._restore(self.params())
-        self._theta, self.displaced = None, False
-        return info
+        if not self._state_seen:
+            optimizer_state.refuse_state(self.optimizer, self.storage.state_keys())
+            self._state_seen = True
 
     def moments(self) -> dict[str, Shards]:
-        found = base.named_moments(_base_optimizer(self.model), self.storage.state_keys())
+        found = optimizer_state.named_moments(self.optimizer, self.storage.state_keys())
         return {key: self._view(self.storage.cut(tensors)) for key, tensors in found.items()}
+
+    def extras(self, steps: int) -> Extras:
+        return Extras()  # every group has taken the same steps, and `step` has refused the rest
 
     def set_masters(self, value: Callable[[Span], Tensor]) -> None:
         """Masters := value(span), working copy after them. Collective."""
@@ -183,20 +141,46 @@ class Zero:
         )
         self.storage.restore()
 
-    def load(self, params: Shards, moments: dict[str, Shards], steps: int) -> None:
-        self._theta, self.steps = None, steps
+    def load(self, params: Shards, moments: dict[str, Shards], steps: int, extras: Extras) -> None:
+        if set(extras.numbers) - {"step"} or extras.others:
+            raise ValueError("this optimizer state is of replicated weights: DeepSpeed has no like")
         self._view(self.storage.masters()).copy_(params)
-        optimizer = _base_optimizer(self.model)
         for key in self.storage.state_keys():
             state: dict[str, Any] = {name: torch.zeros_like(key.detach()) for name in moments}
             if "exp_avg" in state:  # a count each: a shared tensor would count every sub-group
-                state["step"] = base.step_count(optimizer, steps, key.device)
-            optimizer.state[key] = state
+                state["step"] = optimizer_state.step_count(self.optimizer, steps, key.device)
+            self.optimizer.state[key] = state
         for name, shards in moments.items():
-            self._view(
-                self.storage.cut([optimizer.state[key][name] for key in self.storage.state_keys()])
-            ).copy_(shards)
+            tensors = [self.optimizer.state[key][name] for key in self.storage.state_keys()]
+            self._view(self.storage.cut(tensors)).copy_(shards)
         self.storage.restore()
+
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        if not hasattr(parameter, "ds_id"):
+            return parameter.detach()
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+
+def over(
+    engine: Any, *, clip_norm: float | None = None, schedule: Schedule | None = None
+) -> Engine:
+    """An engine over what deepspeed.initialize returned; clips by its gradient_clipping where no
+    clip_norm is given. Collective."""
+    weights = Zero(engine)
+    clip_norm = clip_norm or (engine.gradient_clipping() or None)
+    engine._config.gradient_clipping = 0.0
+    if hasattr(engine.optimizer, "clip_grad"):
+        engine.optimizer.clip_grad = 0.0  # clipped once, by descend, over the true norm
+    return Engine(weights, clip_norm=clip_norm, schedule=schedule)
+
+
+def _names(module: nn.Module) -> dict[Any, str]:
+    return dict(layout.parameter_names(module))
+
+
+def _signature(module: nn.Module) -> tuple[tuple[str, int], ...]:
+    return tuple((name, id(p)) for p, name in _names(module).items())
 
 
 def _within(pieces: Sequence[Tensor], offset: int, length: int) -> Tensor:
@@ -245,6 +229,9 @@ def _refuse(engine: Any) -> None:
             "fp16.enabled: true needs loss scaling, under which a perturbation has no fixed size: "
             "use bf16"
         )
+    if hasattr(engine, "train_batch") and type(engine).__name__ == "PipelineEngine":
+        raise ValueError("a pipeline-parallel engine has no forward pass of a whole model")
+    optimizer_state.refuse_optimizer(_base_optimizer(engine), sharded=True)
     accumulated = getattr(engine.optimizer, "averaged_gradients", None) or {}
     if any(v is not None for v in accumulated.values()) or any(
         p.grad is not None for p in engine.module.parameters()
@@ -265,7 +252,7 @@ def _shape(p: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(p, "ds_shape", p.shape))
 
 
-def build(model: nn.Module, settings: Any) -> Zero:
+def build(model: nn.Module, settings: Any) -> Engine:
     """See tram_ds.engines.build: fills in what the recipe owns (batch sizes, precision) and nothing
     else."""
     deepspeed.init_distributed(dist_backend=None)
@@ -288,9 +275,10 @@ def build(model: nn.Module, settings: Any) -> Zero:
     wrapped = deepspeed.initialize(model=model, optimizer=settings.optimizer(model), config=config)[
         0
     ]
-    engine = Zero(wrapped, clip_norm=settings.clip_norm, schedule=settings.schedule)
+    engine = over(wrapped, clip_norm=settings.clip_norm, schedule=settings.schedule)
     if exact:  # DeepSpeed makes its fp32 masters from weights it has already rounded to bf16
-        engine.set_masters(
+        assert isinstance(engine.weights, Zero)
+        engine.weights.set_masters(
             lambda span: exact[span.name].flatten()[span.start : span.start + span.length]
         )
     return engine

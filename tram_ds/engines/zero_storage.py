@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -49,6 +48,10 @@ class Storage(Protocol):
         ...
 
     def fragments(self) -> list[Fragment]: ...
+    def parameters(self) -> list[Any]:
+        """Every parameter that the optimizer moves, on whatever rank its elements are."""
+        ...
+
     def state_keys(self) -> list[Tensor]:
         """The tensors under which the base optimizer files its state."""
         ...
@@ -125,6 +128,9 @@ class Partitioned:
     def fragments(self) -> list[Fragment]:
         return _mapped(self.o.bit16_groups)
 
+    def parameters(self) -> list[Any]:
+        return [p for group in self.o.bit16_groups for p in group]
+
     def state_keys(self) -> list[Tensor]:
         return list(self.o.single_partition_of_fp32_groups)
 
@@ -189,6 +195,9 @@ class Bf16Partitioned:
     def fragments(self) -> list[Fragment]:
         return _mapped(self.o.bf16_groups)
 
+    def parameters(self) -> list[Any]:
+        return [p for group in self.o.bf16_groups for p in group]
+
     def state_keys(self) -> list[Tensor]:
         return list(self.o.fp32_groups_flat_partition)
 
@@ -209,188 +218,6 @@ class Bf16Partitioned:
 
     def restore(self) -> None:
         self.o.update_lp_params()
-
-
-class Stage3:
-    """DeepSpeedZeroOptimizer_Stage3, with or without optimizer and parameter offload (to the
-    CPU)."""
-
-    def __init__(self, optimizer: Any):
-        requires(
-            optimizer,
-            "fp32_partitioned_groups_flat",
-            "fp16_partitioned_groups_flat",
-            "fp16_groups",
-            "groups_padding",
-            "averaged_gradients",
-            "persistent_parameters",
-            "grad_partitions_flat_buffer",
-            "offload_optimizer",
-            "empty_partition_cache",
-            "_get_param_partition_rank",
-        )
-        if any(flat is None for flat in optimizer.fp16_partitioned_groups_flat):
-            raise ValueError(
-                "parameters offloaded to NVMe cannot be perturbed: set offload_param.device to cpu"
-            )
-        self.o, self.group = optimizer, optimizer.dp_process_group
-        pairs = zip(
-            optimizer.fp32_partitioned_groups_flat,
-            optimizer.fp16_partitioned_groups_flat,
-            strict=True,
-        )
-        self.separate = all(m.data_ptr() != w.data_ptr() for m, w in pairs)
-        for tensors in (self.masters(), self.working()):
-            self._zero_padding(tensors)
-
-    def _zero_padding(self, tensors: Sequence[Tensor]) -> None:
-        """The last rank's padding is uninitialised memory: one NaN there and every norm is NaN."""
-        for group, (tensor, paddings) in enumerate(
-            zip(tensors, self.o.groups_padding, strict=True)
-        ):
-            offset = 0
-            for p, padding in zip(self.o.fp16_groups[group], paddings, strict=True):
-                offset += p.partition_numel()
-                if padding:
-                    tensor[offset - padding : offset].zero_()
-
-    def masters(self) -> list[Tensor]:
-        return [m.detach() for m in self.o.fp32_partitioned_groups_flat]
-
-    def working(self) -> list[Tensor]:
-        return [w.detach() for w in self.o.fp16_partitioned_groups_flat]
-
-    def gradient(self) -> list[list[Tensor]]:
-        if self.o.offload_optimizer:
-            return [[m.grad] for m in self.o.fp32_partitioned_groups_flat]
-        for group, paddings in enumerate(self.o.groups_padding):
-            for piece, padding in zip(self.o.averaged_gradients[group], paddings, strict=True):
-                if padding:
-                    piece.view(-1)[-padding:].zero_()
-        return [list(self.o.averaged_gradients[group]) for group in range(len(self.o.fp16_groups))]
-
-    def fragments(self) -> list[Fragment]:
-        found = []
-        for index, group in enumerate(self.o.fp16_groups):
-            offset = 0
-            for p in group:
-                size = p.partition_numel()
-                start = size * self.o._get_param_partition_rank(p)
-                length = max(0, min(size, p.ds_numel - start))
-                found.append(Fragment(p, index, offset, min(start, p.ds_numel), length))
-                offset += size
-        return found
-
-    def state_keys(self) -> list[Tensor]:
-        return list(self.o.fp32_partitioned_groups_flat)  # param_groups are empty but during a step
-
-    def cut(self, states: list[Tensor]) -> list[Tensor]:
-        return states
-
-    def clear(self) -> None:
-        o = self.o
-        o.micro_step_id = 0
-        o.zero_grad(set_to_none=True)
-        o._offload_boundary_param_ids = set()
-        o._epilogue_ran_this_backward = False
-        if o.offload_optimizer:
-            o.reset_cpu_buffers()
-            for m in o.fp32_partitioned_groups_flat:
-                if m.grad is not None:
-                    m.grad.zero_()
-        else:
-            o.averaged_gradients = {}
-        # a parameter unused in the next pass would keep this pass's gradient
-        o.grad_partitions_flat_buffer.zero_()
-
-    def release(self) -> None:
-        """Before the working copy changes: persistent and prefetched parameters are gathered
-        copies, stale afterwards."""
-        self.o.empty_partition_cache()
-
-    def publish(self) -> None:
-        persistent = self.o.persistent_parameters
-        if len(persistent):
-            persistent[0].all_gather(persistent)
-
-    def restore(self) -> None:
-        self.release()
-        for w, m in zip(self.working(), self.masters(), strict=True):
-            w.copy_(m)
-        self.publish()
-
-
-class Whole:
-    """Stage 0: every rank holds everything. fp32: a plain torch optimizer; bf16: FP16_Optimizer or
-    FP16_UnfusedOptimizer."""
-
-    group = None
-
-    def __init__(self, engine: Any, optimizer: Any):
-        self.engine, self.o = engine, optimizer
-        self.separate = hasattr(optimizer, "fp16_groups")
-        if self.separate:
-            self.pairs = [(m, p) for p, m in _half_and_master(optimizer)]
-        else:
-            self.pairs = [
-                (p, p) for g in optimizer.param_groups for p in g["params"] if p.requires_grad
-            ]
-
-    def masters(self) -> list[Tensor]:
-        return [m.detach().view(-1) for m, _ in self.pairs]
-
-    def working(self) -> list[Tensor]:
-        return [p.detach().view(-1) for _, p in self.pairs]
-
-    def gradient(self) -> list[list[Tensor]]:
-        for _, p in self.pairs:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        return [[p.grad] for _, p in self.pairs if p.grad is not None]
-
-    def fragments(self) -> list[Fragment]:
-        return [Fragment(p, i, 0, 0, p.numel()) for i, (_, p) in enumerate(self.pairs)]
-
-    def state_keys(self) -> list[Tensor]:
-        if hasattr(self.o, "fp32_groups_flat"):  # FP16_Optimizer: one flat master per group
-            return list(self.o.fp32_groups_flat)
-        return [m for m, _ in self.pairs]
-
-    def cut(self, states: list[Tensor]) -> list[Tensor]:
-        if not hasattr(self.o, "fp32_groups_flat"):
-            return states
-        return [
-            piece
-            for half, flat in zip(self.o.fp16_groups, states, strict=True)
-            for _, piece in _cut(half, flat)
-        ]
-
-    def clear(self) -> None:
-        self.o.zero_grad(set_to_none=True)
-        for _, p in self.pairs:
-            p.grad = None
-
-    def publish(self) -> None:
-        pass
-
-    def restore(self) -> None:
-        for w, m in zip(self.working(), self.masters(), strict=True):
-            w.copy_(m)
-
-
-def _half_and_master(optimizer: Any) -> list[tuple[nn.Parameter, Tensor]]:
-    """(bf16 parameter, fp32 master with its elements) at stage 0, from per-parameter or flat
-    masters."""
-    if hasattr(optimizer, "fp32_groups"):  # FP16_UnfusedOptimizer
-        groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
-        return [pair for half, master in groups for pair in zip(half, master, strict=True)]
-    groups = zip(optimizer.fp16_groups, optimizer.fp32_groups_flat, strict=True)
-    return [pair for half, flat in groups for pair in _cut(half, flat)]
-
-
-def _cut(parameters: Sequence[nn.Parameter], flat: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-    """(parameter, its elements of the flat tensor they were concatenated into)."""
-    sizes = [p.numel() for p in parameters]
-    return list(zip(parameters, flat.detach()[: sum(sizes)].split(sizes), strict=True))
 
 
 def _mapped(groups: Sequence[Sequence[Any]]) -> list[Fragment]:

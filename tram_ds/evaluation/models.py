@@ -26,7 +26,7 @@ from tram_ds.checkpoint.files import MANIFEST
 from tram_ds.checkpoint.state import buffers
 from tram_ds.checkpoint.tensors import Flat
 from tram_ds.data.m2d2 import ABBREVIATIONS
-from tram_ds.engines.protocol import parameter_names
+from tram_ds.engines.layout import parameter_names
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.recipe.sections import ModelSection

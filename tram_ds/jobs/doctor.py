@@ -218,7 +218,8 @@ def communication(context: Context) -> str:
             "one process: nothing to reduce (start doctor.py as you would train.py to check more)"
         )
     start, world = time.monotonic(), context.job.world_size
-    for device in {"cpu", context.job.device.type}:
+    # in one order on all ranks: a set's is its process's own, and two ranks in two orders hang
+    for device in dict.fromkeys(("cpu", context.job.device.type)):
         ones = torch.ones(1, device=device)
         dist.all_reduce(ones)
         if int(ones) != world:

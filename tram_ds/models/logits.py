@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tram_ds.models.output import Output
+from tram_ds.models.output import Output, rows_of
 
 
 class Hidden(NamedTuple):
@@ -63,12 +63,24 @@ class Compare:
 def measured(output: Output, compares: Sequence[Compare]) -> Output:
     """`output`, whose logits are whole, with its objective and the (distance, positions) of every
     comparison."""
-    objective, found = output.loss_sum, []
+    objective, found = output.loss_sum.reshape(()), []
+    if torch.is_grad_enabled() and not objective.requires_grad:
+        raise ValueError(
+            "loss_sum has no gradient: the forward pass ran under no_grad, detached its loss, or "
+            "depends on no trainable parameter"
+        )
     for compare in compares:
         assert isinstance(compare.reference, Tensor), "whole logits are compared with whole logits"
-        n = len(output.logits)
+        logits = rows_of(output)
+        if compare.reference.shape != logits.shape:
+            raise ValueError(
+                f"the reference predicts {tuple(compare.reference.shape)} and the model now "
+                f"{tuple(logits.shape)}: forward must give the same positions and classes "
+                "each time it is called on a batch"
+            )
+        n = len(logits)
         positions = compare.positions(output, n)
-        distance = compare.of(compare.reference, output.logits, output.counted, output.rows or n)
+        distance = compare.of(compare.reference, logits, output.counted, output.rows or n)
         if compare.weight is not None:
             objective = objective + compare.weight(output.count, positions) * distance
         found.append((distance, positions))

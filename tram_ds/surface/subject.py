@@ -110,7 +110,9 @@ class Subject:
 
     def run(self, micros: int, step: int = 0) -> Pass:
         """The forward pass for `micros` micro-batches on each rank."""
-        return Pass(self.engine, self.forward, Draws(self.seed, step, self.engine.rank * micros))
+        return Pass.over(
+            self.engine, self.forward, Draws(self.seed, step, self.engine.rank * micros)
+        )
 
 
 def normal(key: str, start: int, length: int) -> Tensor:
