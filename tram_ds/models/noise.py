@@ -155,14 +155,15 @@ def _noised(added: Added, out: Any) -> Any:
     if isinstance(out, Tensor):
         return added.to(out)
     if isinstance(out, tuple | list) and out and isinstance(out[0], Tensor):
-        first, rest = added.to(out[0]), out[1:]
-        return (
-            type(out)._make([first, *rest]) if hasattr(out, "_make") else type(out)([first, *rest])
-        )
+        return _made(type(out), [added.to(out[0]), *out[1:]])
     raise ValueError(
         f"noise_site returns a {type(out).__name__}: pass a module that returns a tensor, or a "
         "tuple whose first member is one"
     )
+
+
+def _made(kind: Any, members: list[Any]) -> Any:
+    return getattr(kind, "_make", kind)(members)  # a namedtuple takes its members apart
 
 
 def _on_pixels(added: Added, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
