@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tram_ds.jobs import cells as slurm_cells
-from tram_ds.jobs import slurm, slurm_config
+from tram_ds.jobs import slurm, slurm_config, slurm_script
 from tram_ds.recipe import recipe
 from tram_ds.recipe.file import RecipeError
 
@@ -49,7 +49,7 @@ def test_every_template_renders_to_bash(config, folder):
     (folder / "job.sbatch").write_text(text)
     done = subprocess.run(["bash", "-n", "job.sbatch"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert text.count("srun ") == 1 and "{{" not in text and "None" not in text
+    assert "\nsrun " in text and "{{" not in text and "None" not in text
 
 
 def test_one_task_per_gpu_and_what_a_requeue_needs():
@@ -68,7 +68,7 @@ def test_one_task_per_gpu_and_what_a_requeue_needs():
 
 @pytest.mark.parametrize("commit", ["0123abc-dirty", None])
 def test_the_job_knows_the_commit_of_its_snapshot(commit, monkeypatch):
-    monkeypatch.setattr(slurm, "git_commit", lambda: commit)
+    monkeypatch.setattr(slurm_script, "git_commit", lambda: commit)
     exported = [
         line.partition("  #")[0] for line in script().splitlines() if "TRAM_DS_GIT_COMMIT" in line
     ]
@@ -106,6 +106,9 @@ def test_hostile_names_are_inert(folder):
         "env.X='; touch hacked #'",
         "srun_options=[--mem-bind=none]",
     ]
+    python = folder / "$(touch hacked)"
+    python.mkdir()
+    (python / "python").symlink_to(sys.executable)
     plan = planned(f"name={json.dumps(name)}", keys=hostile)
     assert (
         directives(plan.files[slurm.JOB])["job-name"]
@@ -117,9 +120,6 @@ def test_hostile_names_are_inert(folder):
     for tool in ("srun", "scontrol", "scancel"):
         (tools / tool).write_text('#!/bin/sh\nprintf "%s\\n" "$0" "$@" X="$X" >> "$LOG"\n')
         (tools / tool).chmod(0o755)
-    python = folder / "$(touch hacked)"
-    python.mkdir()
-    (python / "python").symlink_to(sys.executable)
     env = {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "LOG": str(folder / "log"),
@@ -201,11 +201,11 @@ def test_seeds():
 def test_an_array_has_a_cell_per_seed_and_a_job_after_it():
     plan = planned(seeds="1-20", keys=["array_limit=4", 'after.command=tool "$@"'])
     assert directives(plan.files[slurm.JOB])["array"] == "0-19%4"
-    cells = json.loads(plan.files[slurm.CELLS])
-    assert [Path(cell["run_dir"]).name for cell in cells] == [
+    folders = [plan.files[f"cells/{index:04d}.folder"].strip() for index in range(20)]
+    assert [Path(folder).name for folder in folders] == [
         f"quickstart-tram_prev-{seed}" for seed in range(1, 21)
     ]
-    assert "\n  seed: 20\n" in plan.files[cells[19]["recipe"]]
+    assert "\n  seed: 20\n" in plan.files["cells/0019.yaml"]
     assert plan.commands("77")[1][2:4] == ["--dependency=afterok:77", "--kill-on-invalid-dep=yes"]
     assert (
         'tool "$@"' in plan.files[slurm.AFTER]
@@ -215,7 +215,7 @@ def test_an_array_has_a_cell_per_seed_and_a_job_after_it():
 
 def test_no_job_after_an_array_if_it_is_not_wanted_or_there_is_nothing_to_run(monkeypatch, folder):
     assert slurm.AFTER not in planned(seeds="1-2", keys=["after.command=none"]).files
-    monkeypatch.setattr(slurm, "ROOT", folder)
+    monkeypatch.setattr(slurm_script, "ROOT", folder)
     assert slurm.AFTER not in planned(seeds="1-2").files
     (folder / "launch").mkdir()
     (folder / "launch" / "compare.py").touch()
@@ -234,10 +234,10 @@ def test_a_sweep_file_is_an_array_under_its_own_name(folder):
     }
     plan = slurm.plan(cells, slurm_config.load("cpu_test"), array=True, name="grid")
     assert directives(plan.files[slurm.JOB])["job-name"] == "grid"
-    stored = json.loads(plan.files[slurm.CELLS])[5]
-    (folder / "one.yaml").write_text(plan.files[stored["recipe"]])
+    (folder / "one.yaml").write_text(plan.files["cells/0005.yaml"])
     again = recipe.load("./one.yaml")
-    assert again == cells[5].recipe and folder / again.resolved_run_dir() == Path(stored["run_dir"])
+    stored = Path(plan.files["cells/0005.folder"].strip())
+    assert again == cells[5].recipe and folder / again.resolved_run_dir() == stored
 
 
 def test_recipe_and_seeds_take_the_place_of_the_sweeps(folder):

@@ -3,32 +3,26 @@ and sbatch."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from tram_ds.jobs.cells import Cell
 from tram_ds.jobs.slurm_config import Slurm
-from tram_ds.recipe.file import ROOT, RecipeError, short
+from tram_ds.jobs.slurm_script import AFTER, JOB, after_command, after_script, job_script, plain
+from tram_ds.recipe.file import ROOT
 from tram_ds.recipe.recipe import accumulation, dump
 from tram_ds.runtime.files import private_dir, replace_text
-from tram_ds.runtime.git import git_commit
 
 SNAPSHOT = ("tram_ds", "launch", "configs", "recipes")
 NO_SLURM = "sbatch: not found; submit from a login node of the cluster (--dry-run shows the job)"
-JOB, AFTER, CELLS = "job.sbatch", "after.sbatch", "cells.json"
 
 
 class SlurmError(RuntimeError):
@@ -115,82 +109,14 @@ def plan(cells: Sequence[Cell], slurm: Slurm, array: bool = False, name: str | N
         if array
         else cells[0].run_dir
     )
-    folder = place / (f"slurm-{_plain(name)}-{stamp}" if array else f"slurm-{stamp}")
-    entries = [
-        {"recipe": f"cells/{index:04d}.yaml", "run_dir": str(cell.run_dir)}
-        for index, cell in enumerate(todo)
-    ]
-    files = {entry["recipe"]: dump(cell.recipe) for entry, cell in zip(entries, todo, strict=True)}
-    files[CELLS] = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+    folder = place / (f"slurm-{plain(name)}-{stamp}" if array else f"slurm-{stamp}")
+    files = {f"cells/{index:04d}.yaml": dump(cell.recipe) for index, cell in enumerate(todo)}
+    for index, cell in enumerate(todo):
+        files[f"cells/{index:04d}.folder"] = f"{cell.run_dir}\n"
     files[JOB] = job_script(name, slurm, folder, len(todo) if array else None)
     if array and (command := after_command(slurm)):
         files[AFTER] = after_script(name, slurm, folder, command, [cell.run_dir for cell in cells])
     return Plan(folder, files, finished, todo, array)
-
-
-def job_script(name: str, slurm: Slurm, folder: Path, cells: int | None) -> str:
-    """The batch script of a run or, with a number of cells, of an array."""
-    per_node = 1 if slurm.launcher == "deepspeed" else slurm.ranks
-    cpus = slurm.cpus_per_task * (slurm.ranks if slurm.launcher == "deepspeed" else 1)
-    kind = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
-    options = {
-        **_who(slurm, slurm.partition),
-        "job-name": _plain(name),
-        "nodes": slurm.nodes,
-        "ntasks-per-node": per_node,
-        "cpus-per-task": cpus,
-        "gpus-per-node": f"{kind}{slurm.gpus_per_node}" if slurm.gpus_per_node else None,
-        "mem": slurm.mem,
-        "time": slurm.time,
-        "constraint": slurm.constraint,
-        "exclusive": slurm.exclusive or None,
-        "array": cells
-        and f"0-{cells - 1}" + (f"%{slurm.array_limit}" if slurm.array_limit else ""),
-        "signal": f"B:USR2@{slurm.signal_seconds}",
-        "requeue": True,
-        "open-mode": "append",
-        "output": "%x-%A_%a.log" if cells else "%x-%j.log",
-    }
-    values = {
-        **slurm.model_dump(),
-        "cpus_per_task": cpus,
-        "ranks": slurm.ranks,
-        "command": f"sbatch {JOB}",
-        "commit": git_commit(),
-    }
-    return _render(
-        "job.sbatch.j2", f"{_ranks(slurm)} of {short(name)}", slurm, folder, options, values
-    )
-
-
-def after_command(slurm: Slurm) -> str | None:
-    """The shell command that follows an array, if any."""
-    if slurm.after.command is not None:
-        return None if slurm.after.command == "none" else slurm.after.command
-    return (
-        '"$python" "$submitted/code/launch/compare.py" "$@"'
-        if (ROOT / "launch" / "compare.py").exists()
-        else None
-    )
-
-
-def after_script(name: str, slurm: Slurm, folder: Path, command: str, runs: Sequence[Path]) -> str:
-    """The batch script of the job that starts when an array is done."""
-    options = {
-        **_who(slurm, slurm.after.partition or slurm.partition),
-        "job-name": f"{_plain(name)}-after",
-        "ntasks": 1,
-        "cpus-per-task": slurm.after.cpus,
-        "mem": slurm.after.mem,
-        "time": slurm.after.time,
-        "requeue": True,
-        "open-mode": "append",
-        "output": "%x-%j.log",
-    }
-    values = {**slurm.model_dump(), "after": command, "runs": runs}
-    return _render(
-        "after.sbatch.j2", f"after the runs of {short(name)}", slurm, folder, options, values
-    )
 
 
 def write(plan: Plan) -> None:
@@ -266,59 +192,3 @@ def _sbatch(command: Sequence[str], folder: Path) -> tuple[str, str]:
             f"{done.stderr.strip() or f'status {done.returncode}'}"
         )
     return done.stdout.strip(), done.stderr.strip()
-
-
-def _who(slurm: Slurm, partition: str | None) -> dict[str, Any]:
-    return {"partition": partition, "account": slurm.account, "qos": slurm.qos}
-
-
-def _ranks(slurm: Slurm) -> str:
-    return f"{slurm.nodes} node(s) x {slurm.ranks} ranks ({slurm.launcher})"
-
-
-def _plain(name: str) -> str:
-    """A name for SLURM and for folders: letters, digits, _ . -"""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
-
-
-def _quoted(value: Any) -> str:
-    """One word of bash, whatever it is."""
-    text = str(value)
-    if not text.isprintable():
-        raise RecipeError(
-            f"{short(text)}: has a line break or control character in it, and would go into a job "
-            "script"
-        )
-    return shlex.quote(text)
-
-
-def _render(
-    template: str,
-    title: str,
-    slurm: Slurm,
-    folder: Path,
-    options: Mapping[str, Any],
-    values: Mapping[str, Any],
-) -> str:
-    lines = [
-        f"--{key}" if value is True else f"--{key}={value}"
-        for key, value in options.items()
-        if value is not None
-    ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["q"] = _quoted
-    given = {
-        "title": title,
-        "folder": folder,
-        "cwd": Path.cwd(),
-        "options": [*lines, *slurm.sbatch_options],
-    }
-    return environment.get_template(template).render(
-        {**values, **given, "python": slurm.python or sys.executable}
-    )

@@ -4,7 +4,7 @@ shell code."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,14 +17,21 @@ from pydantic import (
     model_validator,
 )
 
+from tram_ds.jobs.container import PYXIS_IMAGE, Container, Expanded, Line
+from tram_ds.jobs.shell import check_setup, secret_in, secret_name
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import CONFIGS, RecipeError, hint, short
 from tram_ds.recipe.sections import NotNegative, Positive, Section, refusal
-from tram_ds.runtime.redact import is_secret_key, redact
+from tram_ds.runtime.redact import redact
 
 # seconds: SLURM sends the --signal of a job up to that much early, and looks only every half minute
 SIGNAL_LATENESS = 60
+SECRET = (
+    "looks like a secret, and this file and the job script are not: export it before submit.py "
+    "(sbatch passes your environment on), or read it in the job, as in "
+    "`export NAME=$(cat ~/.name)`"
+)
 
 
 def _number_as_text(value: Any) -> Any:
@@ -42,13 +49,6 @@ def _form(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _one_line(value: str) -> str:
-    if not value.isprintable():
-        raise refusal(("", "has a line break or control character in it: one line each"))
-    return value
-
-
-Line = Annotated[str, AfterValidator(_one_line)]
 Text = Annotated[str, BeforeValidator(_number_as_text)]
 Name = Annotated[
     Text, _form(r"[A-Za-z0-9_][A-Za-z0-9_.,@+-]*", "a name: letters, digits and _ . , @ + -")
@@ -69,7 +69,7 @@ Time = Annotated[
 Option = Annotated[
     Text,
     _form(
-        r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:/@%+=-]+)?",
+        r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:/@%+=#-]+)?",
         "an option such as --reservation=course, without spaces",
     ),
 ]
@@ -132,11 +132,14 @@ class Slurm(Section):
     master_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     """Port of the rendezvous; null = 20000 + the last four digits of the job id."""
     python: Line | None = None
-    """Python to run; null = the one that runs submit.py."""
-    setup: list[Line] = Field(default=[])
-    """Lines of bash before the training, e.g. `module load cuda`: they are run as they stand."""
-    env: dict[str, Line] = Field(default={})
-    """Environment variables of every rank, e.g. NCCL's."""
+    """Python to run, one program; null = the one that runs submit.py, in a container `python3`."""
+    container: Container | None = None
+    """What the ranks run in; null = the node itself."""
+    setup: list[Annotated[Line, AfterValidator(check_setup)]] = Field(default=[])
+    """Lines of bash before the training, e.g. `module load cuda`: run as they stand, each a whole
+    command; one that fails ends the job."""
+    env: dict[str, Expanded] = Field(default={})
+    """Environment variables of every rank, e.g. NCCL's. `$NAME` is what it is in the job."""
     sbatch_options: list[Option] = Field(default=[])
     """Further #SBATCH options, e.g. --reservation=course."""
     srun_options: list[Option] = Field(default=[])
@@ -154,19 +157,59 @@ class Slurm(Section):
         """Ranks of one job."""
         return self.nodes * self.ranks
 
+    @model_validator(mode="before")
+    @classmethod
+    def _pyxis_by_its_option(cls, value: Any) -> Any:
+        """srun_options: [--container-image=X] means container: {runtime: pyxis, image: X}."""
+        options = value.get("srun_options") if isinstance(value, dict) else None
+        if not isinstance(options, list) or value.get("container"):
+            return value
+        images = [o for o in options if isinstance(o, str) and o.startswith(PYXIS_IMAGE)]
+        if len(images) != 1:
+            return value
+        container = {"runtime": "pyxis", "image": images[0].removeprefix(PYXIS_IMAGE)}
+        left = [option for option in options if option not in images]
+        return {**value, "srun_options": left, "container": container}
+
+    @field_validator("python")
+    @classmethod
+    def _one_program(cls, python: str | None) -> str | None:
+        if python and len(python.split()) > 1 and not Path(python).is_file():
+            text = (
+                "is not one program: a container goes into slurm.container (runtime and image), "
+                "anything else before Python into slurm.setup or slurm.env"
+            )
+            raise refusal(("", text))
+        return python
+
+    @field_validator("sbatch_options")
+    @classmethod
+    def _outside(cls, options: list[str]) -> list[str]:
+        if any(option.startswith("--container-") for option in options):
+            text = (
+                "would put the job script itself into the container, where SLURM's commands are "
+                "not: use slurm.container"
+            )
+            raise refusal(("", text))
+        return options
+
     @field_validator("env")
     @classmethod
     def _env_names(cls, env: dict[str, str]) -> dict[str, str]:
         for name, value in env.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise refusal((name, "is not the name of an environment variable"))
-            if is_secret_key(name, value):
-                text = (
-                    "looks like a secret, and this file and the job script are not: export it "
-                    "before submit.py"
-                )
-                raise refusal((name, f"{text} (sbatch passes your environment on)"))
+            if secret_name(name, value):
+                raise refusal((name, SECRET))
         return env
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Slurm:
+        if problems := [
+            (key, SECRET) for key, text in _texts(self.model_dump()) if secret_in(text)
+        ]:
+            raise refusal(*problems)
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> Slurm:
@@ -190,6 +233,16 @@ class Slurm(Section):
         if problems:
             raise refusal(*problems)
         return self
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in the config with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from _texts(item, f"{key}.{name}" if key else str(name))
 
 
 def seconds(time: str) -> int:

@@ -4,7 +4,7 @@ allowed, did you mean."""
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -49,8 +49,9 @@ def keys_of(model: type[BaseModel]) -> dict[str, list[str]]:
     """Section -> its keys; the recipe's own keys are under the empty name."""
     sections: dict[str, list[str]] = {"": list(model.model_fields)}
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            sections[name] = list(field.annotation.model_fields)
+        for kind in (field.annotation, *get_args(field.annotation)):  # a section, or null
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                sections[name] = list(kind.model_fields)
     return sections
 
 
