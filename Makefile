@@ -1,7 +1,7 @@
 # make quickstart   install, pre-train a tiny GPT-2, fine-tune it with TRAM on 2 ranks, print the table
 # make test         install, run the tests
 # make test-slow    install, run the slow ones: every recipe on 2 ranks, a real SLURM, kills, a browser
-# make check        install, lint, format check, types
+# make check        install, lint, format check, types, shellcheck of every generated script
 # Needs: Python 3.11 or newer with venv, make, gcc and g++ (DeepSpeed compiles one small operator at its first start).
 
 PYTHON ?= python3
@@ -39,6 +39,7 @@ check: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python -m pytest -q -k shellcheck tests/jobs/test_job_script.py
 
 format: venv
 	$(BIN)/ruff check --fix .

@@ -162,6 +162,68 @@ def test_a_cancelled_run_does_not_come_back(cluster, work):
     assert cluster.job(job)["Restarts"] == "0"
 
 
+def test_the_stop_reaches_training_whatever_the_set_up_ran(cluster, work):
+    """Two steps before it, one of which still runs, in a task of an array."""
+    setup = ["srun --ntasks=1 --overlap true", "srun --ntasks=1 --overlap sleep 300 &"]
+    told = [f"slurm.setup={json.dumps(setup)}", "slurm.after.command=none", "slurm.exclusive=true"]
+    (job,) = ids(submit(cluster, work, "--seeds", "0", *told))
+    run = work / "runs" / "tiny-tram_prev-0"
+    until_running(cluster, work, run, 5)
+    steps = cluster.run("squeue", "--noheader", "--steps", f"--job={job}", "--format=%i %j")
+    cluster.run("scancel", "--batch", "--signal=USR2", f"{job}_0")
+    cluster.wait(lambda: cluster.job(job)["Restarts"] == "1", 60, f"requeue; logs:\n{logs(work)}")
+    assert "stopped with a checkpoint: requeued" in logs(work), f"{steps}\n{logs(work)}"
+    until_done(cluster, work, job)
+    assert steps_of(run) == STEPS
+
+
+def test_a_container_runtime_starts_every_rank(cluster, work):
+    """A stand-in for apptainer, which takes the same words and runs what is inside."""
+    tools = work / "tools"
+    tools.mkdir()
+    (tools / "apptainer").write_text(
+        '#!/bin/bash\necho "$SLURM_PROCID $*" >> ranks.txt\n'
+        'while [[ $1 != *.sif ]]; do shift; done; shift; exec "$@"\n'
+    )
+    (tools / "apptainer").chmod(0o755)
+    keys = [
+        "slurm.container={runtime: apptainer, image: tram.sif}",
+        f"slurm.setup=['export PATH={tools}:$PATH']",
+        f"slurm.python={sys.executable}",
+    ]
+    (job,) = ids(submit(cluster, work, *keys, "train.steps=3"))
+    until_done(cluster, work, job)
+    ranks = sorted(line.split()[0] for line in (work / "ranks.txt").read_text().splitlines())
+    assert ranks == ["0", "1"] and (work / "runs" / "tiny-tram_prev-0" / "DONE").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "ends", "said"),
+    [
+        ("srun --ntasks=1 --overlap {train}", "COMPLETED", "step 3/3"),  # a notebook's step
+        ("{train}", "FAILED", "`srun --ntasks=1 python"),  # a batch script without srun
+        ("srun {train}", "COMPLETED", "step 3/3"),
+        ("RANK=0 WORLD_SIZE=2 srun {train}", "FAILED", "exported before it"),
+    ],
+)
+def test_training_started_by_hand_in_an_allocation_of_two_tasks(cluster, work, command, ends, said):
+    train = f"{sys.executable} {ROOT}/launch/train.py --recipe ./tiny.yaml train.steps=3"
+    options = ["--parsable", "--nodes=1", "--ntasks=2", "--output=slurm-by-hand/out.log"]
+    (work / "slurm-by-hand").mkdir()
+    env = environment(**cluster.env, MASTER_ADDR="127.0.0.1", MASTER_PORT="29876")
+    done = subprocess.run(
+        ["sbatch", *options, f"--wrap={command.format(train=train)} tracking.enabled=false"],
+        cwd=work,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    until_done(cluster, work, done.stdout.strip(), ends, timeout=60)
+    assert said in logs(work)
+
+
 def test_seeds_are_an_array_and_the_job_after_them_waits_for_all(cluster, work):
     recipe = ["train.steps=5", "slurm.ranks_per_node=1", "name=a; touch hacked"]
     after = 'slurm.after.command=\'printf "%s\\n" "$@" > after.txt\''

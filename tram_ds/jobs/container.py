@@ -64,6 +64,9 @@ class Container(Section):
         if self.runtime == "pyxis" and found:
             right = f"{found[1] or ''}{found['registry']}#{found['rest']}"
             raise refusal(("image", f"pyxis writes the registry with a #: {right}"))
+        if self.runtime == "pyxis" and self.image.endswith(".sqsh") and self.image[0] not in "/.$":
+            text = f"pyxis takes that for a name on Docker Hub: a file is ./{self.image}"
+            raise refusal(("image", text))
         return self
 
     def inside(self, gpus: bool, folders: Sequence[Path]) -> list[str]:
@@ -86,7 +89,7 @@ class Container(Section):
             f"--container-image={expanded(self.image)}",
             *(f"--container-mounts={mount}" for mount in self._mounts(folders)),
             '--container-workdir="$PWD"',
-            f"--container-env={','.join(variables)}",
+            f'--container-env="{",".join(variables)}"',
             *map(expanded, self.options),
         ]
 

@@ -79,7 +79,7 @@ def check_setup(line: str) -> str:
 def secret_in(text: str) -> bool:
     """Whether something secret is written out in this text. A variable or the output of a command
     in its place is none."""
-    without = _SHELL_VALUE.sub("", text)
+    without = re.sub(r"\"\"|''", "", _SHELL_VALUE.sub("", text))
     places = " ".join(
         part for part in re.split(r"[\s;]+", without) if not _A_PLACE.match(part.partition("=")[0])
     )

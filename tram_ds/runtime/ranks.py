@@ -12,7 +12,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from tram_ds.runtime.exits import PeerLost
+from tram_ds.runtime.launchers import place
+from tram_ds.runtime.rendezvous import meet
 
 # of a collective: longer than any step, shorter than a night of waiting for a dead rank
 TIMEOUT = timedelta(minutes=10)
@@ -30,57 +31,29 @@ class Job:
 
 
 def detect(local_rank: int | None = None) -> Job:
-    """Reads the launcher's environment; ValueError where it is incomplete.
+    """Reads the launcher's environment; ValueError where it is incomplete or contradicts itself.
 
     local_rank: the --local_rank that the deepspeed launcher passes. Under srun with one task per
     rank, RANK, LOCAL_RANK and WORLD_SIZE are set from SLURM's variables for the libraries that read
     them, and MASTER_ADDR and MASTER_PORT on one node.
     """
-    if (
-        "RANK" not in os.environ
-        and int(os.environ.get("SLURM_NTASKS", "1")) > 1
-        and "SLURM_PROCID" in os.environ
-    ):
-        names = {
-            "RANK": "SLURM_PROCID",
-            "LOCAL_RANK": "SLURM_LOCALID",
-            "WORLD_SIZE": "SLURM_NTASKS",
-        }
-        os.environ.update({name: os.environ[slurm] for name, slurm in names.items()})
-        if os.environ.get("SLURM_NNODES", "1") == "1":
-            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-            os.environ.setdefault(
-                "MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000)
-            )
-        launcher = "srun"
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
-        launcher = "torchrun"
-    elif "RANK" in os.environ:
-        launcher = (
-            "deepspeed" if local_rank is not None or "CROSS_SIZE" in os.environ else "torchrun"
-        )
-    else:
-        launcher = "python"
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size > 1:
-        missing = [
-            name
-            for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-            if name not in os.environ
-        ]
-        if missing:
-            raise ValueError(
-                f"{launcher} announces {world_size} ranks but not {', '.join(missing)}: export "
-                "them before srun"
-            )
-    local = int(os.environ.get("LOCAL_RANK", local_rank or 0))
-    return Job(int(os.environ.get("RANK", "0")), local, world_size, launcher, _device(local))
+    found = place(os.environ, local_rank)
+    os.environ.update(found.variables)
+    device = _device(found.local_rank)
+    return Job(found.rank, found.local_rank, found.world_size, found.launcher, device)
 
 
 def _device(local_rank: int) -> torch.device:
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    if count > 1 and local_rank >= count:
+        raise ValueError(
+            f"LOCAL_RANK={local_rank}, but this node shows {count} GPUs to it: start {count} ranks "
+            "per node, or look at CUDA_VISIBLE_DEVICES"
+        )
+    # a launcher may show each rank its own GPU alone, as number 0
+    return torch.device("cuda", local_rank if count > 1 else 0)
 
 
 @contextmanager
@@ -89,6 +62,7 @@ def joined(job: Job, engine: str, timeout: timedelta = TIMEOUT) -> Iterator[None
     tensors that stay on CPU.
 
     A single process joins one only for engines that shard (fsdp2, zero). Collective at both ends.
+    PeerLost where not all ranks come within `timeout`; who is missing is said while it waits.
     """
     if job.device.type == "cuda":
         torch.cuda.set_device(job.device)
@@ -101,15 +75,10 @@ def joined(job: Job, engine: str, timeout: timedelta = TIMEOUT) -> Iterator[None
         store = dist.HashStore()
         dist.init_process_group(_backend(job), store=store, rank=0, world_size=1, timeout=timeout)
     else:
-        try:
-            dist.init_process_group(_backend(job), timeout=timeout)
-        except (dist.DistError, RuntimeError) as error:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise PeerLost(
-                f"rank {job.rank} of {job.world_size} could not join its peers at {where} "
-                f"({str(error).splitlines()[0]}): is the "
-                "port free, were all ranks started, and do they agree on WORLD_SIZE?"
-            ) from error
+        store = meet(job.rank, job.world_size, timeout)
+        dist.init_process_group(
+            _backend(job), store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
+        )
     try:
         yield
     finally:

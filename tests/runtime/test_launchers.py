@@ -1,0 +1,117 @@
+"""Which rank a process is, from the environment of every launcher; contradictions are refused with
+the command that would work."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tram_ds.runtime.launchers import place
+
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "x",
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+    "GROUP_WORLD_SIZE": "1",
+    "MASTER_ADDR": "h",
+    "MASTER_PORT": "29500",
+}
+SRUN = {
+    "SLURM_JOB_ID": "12345",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NNODES": "1",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "3",
+}
+SHELL = {**SRUN, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"} | {
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+BATCH = {k: v for k, v in SHELL.items() if "STEP" not in k}
+HAND = {k: v for k, v in TORCHRUN.items() if k in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} | {
+    "MASTER_ADDR": "h",
+    "MASTER_PORT": "1",
+}
+
+
+@pytest.fixture(autouse=True)
+def called(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["launch/train.py", "--recipe", "my run.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("env", "local_rank", "expected"),
+    [
+        ({}, None, (0, 0, 1, "python")),
+        (TORCHRUN, None, (1, 1, 2, "torchrun")),
+        (HAND, None, (1, 1, 2, "torchrun")),
+        (HAND, 1, (1, 1, 2, "deepspeed")),
+        (SRUN, None, (3, 3, 4, "srun")),
+        ({**SRUN, "SLURM_NTASKS": "8"}, None, (3, 3, 4, "srun")),  # a step smaller than the job
+        (SHELL, None, (0, 0, 1, "python")),  # salloc's shell, a notebook's step
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, None, (0, 0, 1, "python")),  # the login node
+        ({**BATCH, "SLURM_NTASKS": "1"}, None, (0, 0, 1, "python")),
+        ({**BATCH, **TORCHRUN}, None, (1, 1, 2, "torchrun")),  # torchrun in a batch script
+        # one agent on each of two nodes
+        (
+            {**TORCHRUN, "GROUP_WORLD_SIZE": "2", "WORLD_SIZE": "4", **SRUN}
+            | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"},
+            None,
+            (1, 1, 4, "torchrun"),
+        ),
+        # a user who maps SLURM's variables by hand
+        (
+            {**SRUN, "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}
+            | {"MASTER_ADDR": "h", "MASTER_PORT": "1"},
+            None,
+            (3, 3, 4, "srun"),
+        ),
+    ],
+)
+def test_the_place_in_the_job(env, local_rank, expected):
+    found = place(env, local_rank)
+    assert (found.rank, found.local_rank, found.world_size, found.launcher) == expected
+
+
+def test_srun_on_one_node_needs_no_other_variable():
+    assert place(SRUN).variables == {
+        "RANK": "3",
+        "LOCAL_RANK": "3",
+        "WORLD_SIZE": "4",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "22345",
+    }
+
+
+@pytest.mark.parametrize(
+    ("env", "local_rank", "says"),
+    [
+        (BATCH, None, "`srun python launch/train.py --recipe 'my run.yaml'` starts 4 ranks"),
+        ({**SRUN, "SLURM_NNODES": "2"}, None, "`export MASTER_ADDR=$(scontrol show hostnames"),
+        ({**SRUN, "SLURM_PROCID": "4"}, None, "SLURM_PROCID=4"),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "four"}, None, "SLURM_STEP_NUM_TASKS = 'four'"),
+        ({**SRUN, **HAND}, None, "`unset RANK LOCAL_RANK WORLD_SIZE`"),
+        ({**SRUN, **TORCHRUN}, None, "srun started 4 torchrun agents"),
+        ({"WORLD_SIZE": "4"}, None, "`torchrun --nproc_per_node 4 launch/train.py"),
+        ({"RANK": "0"}, None, "not WORLD_SIZE"),
+        ({**TORCHRUN, "RANK": "2"}, None, "RANK=2 of WORLD_SIZE=2"),
+        ({**TORCHRUN, "RANK": "-1"}, None, "RANK = '-1'"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "1"}, None, "LOCAL_RANK=1 of LOCAL_WORLD_SIZE=1"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}, None, "LOCAL_WORLD_SIZE=4 of WORLD_SIZE=2"),
+        ({**TORCHRUN, "RANK": "0"}, None, "LOCAL_RANK=1, but RANK=0"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, None, "MASTER_PORT=70000"),
+        (HAND, 0, "--local_rank=0"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, None, "`torchrun --nproc_per_node 4 launch/train.py"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, None, "PMI_SIZE"),
+    ],
+)
+def test_a_contradiction_is_refused_with_the_command_that_works(env, local_rank, says):
+    with pytest.raises(ValueError) as refused:
+        place(env, local_rank)
+    assert says in str(refused.value)
+    assert "`" in str(refused.value) or "e.g." in str(refused.value)

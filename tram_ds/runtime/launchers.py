@@ -1,0 +1,166 @@
+"""What a launcher's environment says about this process; one that contradicts itself is refused,
+with the command that would work."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ANNOUNCED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# processes that an MPI launcher started, by its name for their number
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+FIRST_NODE = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process is in its job. variables: what its libraries read and the launcher did not
+    set."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    launcher: str
+    variables: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def place(env: Mapping[str, str], local_rank: int | None = None) -> Place:
+    """Reads an environment. ValueError where it is incomplete or contradicts itself.
+
+    local_rank: the --local_rank of the command line, which the deepspeed launcher adds.
+    """
+    tasks = _tasks(env)
+    if "RANK" not in env and "TORCHELASTIC_RUN_ID" not in env and tasks > 1:
+        return _of_srun(env, tasks)
+    launcher = _launcher(env, local_rank, tasks)
+    _refuse_several_launchers(env, launcher, tasks)
+    world_size = _number(env, "WORLD_SIZE", 1)
+    if world_size > 1 or "RANK" in env:
+        _refuse_incomplete(env, launcher, world_size)
+    rank = _number(env, "RANK", 0)
+    local = _number(env, "LOCAL_RANK", local_rank or 0)
+    local_size = _number(env, "LOCAL_WORLD_SIZE", world_size)
+    wrong = [
+        (rank >= world_size, f"RANK={rank} of WORLD_SIZE={world_size}"),
+        (local >= local_size, f"LOCAL_RANK={local} of LOCAL_WORLD_SIZE={local_size}"),
+        (local_size > world_size, f"LOCAL_WORLD_SIZE={local_size} of WORLD_SIZE={world_size}"),
+        (local > rank, f"LOCAL_RANK={local}, but RANK={rank}"),
+        (local_rank not in (None, local), f"LOCAL_RANK={local}, but --local_rank={local_rank}"),
+    ]
+    for bad, text in wrong:
+        if bad:
+            raise ValueError(f"{launcher} announces {text}: {_ways(world_size)}")
+    return Place(rank, local, world_size, launcher)
+
+
+def _tasks(env: Mapping[str, str]) -> int:
+    """Tasks of the srun step that this process is one of; 1 outside of one.
+
+    A shell of salloc and a notebook's step are steps of one task in a job of several. A batch
+    script is in no step.
+    """
+    if "SLURM_STEP_NUM_TASKS" in env:
+        return _number(env, "SLURM_STEP_NUM_TASKS", 1)
+    if "SLURM_PROCID" not in env:
+        return 1
+    tasks = _number(env, "SLURM_NTASKS", 1)
+    in_step = "SLURM_STEP_ID" in env or env["SLURM_PROCID"] != "0"
+    if in_step or tasks == 1 or "RANK" in env or "WORLD_SIZE" in env:
+        return tasks if in_step else 1
+    raise ValueError(
+        f"this SLURM job has {tasks} tasks, and this process was started by none of them: "
+        f"`srun {_command()}` starts {tasks} ranks, `srun --ntasks=1 {_command()}` one"
+    )
+
+
+def _of_srun(env: Mapping[str, str], tasks: int) -> Place:
+    rank, local = _number(env, "SLURM_PROCID"), _number(env, "SLURM_LOCALID")
+    if rank >= tasks or local > rank:
+        raise ValueError(
+            f"srun announces SLURM_PROCID={rank} and SLURM_LOCALID={local} of {tasks} tasks: "
+            f"`srun --ntasks={tasks} {_command()}` in a fresh shell sets them"
+        )
+    found = {"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(tasks)}
+    nodes = _number(env, "SLURM_STEP_NUM_NODES", _number(env, "SLURM_NNODES", 1))
+    if nodes == 1:
+        found["MASTER_ADDR"] = env.get("MASTER_ADDR", "127.0.0.1")
+        port = 20000 + _number(env, "SLURM_JOB_ID", 0) % 10000
+        found["MASTER_PORT"] = env.get("MASTER_PORT", str(port))
+    _refuse_incomplete({**env, **found}, "srun", tasks)
+    return Place(rank, local, tasks, "srun", found)
+
+
+def _launcher(env: Mapping[str, str], local_rank: int | None, tasks: int) -> str:
+    if "TORCHELASTIC_RUN_ID" in env:
+        return "torchrun"
+    if "RANK" not in env:
+        return "python"
+    if local_rank is not None or "CROSS_SIZE" in env:
+        return "deepspeed"
+    return "srun" if tasks > 1 else "torchrun"
+
+
+def _refuse_several_launchers(env: Mapping[str, str], launcher: str, tasks: int) -> None:
+    """Where one launcher started several processes and another, or nothing, tells them apart."""
+    if launcher == "torchrun" and 1 < tasks != _number(env, "GROUP_WORLD_SIZE", tasks):
+        raise ValueError(
+            f"srun started {tasks} torchrun agents, each with a job of its own "
+            f"(GROUP_WORLD_SIZE={env['GROUP_WORLD_SIZE']}): `srun {_command()}` starts a rank per "
+            "task without torchrun, which needs --ntasks-per-node=1, --nnodes and --rdzv-endpoint"
+        )
+    same = env.get("RANK") == env.get("SLURM_PROCID") and env.get("WORLD_SIZE") == str(tasks)
+    if launcher == "srun" and not same:
+        raise ValueError(
+            f"srun started task {env.get('SLURM_PROCID')} of {tasks}, but RANK={env['RANK']} and "
+            f"WORLD_SIZE={env.get('WORLD_SIZE')} were exported before it: `unset "
+            f"{' '.join(ANNOUNCED[:3])}` and start it again"
+        )
+    mpi = next((name for name in MPI if _number(env, name, 1) > 1), None)
+    if launcher == "python" and tasks == 1 and mpi and "SLURM_STEP_ID" not in env:
+        raise ValueError(
+            f"an MPI launcher started {env[mpi]} processes ({mpi}), which would each train "
+            f"the same run: `torchrun --nproc_per_node {env[mpi]} {_script()}`"
+        )
+
+
+def _refuse_incomplete(env: Mapping[str, str], launcher: str, world_size: int) -> None:
+    needed = ANNOUNCED if world_size > 1 else ("RANK", "WORLD_SIZE")
+    if missing := [name for name in needed if name not in env]:
+        if launcher == "srun":
+            port = env.get("MASTER_PORT", "20000")
+            way = f"`export MASTER_ADDR={FIRST_NODE} MASTER_PORT={port}` before srun"
+        else:
+            way = _ways(world_size)
+        raise ValueError(
+            f"{launcher} announces {world_size} ranks but not {', '.join(missing)}: {way}"
+        )
+    if world_size > 1 and not 0 < _number(env, "MASTER_PORT") < 65536:
+        raise ValueError(f"MASTER_PORT={env['MASTER_PORT']}: expected 1 to 65535, e.g. 29500")
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """ValueError where the variable is no whole number, or is missing and has no default."""
+    text = env.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isascii() or not text.isdigit():
+        shown = "is not set" if text is None else f"= {text!r}: expected a whole number"
+        raise ValueError(f"environment variable {name} {shown}; `unset {name}` or start again")
+    return int(text)
+
+
+def _ways(world_size: int) -> str:
+    return (
+        f"`torchrun --nproc_per_node {max(world_size, 2)} {_script()}` sets them all; for one "
+        f"process `unset {' '.join(ANNOUNCED)}`"
+    )
+
+
+def _command() -> str:
+    return f"python {_script()}"
+
+
+def _script() -> str:
+    return shlex.join(sys.argv)
