@@ -4,8 +4,10 @@ once."""
 import json
 import math
 import os
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -323,3 +325,75 @@ def test_batches_hold_whole_lines_and_at_most_1000_points(tmp_path):
 )
 def test_metric_names(name, accepted):
     assert metric_name(name) == accepted
+
+
+def test_a_run_deleted_while_it_trains_loses_nothing(tmp_path, uri, caplog):
+    """MLflow refuses every point of a deleted run with the words it has for a bad point."""
+    tracker = begin(tmp_path, uri)
+    log = MetricsLog(tmp_path, flush_seconds=0.05)
+    log.append({"step": 0, "loss": 1.0})
+    until(lambda: tracker.run_id and steps_of(uri, tracker.run_id) == [0])
+    server(uri).delete_run(tracker.run_id)
+    log.append({"step": 1, "loss": 1.0})
+    until(lambda: "restore it" in caplog.text)
+    server(uri).restore_run(tracker.run_id)
+    log.append({"step": 2, "loss": 1.0})
+    log.close()
+    assert tracker.finish("FINISHED")
+    assert steps_of(uri, tracker.run_id) == [0, 1, 2]
+
+
+def test_a_run_still_deleted_at_the_end_is_incomplete_until_it_is_restored(tmp_path, uri):
+    tracker = begin(tmp_path, uri)
+    until(lambda: tracker.run_id)
+    server(uri).delete_run(tracker.run_id)
+    write_steps(tmp_path, range(5))
+    assert not tracker.finish("FINISHED", timeout=20)
+    assert not tracking.sync(tmp_path).complete
+    server(uri).restore_run(tracker.run_id)
+    assert tracking.sync(tmp_path).complete
+    assert steps_of(uri, tracker.run_id) == list(range(5))
+
+
+def test_sync_sends_again_what_a_server_acknowledged_and_lost(tmp_path, uri):
+    """As after its database came back from a copy: every other step is gone, and the last one."""
+    tracker = begin(tmp_path, uri)
+    write_steps(tmp_path, range(6))
+    assert tracker.finish("FINISHED")
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
+        gone = database.execute(
+            "delete from metrics where run_uuid = ? and key = 'loss' and step in (1, 3, 5)",
+            (tracker.run_id,),
+        )
+        assert gone.rowcount == 3
+    report = tracking.sync(tmp_path)
+    assert report.complete and report.sent == 3
+    assert sorted(steps_of(uri, tracker.run_id)) == list(range(6))
+
+
+def test_an_experiment_by_its_number(tmp_path, uri):
+    number = server(uri).create_experiment("by its number")
+    tracker = begin(tmp_path / "a", uri, experiment=number, experiment_by_id=True)
+    assert tracker.finish("FINISHED")
+    assert server(uri).get_run(tracker.run_id).info.experiment_id == number
+    begin(tmp_path / "b", uri, experiment="99999", experiment_by_id=True).finish("FINISHED")
+    report = tracking.sync(tmp_path / "b")
+    assert not report.complete and "no MLflow experiment 99999" in str(report.error)
+
+
+def test_sync_takes_the_password_from_mlflows_own_variable(tmp_path, monkeypatch):
+    address = f"http://me:{CANARY}@127.0.0.1:9"
+    begin(tmp_path, address).finish("FINISHED", timeout=5)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{CANARY}@127.0.0.1:10")
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
+        tracking.sync(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    report = tracking.sync(tmp_path)
+    assert report.error and CANARY not in report.error
+
+
+def until(ready, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from tram_ds.runtime import ranks as distributed
 from tram_ds.runtime.ranks import Job, agreed, barrier
 from tram_ds.runtime.redact import redact
 from tram_ds.tasks import choose as tasks
+from tram_ds.tracking.address import address
 from tram_ds.tracking.server import sqlite_path
 
 SMOKE_SECONDS = 180
@@ -162,12 +164,8 @@ def tracking(context: Context) -> str:
     section = context.recipe.tracking
     if not section.enabled:
         return "off"
-    uri = (
-        section.uri
-        or os.environ.get("MLFLOW_TRACKING_URI")
-        or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-    )
-    shown = redact(uri)
+    where = address(section.uri, section.experiment, context.recipe.name, os.environ)
+    uri, shown = where.uri, redact(where.uri)
     database = sqlite_path(uri)
     if database is not None:
         if not os.access(_existing(database.absolute().parent), os.W_OK):
@@ -175,9 +173,12 @@ def tracking(context: Context) -> str:
                 f"{shown}: the folder cannot be written",
                 "set tracking.uri, or tracking.enabled=false",
             )
-        return shown
+        return where.told
+    if not uri.startswith(("http://", "https://")):
+        return f"{where.told}: not asked, MLflow's own client knows the way"
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_SECONDS) as answer:
+        health = f"{uri.rstrip('/')}/health"
+        with urllib.request.urlopen(health, timeout=SERVER_SECONDS, context=_tls()) as answer:
             answer.read(64)
     except (OSError, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError) and error.code < 500:
@@ -188,7 +189,16 @@ def tracking(context: Context) -> str:
         raise Problem(
             f"{shown} does not answer within {SERVER_SECONDS} s: {redact(str(error))}", fix
         ) from None
-    return f"{shown} answers"
+    return f"{where.told}: it answers"
+
+
+def _tls() -> ssl.SSLContext:
+    """What MLflow's client would trust."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        return ssl._create_unverified_context()
+    return ssl.create_default_context(
+        cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or None
+    )
 
 
 def launcher(context: Context) -> str:

@@ -368,10 +368,11 @@ class TrackingSection(Section):
     enabled: bool = True
     """Log to MLflow (rank 0 only; a tracking failure never stops training)."""
     experiment: str | None = None
-    """MLflow experiment; null = the recipe's name."""
+    """MLflow experiment; null = MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID, else the recipe's
+    name."""
     uri: str | None = None
-    """Tracking server or sqlite:/// database; null = mlflow.db in the folder the command is run
-    in."""
+    """Tracking server or sqlite:/// database; null = MLFLOW_TRACKING_URI, else mlflow.db in the
+    folder the command is run in."""
 
     @model_validator(mode="after")
     def _no_credentials(self) -> TrackingSection:

@@ -13,7 +13,7 @@ from tram_ds.tracking.state import TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 PARENT_TAG = "tram_ds.group"
 
@@ -59,12 +59,19 @@ def get_run(client: MlflowClient, run_id: str) -> Run | None:
         raise
 
 
-def find_experiment(client: MlflowClient, name: str, database: Path | None) -> str:
+def find_experiment(
+    client: MlflowClient, name: str, database: Path | None, by_id: bool = False
+) -> str:
     """The id of the experiment, created if new; with a sqlite database its artifacts go to
-    `mlartifacts` beside it."""
+    `mlartifacts` beside it. by_id: `name` is its number, and it must be there."""
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(name)
+    experiment = _experiment(client, name) if by_id else client.get_experiment_by_name(name)
+    if by_id and experiment is None:
+        raise TrackingError(
+            f"there is no MLflow experiment {name} (MLFLOW_EXPERIMENT_ID): set tracking.experiment "
+            "to a name, or correct the variable"
+        )
     if experiment is None:
         location = (
             None if database is None else (database.resolve().parent / "mlartifacts").as_uri()
@@ -82,6 +89,17 @@ def find_experiment(client: MlflowClient, name: str, database: Path | None) -> s
             f"or set tracking.experiment to another name"
         )
     return experiment.experiment_id
+
+
+def _experiment(client: MlflowClient, number: str) -> Experiment | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_experiment(number)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
 
 
 def find_parent(client: MlflowClient, experiment_id: str, name: str, started: int) -> str:

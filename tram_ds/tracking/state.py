@@ -36,6 +36,7 @@ class State:
     experiment: str
     run_name: str
     parent_name: str
+    experiment_by_id: bool = False  # `experiment` is the number of one that exists
     params: dict[str, str] = field(default_factory=dict[str, str])
     tags: dict[str, str] = field(default_factory=dict[str, str])
     recipe_yaml: str = ""
@@ -103,6 +104,7 @@ def begin(
     tags: Mapping[str, Any],
     recipe_yaml: str,
     dataset: Mapping[str, str] | None = None,
+    experiment_by_id: bool = False,
 ) -> StateFile:
     """Writes the state at the start of a process: a new run, or the continuation of the folder's
     earlier one."""
@@ -115,6 +117,7 @@ def begin(
     file.update(
         uri=uri,
         experiment=redact(experiment),
+        experiment_by_id=experiment_by_id,
         run_name=redact(run_name),
         parent_name=redact(parent_name),
         params=flatten(redact(dict(params))),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tram_ds.runtime.git import DIRTY
 from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.redact import HIDDEN, redact
 from tram_ds.tracking import state as tracking_state
+from tram_ds.tracking.address import URI
 from tram_ds.tracking.machine import SystemMetrics
 from tram_ds.tracking.server import prepare_environment
 from tram_ds.tracking.state import StateFile, locked, now
@@ -192,13 +194,15 @@ def start(
     every_seconds: float = 5.0,
     dataset: Mapping[str, str] | None = None,
     system_seconds: float | None = None,
+    experiment_by_id: bool = False,
 ) -> MlflowTracker:
     """Starts or, in a run folder that was tracked before, continues the MLflow run. Rank 0 only;
     never waits.
 
     On resume call MetricsLog.truncate_after first. uri: `sqlite:///ABSOLUTE/mlflow.db` or a
     server's http(s) address.
-    experiment: one per task; parent_name: one per (recipe, algorithm); run_name: one per seed.
+    experiment: one per task, by its name or, experiment_by_id, its number;
+    parent_name: one per (recipe, algorithm); run_name: one per seed.
     params: the resolved
     recipe, nested. tags: algorithm, task, engine, world_size, git_commit, data_digest; None values
     are left out.
@@ -209,7 +213,16 @@ def start(
     if commit := tags.get("git_commit"):
         tags = {**tags, "mlflow.source.git.commit": str(commit).removesuffix(DIRTY)}
     file = tracking_state.begin(
-        Path(run_dir), uri, experiment, run_name, parent_name, params, tags, recipe_yaml, dataset
+        Path(run_dir),
+        uri,
+        experiment,
+        run_name,
+        parent_name,
+        params,
+        tags,
+        recipe_yaml,
+        dataset,
+        experiment_by_id,
     )
     system = SystemMetrics(run_dir, system_seconds) if system_seconds else None
     return MlflowTracker(file, every_seconds, system=system)
@@ -243,9 +256,13 @@ def sync(run_dir: str | Path, uri: str | None = None, wait: float = 15.0) -> Syn
         raise ValueError(
             f"{run_dir} has no readable tracking.json: not a run folder that was tracked"
         )
+    ours = os.environ.get(URI, "")
+    if uri is None and HIDDEN in state.uri and redact(ours) == state.uri:
+        uri = ours
     if uri is None and HIDDEN in state.uri:
         raise ValueError(
-            f"the address {state.uri} was saved without its password: give it with --uri"
+            f"the address {state.uri} was saved without its password: give it with --uri, or "
+            f"set {URI} to it"
         )
     with locked(run_dir / LOCK_FILE, wait):
         file = StateFile(run_dir, state)
@@ -255,6 +272,7 @@ def sync(run_dir: str | Path, uri: str | None = None, wait: float = 15.0) -> Syn
         uploader, error = Uploader(file), None
         try:
             uploader.push()
+            uploader.repair()
         except Exception as caught:
             # reported, not raised: the caller gets one answer for every kind of failure
             error = redact(f"{type(caught).__name__}: {caught}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tram_ds.runtime.redact import redact
@@ -60,7 +60,14 @@ class Uploader:
     def push(self) -> None:
         """Sends what the server does not have yet: description, metrics, artifacts, status, in this
         order."""
-        client = self._client or self._connect()
+        try:
+            self._push(self._client or self._connect())
+        except Exception:
+            # who knows what the server is the next time: the same, restored from a copy, another
+            self._client = None
+            raise
+
+    def _push(self, client: MlflowClient) -> None:
         self._describe(client)
         self._send_dataset(client)
         for name in SPOOLS:
@@ -69,6 +76,27 @@ class Uploader:
         self._send_artifacts(client)
         self._send_curves(client)
         self._conclude(client)
+
+    def repair(self) -> None:
+        """After a push: sends again what the server acknowledged and does not have, point by point.
+
+        A server that was restored from a copy lacks some, and so does a run that was deleted for a
+        while under a version of this program that took its refusals for bad points.
+        """
+        client, run_id = self._client or self._connect(), _id(self._file.state.run_id)
+        points = [p for name in SPOOLS for p in self._all(name)]
+        have = {
+            key: {metric.step for metric in client.get_metric_history(run_id, key)}
+            for key in dict.fromkeys(point[0] for point in points)
+        }
+        lacking = [p for p in points if p[1] not in have[p[0]] and p[0] not in self.rejected]
+        for start in range(0, len(lacking), MAX_METRICS):
+            self._send_metrics(client, lacking[start : start + MAX_METRICS])
+
+    def _all(self, name: str) -> Iterator[Point]:
+        path = self._file.run_dir / name
+        for _, _, points in read_batches(path, 0) if path.exists() else ():
+            yield from points
 
     def complete(self) -> bool:
         """Has the server acknowledged all that the folder holds?"""
@@ -113,7 +141,9 @@ class Uploader:
         state = self._file.state
         run = get_run(client, state.run_id) if state.run_id else None
         if run is None:
-            experiment_id = find_experiment(client, state.experiment, sqlite_path(state.uri))
+            experiment_id = find_experiment(
+                client, state.experiment, sqlite_path(state.uri), state.experiment_by_id
+            )
             same_key = client.search_runs(
                 [experiment_id], f"tags.`{KEY_TAG}` = '{state.run_key}'", max_results=1
             )
@@ -129,15 +159,18 @@ class Uploader:
                 for field, fresh in zip(fields, (0, ""), strict=True)
             }
             self._file.update(run_id=run.info.run_id, acknowledged={}, **nothing)
-        if run.info.lifecycle_stage == "deleted":
-            raise TrackingError(
-                f"run {state.run_id} was deleted on {redact(state.uri)}: restore it in MLflow, or "
-                "remove run_id and "
-                f"tracking.json from {self._file.run_dir} to upload it as a new run"
-            )
+        self._refuse_deleted(run)
         if state.status is None and run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
         return run
+
+    def _refuse_deleted(self, run: Run) -> None:
+        if run.info.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"run {run.info.run_id} was deleted on {redact(self._file.state.uri)}: restore it "
+                f"in MLflow (what it lacks is sent then, or by launch/sync.py), or remove run_id "
+                f"and tracking.json from {self._file.run_dir} to upload it as a new run"
+            )
 
     def _describe(self, client: MlflowClient) -> None:
         """Parameters and tags. A parameter that changed since the run began cannot be replaced: it
@@ -212,6 +245,7 @@ class Uploader:
         except MlflowException as error:
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 raise
+            self._refuse_deleted(client.get_run(run_id))  # it refuses all points, none is bad
             # one bad point must not hold up all others for ever
             self._send_singly(client, run_id, metrics)
         for key, step, _, _ in points:

@@ -3,6 +3,8 @@ all."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,10 +29,12 @@ from tram_ds.runtime.files import private_dir, replace_text
 from tram_ds.runtime.git import git_commit
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, barrier, detect, joined
+from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_lock import RunLock, held
 from tram_ds.runtime.signals import StopRequest, Watchdog
 from tram_ds.tasks import choose as tasks
 from tram_ds.tracking import tracker as tracking
+from tram_ds.tracking.address import Address, address
 from tram_ds.tracking.dataset import dataset
 from tram_ds.tracking.metrics_log import MetricsLog
 from tram_ds.training.build import build_engine, threads_per_rank
@@ -181,7 +185,7 @@ def session(
                     print_results(
                         results,
                         judge.run_dir,
-                        tracking_uri(recipe) if recipe.tracking.enabled else None,
+                        tracked_at(recipe).uri if recipe.tracking.enabled else None,
                     )
         finally:
             recording.close()
@@ -250,9 +254,9 @@ def open_run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -
         (run_dir / marker).unlink(missing_ok=True)
 
 
-def tracking_uri(recipe: Recipe) -> str:
-    """tracking.uri, or the sqlite database in the folder the command runs in."""
-    return recipe.tracking.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+def tracked_at(recipe: Recipe) -> Address:
+    """The recipe's tracking section, else MLflow's own variables, else mlflow.db in this folder."""
+    return address(recipe.tracking.uri, recipe.tracking.experiment, recipe.name, os.environ)
 
 
 def recorders(
@@ -302,10 +306,12 @@ def start_tracking(recipe: Recipe, task: Any, job: Job, engine: str) -> tracking
         "data_digest": digest,
     }
     parent = f"{recipe.name}-{recipe.algorithm.name}"
+    where = tracked_at(recipe)
+    print(f"tracking: {where.told}")
     return tracking.start(
         recipe.resolved_run_dir(),
-        tracking_uri(recipe),
-        recipe.tracking.experiment or recipe.name,
+        where.uri,
+        where.experiment,
         f"{parent}-{recipe.train.seed}",
         parent,
         to_dict(recipe),
@@ -313,6 +319,7 @@ def start_tracking(recipe: Recipe, task: Any, job: Job, engine: str) -> tracking
         dump(recipe),
         dataset=dataset(recipe.task, digest, task.train_domains, task.eval_domains),
         system_seconds=SYSTEM_SECONDS,
+        experiment_by_id=where.by_id,
     )
 
 
@@ -331,4 +338,10 @@ def print_results(results: dict[str, Any], run_dir: Path, uri: str | None) -> No
     print(results_text(before, after, results["train_domains"], metric))
     print(f"run folder: {run_dir}")
     if uri:
-        print(f"MLflow:     {uri}  (mlflow ui --backend-store-uri {uri})")
+        print(f"MLflow:     {redact(uri)}" + _to_look_at(uri))
+
+
+def _to_look_at(uri: str) -> str:
+    """A server is looked at where it is; a database needs one."""
+    server = "://" in uri and not uri.startswith("sqlite")
+    return "" if server else f"  (mlflow ui --backend-store-uri {shlex.quote(uri)})"
