@@ -17,9 +17,9 @@ from sklearn.metrics import accuracy_score
 from tests.data.test_m2d2 import offline_hub, put_in_hub_cache  # noqa: F401 (a fixture)
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.data.generated_tables import pairs_folder, write
-from tram_ds.data.xnli import LANGUAGES
+from tram_ds.data.xnli import LABELS, LANGUAGES
 from tram_ds.evaluation.score import evaluate, zero_shot_average
-from tram_ds.models.passes import Noise, _noised
+from tram_ds.models.noise import Added, Conditions, Noise
 from tram_ds.models.randomness import Draws
 from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
 from tram_ds.runtime.errors import DataError
@@ -178,7 +178,8 @@ def test_position_ids_ignore_padding_also_under_embedding_noise(task, side, monk
     )
     batch = task.collate(rows)
     assert bool((batch["attention_mask"][:, 0 if side == "left" else -1] == 0).any())
-    with torch.no_grad(), _noised(model, Noise("embedding", 1e-12), Draws(0, 0), 0, False):
+    added = Added(Noise("embedding", 1e-12), Draws(0, 0), 0, detach=False)
+    with torch.no_grad(), Conditions(model, model).during(added, train=False, last=False):
         together = task.forward(model, batch).logits
         alone = [task.forward(model, task.collate([row])).logits for row in rows]
     hook.remove()
@@ -377,3 +378,24 @@ def test_real_xnli_with_a_sentencepiece_model_and_no_tokenizer_json(recipe_for, 
     assert list(result) == ["en", "sw", "ur"]
     expected = accuracy_score([r[2] for r in sets["ur"]], predictions(fresh, task, sets["ur"]))
     assert result["ur"]["accuracy"] == expected
+
+
+def test_a_checkpoint_of_another_label_order_scores_the_same(recipe_for, task, tmp_path):
+    """The same classifier, saved with its labels in two orders: one accuracy and one loss."""
+    found = {}
+    for name, order in (("ours", (0, 1, 2)), ("fairseq", (2, 1, 0))):
+        model = task.model()
+        head = model.classifier.out_proj
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(head.weight.shape, generator=torch.manual_seed(1)))
+            head.weight.copy_(head.weight[list(order)])
+        model.config.id2label = {place: LABELS[label] for place, label in enumerate(order)}
+        model.config.label2id = {v: k for k, v in model.config.id2label.items()}
+        model.save_pretrained(tmp_path / name)
+        task.tokenizer.save_pretrained(tmp_path / name)
+        own = build(recipe_for(model={"path": str(tmp_path / name)}))
+        loaded = own.model()
+        assert loaded.config.id2label == model.config.id2label
+        found[name] = evaluate(loaded, own, own.eval_sets("test"), 8)
+    for language, scores in found["ours"].items():
+        assert found["fairseq"][language] == pytest.approx(scores, abs=1e-6)

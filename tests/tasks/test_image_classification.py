@@ -260,17 +260,17 @@ def test_wrong_tables_are_refused_before_any_weight(
     "image, message",
     [
         ({"bytes": b"no picture", "path": None}, "row 0 cannot be decoded"),
-        ({"bytes": None, "path": "a.png"}, "row 0 names a file"),
+        ({"bytes": None, "path": "a.png"}, r"row 0 \(a.png\) names a file"),
     ],
 )
 def test_an_image_that_cannot_be_decoded_is_named(folder, recipe_for, image, message):
     write(
         folder / "test-00000-of-00001.parquet", {"image": [image, *stored(1)], "label": [0, 1]}, {}
     )
-    rows = build(recipe_for(data=str(folder))).eval_sets("test")["pictures"]
-    assert rows[1][1] == 1
+    with pytest.raises(DataError, match=message):  # before any weight, and again from the cache
+        build(recipe_for(data=str(folder)))
     with pytest.raises(DataError, match=message):
-        rows[0]
+        build(recipe_for(data=str(folder)), training=False)
 
 
 @pytest.mark.parametrize(
@@ -351,3 +351,47 @@ def test_real_images_train_on_a_folder(recipe_for):
         stepper.step([batch], task.forward, task.counts)
     accuracy = evaluate(model, task, task.eval_sets("test"), 100)["cifar10_sample"]["accuracy"]
     assert accuracy > 0.13  # chance is 0.1
+
+
+def test_classes_are_mapped_by_their_names(tmp_path, recipe_for):
+    """Train calls 0, 1, 2 a, b, c; test calls them c, a, b: 0, 1, 2 there are 2, 0, 1 here."""
+    write(
+        tmp_path / "train.parquet",
+        {"image": stored(3), "label": [0, 1, 2]},
+        {"label": ["a", "b", "c"]},
+    )
+    write(
+        tmp_path / "test.parquet",
+        {"image": stored(3), "label": [0, 1, 2]},
+        {"label": ["c", "a", "b"]},
+    )
+    rows = build(recipe_for(data=str(tmp_path))).eval_sets("test")[tmp_path.name]
+    assert [label for _, label in rows] == [2, 0, 1]
+    write(tmp_path / "test.parquet", {"image": stored(2), "label": [0, 1]}, {"label": ["c", "a"]})
+    rows = build(recipe_for(data=str(tmp_path))).eval_sets("test")[tmp_path.name]
+    assert [label for _, label in rows] == [2, 0]  # a class that is missing moves no other
+    write(tmp_path / "test.parquet", {"image": stored(1), "label": [0]}, {"label": ["d"]})
+    with pytest.raises(DataError, match="called d, those of the train split a, b, c"):
+        build(recipe_for(data=str(tmp_path)))
+
+
+def test_shards_that_number_their_classes_differently_are_refused(tmp_path, recipe_for):
+    for number, names in enumerate((["a", "b"], ["b", "a"])):
+        file = tmp_path / f"train-{number:05}-of-00002.parquet"
+        write(file, {"image": stored(2), "label": [0, 1]}, {"label": names})
+    write(tmp_path / "test.parquet", {"image": stored(1), "label": [0]}, {"label": ["a", "b"]})
+    with pytest.raises(DataError, match=r"called b, a in .*but a, b in .*number them alike"):
+        build(recipe_for(data=str(tmp_path)))
+
+
+def test_a_set_of_parts_that_is_not_whole_is_named(tmp_path, recipe_for):
+    for split, number, total in (("train", 0, 3), ("train", 2, 3), ("test", 0, 1)):
+        file = tmp_path / f"{split}-{number:05}-of-{total:05}.parquet"
+        write(file, {"image": stored(2), "label": [0, 1]}, {})
+    with pytest.raises(DataError, match="lacks part 1 of 3"):
+        build(recipe_for(data=str(tmp_path)))
+    write(tmp_path / "train-00001-of-00003.parquet", {"image": stored(2), "label": [0, 1]}, {})
+    assert len(build(recipe_for(data=str(tmp_path))).train_rows()) == 6
+    write(tmp_path / "train-00000-of-00001.parquet", {"image": stored(2), "label": [0, 1]}, {})
+    with pytest.raises(DataError, match="more than one set of parts"):
+        build(recipe_for(data=str(tmp_path)))

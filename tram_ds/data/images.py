@@ -3,7 +3,6 @@ parquet files."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tram_ds.data.hub import hub_files
-from tram_ds.data.sources import refuse_revision
+from tram_ds.data.pictures import decode, first_broken, refuse
+from tram_ds.data.sources import refuse_revision, some
 from tram_ds.data.tables import Table, class_names, find_parquet, open_table, read_schema
 from tram_ds.runtime.errors import DataError
 
@@ -86,26 +86,32 @@ class Images(Sequence[tuple[Image.Image, int]]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        stored = self.table[index][0]
-        data = stored["bytes"] if isinstance(stored, dict) else stored
-        if not data:
-            raise DataError(
-                f"{self.where}: row {index} names a file but holds no image; store the images' "
-                "bytes"
-            )
-        try:
-            image = Image.open(io.BytesIO(data)).convert("RGB")
-        except (
-            UnidentifiedImageError,
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:
-            raise DataError(
-                f"{self.where}: the image of row {index} cannot be decoded: {error}"
-            ) from error
+        image = self._decoded(index)
+        if isinstance(image, str):
+            raise DataError(f"{self.where}: {image}")
         return image, int(self.labels[index])
+
+    def check(self, cache_dir: str | os.PathLike[str] | None) -> None:
+        """DataError for the first picture that is missing or cannot be decoded; all are tried."""
+
+        def fault(row: int) -> str | None:
+            image = self._decoded(row)
+            return image if isinstance(image, str) else None
+
+        refuse(self.where, first_broken(len(self), fault, self.table.digest, cache_dir))
+
+    def _decoded(self, row: int) -> Image.Image | str:
+        """The picture, or what is wrong with it."""
+        stored = self.table[row][0]
+        data = stored["bytes"] if isinstance(stored, dict) else stored
+        name = stored.get("path") if isinstance(stored, dict) else None
+        called = f"row {row}" + (f" ({name})" if name else "")
+        if not data:
+            return f"{called} names a file but holds no image; store the images' bytes"
+        try:
+            return decode(data)
+        except ValueError as error:
+            return f"the image of {called} cannot be decoded: {error}"
 
 
 class ImageSource:
@@ -142,10 +148,12 @@ class ImageSource:
         table = open_table(files, (image, label), self.cache_dir)
         where = f"{split} of {self.data}"
         self._check_rows(table, split)
-        classes = self.classes or _classes(table, label, class_names(schema).get(label), where)
+        named = class_names(schema).get(label)
+        classes = self.classes or _classes(table, label, named, where)
         if self.known and len(classes) != self.known.classes:
             raise DataError(f"{where}: {len(classes)} classes found, {self.known.classes} expected")
-        return Images(table, _numbers(table.column(label), classes, where), classes, where)
+        numbers = _numbers(table.column(label), classes, named, where)
+        return Images(table, numbers, classes, where)
 
     def _files(self, split: str) -> list[Path]:
         if split not in self.splits():
@@ -225,21 +233,36 @@ def _classes(table: Table, label: str, names: list[str] | None, where: str) -> l
     raise DataError(f"{where}: column {label} holds {column.type}; numbers or texts are needed")
 
 
-def _numbers(column: pa.ChunkedArray, classes: list[str], where: str) -> np.ndarray:
-    """(rows,) int64 class numbers."""
+def _numbers(
+    column: pa.ChunkedArray, classes: list[str], named: list[str] | None, where: str
+) -> np.ndarray:
+    """(rows,) int64 class numbers. named: what the file itself calls its numbers; they are mapped
+    to `classes` by name, whatever their order."""
     if "string" in str(column.type):
         number = {name: index for index, name in enumerate(classes)}
         if unknown := sorted(set(column.unique().to_pylist()) - set(number)):
             raise DataError(
                 f"{where}: label '{unknown[0]}' is not among the {len(classes)} classes of the "
-                "train split"
+                f"train split: {some(classes)}"
             )
         return np.array([number[name] for name in column.to_pylist()], dtype=np.int64)
     labels = column.to_numpy().astype(np.int64)
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    count = len(classes if named is None else named)
+    wrong = np.flatnonzero((labels < 0) | (labels >= count))
     if len(wrong):
         row = int(wrong[0])
+        raise DataError(f"{where}: row {row} has label {labels[row]}, outside 0 to {count - 1}")
+    if named is None or named == classes:
+        return labels
+    return np.array(_order(named, classes, where), dtype=np.int64)[labels]
+
+
+def _order(named: list[str], classes: list[str], where: str) -> list[int]:
+    """The number in `classes` of each name of `named`."""
+    number = {name: index for index, name in enumerate(classes)}
+    if len(set(named)) < len(named) or set(named) - set(number):
         raise DataError(
-            f"{where}: row {row} has label {labels[row]}, outside 0 to {len(classes) - 1}"
+            f"{where}: its classes are called {some(named)}, those of the train split "
+            f"{some(classes)}: give both the same names"
         )
-    return labels
+    return [number[name] for name in named]

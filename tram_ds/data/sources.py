@@ -57,7 +57,7 @@ class FolderSource:
             raise DataError(
                 f"data folder {self.root} has no domain: expected "
                 f"{self.root}/<domain>/{{train,valid,test}}.txt, "
-                f"found {_some(sorted(p.name for p in self.root.iterdir()))}"
+                f"found {some(sorted(p.name for p in self.root.iterdir()))}"
             )
 
     def domains(self) -> list[str]:
@@ -132,7 +132,7 @@ def unknown_domain(domain: str, domains: Iterable[str], where: str) -> DataError
     lowered = {name.lower(): name for name in domains}
     near = difflib.get_close_matches(domain.lower(), lowered, n=1, cutoff=0.5)
     hint = f" (did you mean '{lowered[near[0]]}'?)" if near else ""
-    return DataError(f"unknown domain '{domain}' in {where}{hint}; it has {_some(domains)}")
+    return DataError(f"unknown domain '{domain}' in {where}{hint}; it has {some(domains)}")
 
 
 def corpus_digest(source: Source, parts: Iterable[tuple[str, str]]) -> str:
@@ -155,6 +155,7 @@ def _file_digest(path: str, size: int, modified_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _some(names: list[str], limit: int = 40) -> str:
+def some(names: list[str], limit: int = 40) -> str:
+    """The names for a message, at most `limit` of them."""
     shown = ", ".join(names[:limit]) or "nothing"
     return shown + (f", ... ({len(names)} in all)" if len(names) > limit else "")

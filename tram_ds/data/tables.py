@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tram_ds.data.digests import file_digest
 from tram_ds.runtime.errors import DataError
 
 VERSION = 1  # raise it when the conversion changes: it is part of the cache key
+PART = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")  # as the hub names shards
 BATCH = 256  # rows converted at once: bounds the memory
 
 
@@ -47,8 +49,10 @@ class Table(Sequence[tuple[Any, ...]]):
 
 
 def find_parquet(folder: Path, split: str) -> list[Path]:
-    """`<split>*.parquet` in a folder, sorted."""
-    return sorted(path for path in folder.glob(f"{split}*.parquet") if path.is_file())
+    """`<split>*.parquet` in a folder, sorted. DataError for parts `-of-N` that are not whole."""
+    files = sorted(path for path in folder.glob(f"{split}*.parquet") if path.is_file())
+    check_whole(files)
+    return files
 
 
 def open_table(
@@ -65,6 +69,7 @@ def open_table(
             raise DataError(
                 f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}"
             )
+    _check_names(files, schemas, columns)
     wanted = pa.schema([schemas[0].field(name) for name in columns])
     digest = digest_of(VERSION, *columns, *(file_digest(path, cache_dir) for path in files))
     target = cache_root(cache_dir) / "tables" / digest
@@ -106,9 +111,51 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
             for name, feature in features.items()
             if feature.get("_type") == "ClassLabel"
         }
-        return {name: [str(n) for n in feature["names"]] for name, feature in labels.items()}
+        return {name: _names(feature["names"]) for name, feature in labels.items()}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def _names(names: Any) -> list[str]:
+    """In the order of their numbers: a list, or number -> name."""
+    if isinstance(names, dict):
+        return [str(names[key]) for key in sorted(names, key=int)]
+    return [str(name) for name in names]
+
+
+def _check_names(files: Sequence[Path], schemas: Sequence[pa.Schema], columns: Any) -> None:
+    """DataError where two files number the classes of a column differently."""
+    for column in columns:
+        named = [
+            (path, names)
+            for path, schema in zip(files, schemas, strict=True)
+            if (names := class_names(schema).get(column)) is not None
+        ]
+        for path, names in named[1:]:
+            if names != named[0][1]:
+                raise DataError(
+                    f"the classes of {column} are called {', '.join(names)} in {path} but "
+                    f"{', '.join(named[0][1])} in {named[0][0]}: number them alike in all files"
+                )
+
+
+def check_whole(files: Sequence[Path]) -> None:
+    """DataError for parts named `...-00000-of-00003...` that lack some, or are of two sets."""
+    parts = [(path, PART.search(path.name)) for path in files]
+    totals = {int(found["total"]) for _, found in parts if found}
+    if not totals:
+        return
+    folder = files[0].parent
+    if len(totals) > 1 or not all(found for _, found in parts):
+        names = ", ".join(path.name for path in files)
+        raise DataError(f"{folder} holds more than one set of parts: {names}; keep one whole set")
+    total = totals.pop()
+    numbers = [int(found["number"]) for _, found in parts if found]
+    missing = sorted(set(range(total)) - set(numbers))
+    if missing or len(numbers) != total:
+        here = ", ".join(path.name for path in files)
+        lacks = f"lacks part {', '.join(map(str, missing))}" if missing else "has a part twice"
+        raise DataError(f"{folder} {lacks} of {total} (there are {here}): get the whole set")
 
 
 def _copy(path: Path, wanted: pa.Schema, writer: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tram_ds.data.hub import hub_files
 from tram_ds.data.sources import check_domain_name, refuse_revision, unknown_domain
-from tram_ds.data.tables import Table, find_parquet, open_table
+from tram_ds.data.tables import Table, check_whole, find_parquet, open_table
 from tram_ds.runtime.errors import DataError
 
 HUB_IDS = ("facebook/xnli", "xnli")
@@ -107,7 +107,9 @@ class Pairs:
         if self.root is not None:
             return find_parquet(self.root / language, split)
         instead = f"set task.data to a folder that holds {LAYOUT}"
-        return hub_files(HUB_IDS[0], f"{language}/{split}-*.parquet", self.revision, instead)
+        files = hub_files(HUB_IDS[0], f"{language}/{split}-*.parquet", self.revision, instead)
+        check_whole(files)
+        return files
 
 
 def open_pairs(data: str, cache_dir: str | os.PathLike[str] | None, revision: str | None) -> Pairs:

@@ -107,7 +107,9 @@ class Judge:
             run_folder.replace_export(partial, self.run_dir / "export")
         results = {
             "train_domains": list(self.task.train_domains),
-            "selected": self._best() if best else {"step": self.engine.steps},
+            "selected": self._selected(best),
+            # what the numbers depend on beyond the recipe
+            "task": self.task.said() if hasattr(self.task, "said") else {},
             "scores": scores,
             "zero_shot_average": {
                 split: self._averages(domains) for split, domains in scores.items()
@@ -116,6 +118,15 @@ class Judge:
         }
         self._write("results.json", results)
         return results
+
+    def _selected(self, best: bool) -> dict[str, Any]:
+        last = {"step": self.engine.steps}
+        if best or self.recipe.eval.select != "best":
+            return self._best() if best else last
+        why = "no validation loss was finite: these are the last weights, not the best"
+        if self.engine.rank == 0:
+            print(f"eval.select = best: {why}")
+        return {**last, "why": why}
 
     def _averages(self, domains: dict[str, dict[str, float]]) -> dict[str, float | None]:
         metrics = next(iter(domains.values()))

@@ -30,7 +30,7 @@ from tram_ds.recipe.sections import (
     refusal,
 )
 
-__all__ = ["Recipe", "RecipeError", "accumulation", "dump", "load", "smoke"]
+__all__ = ["Recipe", "RecipeError", "accumulation", "check_length", "dump", "load", "smoke"]
 
 RUN_DIR_FIELDS = ("recipe", "algorithm", "seed")
 
@@ -71,6 +71,24 @@ class Recipe(Section):
             )
         )
 
+    def too_long(self, steps: int, said: str) -> list[tuple[str, str]]:
+        """(key, what is wrong) of what a run of so many steps never reaches. said: its length."""
+        found = []
+        start, every = self.algorithm.penalty_start, self.eval.every_steps
+        if self.schedule.warmup_steps > steps:
+            text = f"longer than the run ({said}): optimizer.lr is never reached"
+            found.append(("schedule.warmup_steps", text))
+        if start and start >= steps:
+            text = f"not before the end of the run ({said}): the penalty never starts"
+            found.append(("algorithm.penalty_start", text))
+        if self.eval.select == "best" and every is not None and every > steps:
+            text = (
+                f"longer than the run ({said}): eval.select = best has nothing to choose by; set "
+                "it to the run's length or less, or eval.select to final"
+            )
+            found.append(("eval.every_steps", text))
+        return found
+
     @model_validator(mode="after")
     def _names_are_folders(self) -> Recipe:
         plain = all(c.isprintable() and c not in "/\\:" for c in self.name)
@@ -103,18 +121,8 @@ class Recipe(Section):
                 "tokens: use l2"
             )
             problems.append(("algorithm.distance", text))
-        if steps is not None and self.schedule.warmup_steps > steps:
-            text = f"longer than the run (train.steps = {steps}): optimizer.lr is never reached"
-            problems.append(("schedule.warmup_steps", text))
-        if (
-            steps is not None
-            and self.algorithm.penalty_start
-            and self.algorithm.penalty_start >= steps
-        ):
-            text = (
-                f"not before the end of the run (train.steps = {steps}): the penalty never starts"
-            )
-            problems.append(("algorithm.penalty_start", text))
+        if steps is not None:
+            problems += self.too_long(steps, f"train.steps = {steps}")
         if self.schedule.end_lr > self.optimizer.lr:
             problems.append(
                 (
@@ -125,6 +133,16 @@ class Recipe(Section):
         if problems:
             raise refusal(*problems)
         return self
+
+
+def check_length(recipe: Recipe, steps: int) -> None:
+    """RecipeError for what does not fit into a run of so many steps: for train.epochs, once the
+    rows are counted."""
+    epochs = recipe.train.epochs
+    said = f"train.epochs = {epochs} is {steps} step{'s' * (steps != 1)}"
+    if problems := recipe.too_long(steps, said):
+        lines = (f"recipe {recipe.name}: {key}: {text}" for key, text in problems)
+        raise RecipeError("\n".join(lines))
 
 
 def load(name_or_path: str, overrides: Sequence[str] = (), smoke: bool = False) -> Recipe:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
@@ -22,6 +21,7 @@ from tram_ds.data.sources import unknown_domain
 from tram_ds.data.tables import Table
 from tram_ds.data.tokenize import vocabulary_size
 from tram_ds.data.xnli import LABELS, Pairs, open_pairs
+from tram_ds.models.label_names import numbers_by_name, set_label_names
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
 from tram_ds.runtime.errors import DataError
@@ -72,7 +72,10 @@ class Entailment:
         self.pairs, self.train_domains, self.eval_domains = pairs, train_languages, eval_languages
         self.opened: dict[tuple[str, str], Table] = {}
         self.tokenizer = self._tokenizer()
-        self._check_config(load_config(self.model_section, **self._config_values()))
+        config = load_config(self.model_section, **self._config_values())
+        self._check_config(config)
+        path = self.model_section.path
+        self.numbers = numbers_by_name(path, config, LABELS, f"task.data {self.settings.data}")
         if training:
             self.train_rows()
         if training and recipe.eval.every_steps:
@@ -81,7 +84,8 @@ class Entailment:
             self.eval_sets(split)
 
     def model(self) -> nn.Module:
-        """With a new head of three labels, in the order of XNLI, unless `model.path` has one."""
+        """With a new head of three labels, in the order of XNLI, unless `model.path` has one: that
+        keeps its own order, known by the names in its config."""
         model: Any = load_model(
             AutoModelForSequenceClassification,
             self.model_section,
@@ -89,8 +93,7 @@ class Entailment:
             new_head=True,
             **self._config_values(),
         )
-        model.config.id2label = dict(enumerate(LABELS))
-        model.config.label2id = {name: number for number, name in enumerate(LABELS)}
+        set_label_names(model.config, LABELS, self.numbers)
         return model
 
     def train_rows(self) -> Sequence[tuple[str, str, int]]:
@@ -109,7 +112,7 @@ class Entailment:
 
     def collate(self, rows: Sequence[tuple[str, str, int]]) -> Batch:
         """What the tokeniser makes of the pairs, cut to `seq_len` and padded to the longest; labels
-        (B,)."""
+        (B,), as the model numbers them."""
         premises, hypotheses, labels = zip(*rows, strict=True)
         encoded = self.tokenizer(
             list(premises),
@@ -120,7 +123,7 @@ class Entailment:
             return_tensors="pt",
             verbose=False,
         )
-        return {**encoded, "labels": torch.tensor(labels)}
+        return {**encoded, "labels": self.numbers[list(labels)]}
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         inputs = {key: value for key, value in batch.items() if key != "labels"}

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from transformers import AutoModelForImageClassification
 
 from tram_ds.data.cache import digest_of
 from tram_ds.data.images import Images, ImageSource
+from tram_ds.models.label_names import numbers_by_name, set_label_names
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import (
     load_config,
@@ -34,12 +34,14 @@ IMAGE_SIZE = 32  # of a fresh model that does not say
 
 def build(recipe: Any, training: bool = True) -> ImageClassification:
     """The task of a recipe. Data, processor and model config are checked (DataError) before any
-    weight is read."""
-    del training  # the names of the classes come from the train split either way
+    weight is read.
+
+    training: every picture of every split is tried; False where only evaluation follows: those
+    scored (the train split is opened for the names of the classes).
+    """
     task = recipe.task
-    return ImageClassification(
-        recipe, ImageSource(task.data, task.cache_dir, getattr(task, "revision", None))
-    )
+    source = ImageSource(task.data, task.cache_dir, getattr(task, "revision", None))
+    return ImageClassification(recipe, source, training)
 
 
 class ImageClassification:
@@ -49,12 +51,15 @@ class ImageClassification:
     classification = True
     metric = "accuracy"
 
-    def __init__(self, recipe: Any, source: ImageSource) -> None:
+    def __init__(self, recipe: Any, source: ImageSource, training: bool = True) -> None:
         self.model_section, self.seed, self.source = recipe.model, recipe.train.seed, source
         self.train_domains = self.eval_domains = [source.name]
         self._check_names(recipe.task)
         self.opened: dict[str, Images] = {}
+        self.cache_dir = recipe.task.cache_dir
         config = load_config(self.model_section, **self._config_values())
+        path = self.model_section.path
+        self.numbers = numbers_by_name(path, config, source.classes, f"task.data {source.data}")
         self.processor = self._processor(config)
         self._check_config(config)
         self.train_rows()
@@ -62,6 +67,8 @@ class ImageClassification:
             self.eval_sets("validation")
         for split in recipe.eval.splits:
             self.eval_sets(split)
+        for split in source.splits() if training else recipe.eval.splits:
+            self._open(split).check(self.cache_dir)
 
     def model(self) -> nn.Module:
         """With a new head of the data set's classes, unless `model.path` has one of that size."""
@@ -73,8 +80,7 @@ class ImageClassification:
             new_head=True,
             **values,
         )
-        model.config.id2label = dict(enumerate(self.source.classes))
-        model.config.label2id = {name: number for number, name in enumerate(self.source.classes)}
+        set_label_names(model.config, self.source.classes, self.numbers)
         return model
 
     def train_rows(self) -> Sequence[tuple[Image.Image, int]]:
@@ -95,10 +101,10 @@ class ImageClassification:
         return {self.source.name: self._open(split)}
 
     def collate(self, rows: Sequence[tuple[Image.Image, int]]) -> Batch:
-        """pixel_values (B, 3, H, W) float32 and labels (B,)."""
+        """pixel_values (B, 3, H, W) float32 and labels (B,), as the model numbers them."""
         images, labels = zip(*rows, strict=True)
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels, "labels": torch.tensor(labels)}
+        return {"pixel_values": pixels, "labels": self.numbers[list(labels)]}
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         logits = model(pixel_values=batch["pixel_values"]).logits  # (B, C)
