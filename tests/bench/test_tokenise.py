@@ -16,7 +16,7 @@ import json, resource, sys, tarfile, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tram_ds.data.bpe import train_tokenizer
-from tram_ds.data.sources import open_source
+from tram_ds.data.choose import open_source
 from tram_ds.data.tokenize import tokenize
 
 folder, megabytes = Path(sys.argv[2]), int(sys.argv[3])

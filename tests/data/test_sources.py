@@ -35,7 +35,7 @@ def test_bytes_cut_inside_a_character_are_replaced_at_any_chunk_border(root):
     text = "é" * CHUNK
     (root / "math" / "train.txt").write_bytes(text.encode() + "é".encode()[:1])
     chunks = list(FolderSource(root).read("math", "train"))
-    assert "".join(chunks) == text + "\ufffd" and len(chunks) == 2
+    assert "".join(chunks) == text + "\ufffd" and len(chunks) > 1
 
 
 def test_digest_follows_the_content(root):

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 from tram_ds.data.bpe import train_tokenizer
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.models.pretrained import load_model
 from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
 from tram_ds.runtime.errors import DataError
-from tram_ds.tasks.language_modeling import build
+from tram_ds.tasks.language_modeling import build, resolved_bos
 
 TINY = {"architecture": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2}
 
@@ -99,8 +100,7 @@ def direct_losses(model, tokens, seq_len):
 
 
 def tokens_of(task, root, domain, split="test"):
-    lines = (root / domain / f"{split}.txt").read_text().splitlines(keepends=True)
-    return [token for line in lines for token in task.tokenizer(line)["input_ids"]]
+    return task.tokenizer((root / domain / f"{split}.txt").read_text())["input_ids"]
 
 
 def test_perplexity_is_the_direct_one_at_any_batch_size(task, root):
@@ -346,3 +346,30 @@ def test_real_domains_train_on_a_folder(recipe_for):
     scores = evaluate(task.model(), task, {"math": sets["math"][:20]}, batch_size=8)
     # nothing learned yet
     assert scores["math"]["perplexity"] == pytest.approx(task.model().config.vocab_size, rel=0.3)
+
+
+def test_bos_goes_where_it_is_asked_for(recipe_for, root):
+    """Blocks of 16 of tokens t: [BOS, t0 .. t14], [BOS, t15 ..]; or [BOS, t0 .. t14], [t15 ..]."""
+    rows = {}
+    for bos in ("auto", "none", "block", "document"):
+        task = build(recipe_for(bos=bos))
+        rows[bos] = [row.tolist() for row in task.eval_sets("test")["math"]]
+    t, begin = tokens_of(task, root, "math"), task.tokenizer.bos_token_id
+    assert rows["none"] == [t[i : i + 16] for i in range(0, len(t) - 1, 16)]
+    assert rows["auto"] == rows["none"]  # this tokenizer begins nothing by itself
+    assert rows["block"] == [[begin, *t[i : i + 15]] for i in range(0, len(t), 15)]
+    whole = [begin, *t]
+    assert rows["document"] == [whole[i : i + 16] for i in range(0, len(whole) - 1, 16)]
+
+
+def test_auto_follows_a_tokenizer_that_begins_every_text(task):
+    tokenizer = copy.deepcopy(task.tokenizer)
+    assert resolved_bos("auto", tokenizer) == "none"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, 0)]
+    )
+    assert resolved_bos("auto", tokenizer) == "block"
+    assert resolved_bos("none", tokenizer) == "none"
+    tokenizer.bos_token = None
+    with pytest.raises(DataError, match=r"task\.bos block: .*no beginning-of-text token"):
+        resolved_bos("block", tokenizer)

@@ -9,7 +9,6 @@ become U+FFFD.
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import hashlib
 import io
@@ -18,7 +17,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,9 +32,9 @@ from tram_ds.data.sources import (
     check_domain_name,
     unknown_domain,
 )
+from tram_ds.data.text import decoded
 from tram_ds.runtime.errors import DataError
 
-UTF8 = codecs.getincrementaldecoder("utf-8")
 # m2d2_test_sets/<config>/test.txt, from the data set's own repository
 TEST_SETS = "m2d2_test_sets.tar.gz"
 # the paper's split -> its abbreviation -> the data set's config, spelled as there; the first is
@@ -229,10 +228,8 @@ def _chunks(archive: Path, wanted: str) -> Iterator[str]:
     with _stream(archive) as (tar, _):
         for member in tar:
             if member.name == wanted and (file := tar.extractfile(member)):
-                decoder = io.IncrementalNewlineDecoder(UTF8(errors="replace"), translate=True)
-                while data := file.read(CHUNK):
-                    yield decoder.decode(data)
-                yield decoder.decode(b"", final=True)
+                data = iter(partial(file.read, CHUNK), b"")
+                yield from filter(None, decoded(data, f"{wanted} in {archive}"))
                 return
 
 

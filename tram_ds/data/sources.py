@@ -13,11 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from tram_ds.data.text import decoded
 from tram_ds.runtime.errors import DataError
 
 # split -> its file names
 SPLITS = {"train": ("train",), "valid": ("valid", "validation", "eval"), "test": ("test",)}
-CHUNK = 1 << 20  # characters per chunk
+CHUNK = 1 << 20  # bytes per chunk
 HUB_ID = "machelreid/m2d2"  # the one data set of text domains on the hub
 
 
@@ -45,8 +46,8 @@ class Source(Protocol):
 class FolderSource:
     """`<root>/<domain>/{train,valid,test}.txt`; the valid file may be called validation or eval.
 
-    Bytes that are not UTF-8 (files are often cut at a byte count) become U+FFFD. A domain may have
-    only test.txt.
+    tram_ds.data.text decodes: a trace of bytes that are not UTF-8 (files are often cut at a byte
+    count) becomes U+FFFD. A domain may have only test.txt.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -142,9 +143,8 @@ def corpus_digest(source: Source, parts: Iterable[tuple[str, str]]) -> str:
 
 
 def _chunks(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
+    with path.open("rb") as file:
+        yield from filter(None, decoded(iter(lambda: file.read(CHUNK), b""), str(path)))
 
 
 @lru_cache(maxsize=1024)

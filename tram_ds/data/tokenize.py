@@ -1,11 +1,9 @@
 """Text to tokens on disk, once: a memory-mapped cache keyed by what was read and by what tokenised
 it.
 
-The rule: every line is tokenised on its own, with its trailing newline and without special tokens,
-and the tokens are concatenated. A line longer than LINE characters is cut there. So memory is
-bounded, and the tokens do not depend on how the text was cut into chunks. For tokenisers of the
-GPT-2 kind this equals tokenising the whole text at once where lines have no outer white space and
-no two blank lines follow each other, as in M2D2.
+The rule: a document is the text of one split of one domain, and its tokens are those of the
+tokeniser on the whole document, without special tokens (tram_ds.data.windows), behind the prefix
+asked for.
 """
 
 from __future__ import annotations
@@ -22,11 +20,11 @@ import numpy as np
 
 from tram_ds.data.cache import build_once, cache_root, digest_of
 from tram_ds.data.sources import Source
+from tram_ds.data.windows import token_ids
 from tram_ds.runtime.errors import DataError
 
-VERSION = 1  # raise it when the rule changes: it is part of the cache key
+VERSION = 2  # raise it when the rule changes: it is part of the cache key
 LINE = 1 << 20  # characters
-BATCH = 1 << 19  # characters tokenised per call, at least one line
 
 
 def tokenize(
@@ -36,22 +34,28 @@ def tokenize(
     tokenizer: Any,
     cache_dir: str | os.PathLike[str] | None = None,
     max_tokens: int | None = None,
+    prefix: Sequence[int] = (),
 ) -> np.ndarray:
     """(T,) read-only memory map of the split's token ids, uint16 or uint32; built on first use.
 
-    `max_tokens` stops there: only so much is read, and the result is the beginning of the whole.
+    prefix: ids in front, which count. `max_tokens` stops there: only so much is read, and the
+    result is the beginning of the whole.
     Safe when several processes ask at once and when a builder is killed.
     """
     key = digest_of(
-        VERSION, source.digest(domain, split), tokenizer_digest(tokenizer), max_tokens or "all"
+        VERSION,
+        source.digest(domain, split),
+        tokenizer_digest(tokenizer),
+        max_tokens or "all",
+        *prefix,
     )
     path = cache_root(cache_dir) / "tokens" / f"{domain}-{split}-{key}"
 
     def build(folder: Path) -> None:
         header = write_tokens(
-            folder / "tokens.bin", source.read(domain, split), tokenizer, max_tokens
+            folder / "tokens.bin", source.read(domain, split), tokenizer, max_tokens, prefix
         )
-        if not header["count"]:
+        if header["count"] <= len(prefix):
             raise DataError(f"the {split} split of domain '{domain}' holds no text to tokenise")
         header |= {"domain": domain, "split": split, "version": VERSION}
         (folder / "header.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
@@ -71,18 +75,14 @@ def write_tokens(
     chunks: Iterable[str],
     tokenizer: Any,
     max_tokens: int | None = None,
-    batch_chars: int = BATCH,
+    prefix: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Writes the token ids of the text at `path`; returns {count, dtype, vocab_size, sha256}."""
+    """Writes prefix and token ids of the text at `path`; {count, dtype, vocab_size, sha256}."""
     vocab_size = vocabulary_size(tokenizer)
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
     digest, count = hashlib.sha256(), 0
     with path.open("wb") as file:
-        for batch in _batches(lines(chunks), batch_chars):
-            encoded = tokenizer(
-                batch, add_special_tokens=False, return_attention_mask=False, verbose=False
-            )
-            ids = np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int64)
+        for ids in chain([np.asarray(prefix, dtype=np.int64)], token_ids(chunks, tokenizer)):
             if max_tokens is not None:
                 ids = ids[: max_tokens - count]
             data = ids.astype(dtype).tobytes()
@@ -134,10 +134,13 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 class Blocks(Sequence[np.ndarray]):
-    """Rows of `seq_len` consecutive tokens, (seq_len,) int64 each; see `blocks`."""
+    """Rows of `seq_len` tokens, (seq_len,) int64 each; see `blocks`."""
 
-    def __init__(self, tokens: np.ndarray, seq_len: int, num_rows: int) -> None:
+    def __init__(
+        self, tokens: np.ndarray, seq_len: int, num_rows: int, prefix: Sequence[int] = ()
+    ) -> None:
         self.tokens, self.seq_len, self.num_rows = tokens, seq_len, num_rows
+        self.prefix = np.asarray(prefix, dtype=np.int64)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -147,35 +150,27 @@ class Blocks(Sequence[np.ndarray]):
             return [self[i] for i in range(*index.indices(self.num_rows))]
         if not -self.num_rows <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows}")
-        start = index % self.num_rows * self.seq_len
-        return self.tokens[start : start + self.seq_len].astype(np.int64)
+        step = self.seq_len - len(self.prefix)
+        start = index % self.num_rows * step
+        tokens = self.tokens[start : start + step].astype(np.int64)
+        return np.concatenate([self.prefix, tokens]) if len(self.prefix) else tokens
 
 
-def blocks(tokens: np.ndarray, seq_len: int, keep_partial: bool) -> Blocks:
-    """Cuts tokens (T,) into consecutive rows of `seq_len`.
+def blocks(
+    tokens: np.ndarray, seq_len: int, keep_partial: bool, prefix: Sequence[int] = ()
+) -> Blocks:
+    """Cuts tokens (T,) into consecutive rows of `seq_len`, each behind `prefix`, which counts.
 
     Training drops the shorter last row; evaluation keeps it (`keep_partial`) if it has the 2 tokens
     a prediction needs.
     """
-    full, rest = divmod(len(tokens), seq_len)
-    return Blocks(tokens, seq_len, full + (1 if keep_partial and rest >= 2 else 0))
+    full, rest = divmod(len(tokens), seq_len - len(prefix))
+    partial = keep_partial and rest >= 1 and rest + len(prefix) >= 2
+    return Blocks(tokens, seq_len, full + (1 if partial else 0), prefix)
 
 
 def _cut(text: str, limit: int) -> Iterator[str]:
     return (text[i : i + limit] for i in range(0, len(text), limit))
-
-
-def _batches(pieces: Iterable[str], batch_chars: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece)
-        if size >= batch_chars:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _header(folder: Path) -> dict[str, Any] | None:

@@ -112,6 +112,10 @@ class TaskSection(NamedSection):
     tokenizer: str | None = None
     """Hub id or folder of the tokenizer; null = model.path, or, for model.init, one trained on the
     training text."""
+    bos: Literal["auto", "none", "block", "document"] = "auto"
+    """Where the tokenizer's beginning-of-text token goes: before every block of seq_len (which it
+    counts in), once before a domain's text, or nowhere; auto = block where the tokenizer begins
+    every text with it."""
     m2d2_ref: bool = False
     """Perplexity as M2D2's reference script computes it (slightly biased) instead of the exact mean
     over predicted tokens."""
@@ -125,7 +129,7 @@ class TaskSection(NamedSection):
     def unread(self) -> dict[str, str]:
         text_only = {"seq_len", "tokenizer"} if self.name == "image_classification" else set()
         if self.name in ("entailment", "image_classification"):
-            text_only |= {"m2d2_ref", "max_train_tokens", "max_eval_tokens"}
+            text_only |= {"bos", "m2d2_ref", "max_train_tokens", "max_eval_tokens"}
         return {
             key: f"task.name = {self.name} does not read task.{key}; remove one of the two"
             for key in text_only

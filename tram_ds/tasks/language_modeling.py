@@ -1,8 +1,9 @@
 """Causal language modeling on packed blocks: one training domain, perplexity on many (M2D2's
 protocol).
 
-A row is `seq_len` consecutive tokens of one domain. Every position of a row is valid, and every
-token but the row's first is predicted and counted.
+A row is `seq_len` consecutive tokens of one domain, or, with `task.bos: block`, the token that
+begins a text and one fewer. Every position of a row is valid, and every token but the row's first
+is predicted and counted.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class LanguageModeling:
         self.source, self.train_domains, self.eval_domains = source, train_domains, eval_domains
         self.tokenizer = _tokenizer(self.settings, self.model_section, source)
         self._check_config(load_config(self.model_section, **self._config_defaults()))
+        self.bos = resolved_bos(self.settings.bos, self.tokenizer)
+        self.block_prefix = self._bos_ids("block")
         self.tokens = cache(self._tokens)
         if training:
             self.train_rows()
@@ -159,6 +162,10 @@ class LanguageModeling:
             [(loss.double() * length / (length - 1)).sum(), zero + len(length), zero]
         )
 
+    def said(self) -> dict[str, str]:
+        """What the numbers depend on and the recipe leaves to the tokeniser: `bos`, as resolved."""
+        return {"bos": self.bos}
+
     def data_digest(self) -> str:
         """sha256 (hex) of all the text of this run: the training domains' train, the scored ones'
         valid and test."""
@@ -210,7 +217,7 @@ class LanguageModeling:
 
     def _rows(self, domain: str, split: str, max_tokens: int | None, keep_partial: bool) -> Blocks:
         tokens = self.tokens(domain, split, max_tokens)
-        rows = blocks(tokens, self.settings.seq_len, keep_partial)
+        rows = blocks(tokens, self.settings.seq_len, keep_partial, self.block_prefix)
         if not len(rows):
             needed = (
                 "2 tokens" if keep_partial else f"one block of task.seq_len {self.settings.seq_len}"
@@ -224,8 +231,31 @@ class LanguageModeling:
 
     def _tokens(self, domain: str, split: str, max_tokens: int | None) -> np.ndarray:
         return tokenize(
-            self.source, domain, split, self.tokenizer, self.settings.cache_dir, max_tokens
+            self.source,
+            domain,
+            split,
+            self.tokenizer,
+            self.settings.cache_dir,
+            max_tokens,
+            self._bos_ids("document"),
         )
+
+    def _bos_ids(self, where: str) -> tuple[int, ...]:
+        return (int(self.tokenizer.bos_token_id),) if self.bos == where else ()
+
+
+def resolved_bos(wanted: str, tokenizer: Any) -> str:
+    """Where the beginning-of-text token goes: `none`, `block` or `document`; `auto` is `block` for
+    tokenisers that begin every text with it by themselves. DataError if there is no such token."""
+    bos = tokenizer.bos_token_id
+    if wanted == "auto":
+        begun = tokenizer("a", verbose=False)["input_ids"] if bos is not None else []
+        return "block" if len(begun) > 1 and begun[0] == bos else "none"
+    if wanted != "none" and bos is None:
+        raise DataError(
+            f"task.bos {wanted}: the tokeniser has no beginning-of-text token; set task.bos to none"
+        )
+    return wanted
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:
