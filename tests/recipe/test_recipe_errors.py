@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from tests.made_recipes import MINIMAL, section_models
 from tram_ds.algorithms.table import ALGORITHMS, Options
 from tram_ds.recipe.algorithm import KNOWN, READ_BY, AlgorithmSection
-from tram_ds.recipe.recipe import Recipe, RecipeError, load
+from tram_ds.recipe.recipe import Recipe, RecipeError, check_length, load
 from tram_ds.recipe.sections import Section
 
 # What errors say
@@ -274,6 +274,7 @@ def test_options_are_those_of_the_algorithm_table_with_the_same_defaults():
         (["schedule={name: linear, end_lr: 1.0}"], ["schedule.end_lr", "optimizer.lr"]),
         (["schedule={name: linear, warmup_steps: 11}"], ["schedule.warmup_steps", "train.steps"]),
         (["eval.select=best"], ["eval.select", "eval.every_steps"]),
+        (["eval={select: best, every_steps: 11}"], ["eval.every_steps", "eval.select", "10"]),
         (["engine.config=zero2.json"], ["engine.config", "engine.name"]),
         (
             ["model.compile=true", "engine={name: zero, config: zero3.json}"],
@@ -287,6 +288,21 @@ def test_options_are_those_of_the_algorithm_table_with_the_same_defaults():
 def test_contradictions_name_both_keys(overrides, keys, refusal):
     text = "\n".join(refusal(MINIMAL, *overrides))
     assert all(key in text for key in keys), text
+
+
+@pytest.mark.parametrize(
+    "override, key",
+    [
+        ("schedule={name: linear, warmup_steps: 5}", "schedule.warmup_steps"),
+        ("algorithm={name: mesa, penalty_start: 4}", "algorithm.penalty_start"),
+        ("eval={select: best, every_steps: 5}", "eval.every_steps"),
+    ],
+)
+def test_epochs_are_held_against_the_same_lengths(override, key, recipe_of):
+    recipe = recipe_of(MINIMAL, "train.steps=null", "train.epochs=2", override)
+    with pytest.raises(RecipeError, match=f"{key}: .*train.epochs = 2 is 4 steps"):
+        check_length(recipe, 4)
+    check_length(recipe, 5)
 
 
 @pytest.mark.parametrize("place", ["model.", "task.", "", "model.init."])

@@ -22,7 +22,7 @@ from tram_ds.checkpoint.changes import changed
 from tram_ds.checkpoint.resume import Saver, resume
 from tram_ds.engines import choose as engines
 from tram_ds.evaluation.judge import Judge
-from tram_ds.recipe.recipe import Recipe, accumulation, dump, to_dict
+from tram_ds.recipe.recipe import Recipe, accumulation, check_length, dump, to_dict
 from tram_ds.runtime import run_folder
 from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
 from tram_ds.runtime.files import private_dir, replace_text
@@ -84,6 +84,13 @@ def run(recipe: Recipe, request: Request) -> int:
             print(f"{run_dir} is finished: nothing to do")
         return DONE
     task = tasks.build(recipe)
+    rows = task.train_rows()
+    total = recipe.train.steps or -(
+        -len(rows) * (recipe.train.epochs or 1) // recipe.train.global_batch
+    )
+    check_length(recipe, total)
+    if job.rank == 0 and hasattr(task, "said"):
+        print("".join(f"task.{key}: {value}\n" for key, value in task.said().items()), end="")
     name = engines.choose(recipe.engine.name, job)
     stop, watchdog = StopRequest(), Watchdog(job.rank, recipe.train.timeout + WATCHDOG_GRACE)
     with ExitStack() as stack:
@@ -95,10 +102,6 @@ def run(recipe: Recipe, request: Request) -> int:
         check_run_folder(run_dir, request, job.world_size)  # before the lock, which is a file in it
         lock = stack.enter_context(held(run_dir, job.world_size))
         open_run_folder(run_dir, recipe, request, job)
-        rows = task.train_rows()
-        total = recipe.train.steps or -(
-            -len(rows) * (recipe.train.epochs or 1) // recipe.train.global_batch
-        )
         engine = build_engine(recipe, name, task.model(), job, micros, total)
         options = recipe.algorithm.options()
         row = algorithm(
