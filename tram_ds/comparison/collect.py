@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from tram_ds.comparison.alike import alike
 from tram_ds.comparison.labels import labels
-from tram_ds.comparison.layouts import Layout, own_layout, paper_layout, short, sorted_methods
+from tram_ds.comparison.layouts import Layout, own_layout, paper_layout, sorted_methods
 from tram_ds.comparison.paper import Column, Frame
 from tram_ds.comparison.runs import ANALYSES, CompareError, Run
-from tram_ds.data.m2d2 import ABBREVIATIONS
+from tram_ds.data.m2d2 import ABBREVIATIONS, short_names
 
 # tables of the paper that `auto` recognises
 BY_NAME = ("gpt2xl", "m2d2_s2orc", "m2d2_wiki", "xnli")
@@ -29,7 +30,7 @@ def parts(runs: Sequence[Run], name: str) -> list[tuple[Layout, list[Run]]]:
     """
     if name != "auto":
         layout = _analysed(runs, paper_layout(name)) if name in ANALYSES else paper_layout(name)
-        return [(layout, select(runs, layout))]
+        return _apart([(layout, select(runs, layout))])
     known: dict[str, list[Run]] = defaultdict(list)
     own: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
@@ -43,11 +44,9 @@ def parts(runs: Sequence[Run], name: str) -> list[tuple[Layout, list[Run]]]:
     found = [(paper_layout(name), members) for name, members in known.items()]
     for members in own.values():
         domains = list(
-            dict.fromkeys(domain for run in members for domain in run.values(run.metric))
+            dict.fromkeys(domain for run in members for domain in run.domains(run.metric))
         )
-        trained = (
-            [] if len(members[0].scores) == 1 else [short(d) for d in members[0].train_domains]
-        )
+        trained = [] if len(members[0].scores) == 1 else list(members[0].train_domains)
         vision = (
             not trained and members[0].metric == "accuracy" and set(domains) <= set(images.domains)
         )
@@ -55,7 +54,17 @@ def parts(runs: Sequence[Run], name: str) -> list[tuple[Layout, list[Run]]]:
         found.append(
             (images if vision else own_layout(title, members[0].metric, domains, trained), members)
         )
-    return found
+    return _apart(found)
+
+
+def _apart(found: Sequence[tuple[Layout, list[Run]]]) -> list[tuple[Layout, list[Run]]]:
+    """A table for each way its runs were scored; the title says which."""
+    tables = []
+    for layout, members in found:
+        for told, group in alike(members, columns_are_data=layout.train is None):
+            title = f"{layout.title}; {told}" if told else layout.title
+            tables.append((replace(layout, title=title), group))
+    return tables
 
 
 def _analysed(runs: Sequence[Run], layout: Layout) -> Layout:
@@ -67,12 +76,13 @@ def _analysed(runs: Sequence[Run], layout: Layout) -> Layout:
             f"--table {layout.name}: no run has analysis/{layout.name}.json: run "
             "launch/analyze.py on them first"
         )
-    train = short(there[0].train_domains[0])
-    domains = dict.fromkeys(d for run in there for d in run.values(layout.metric))
-    ordered = (train, *(d for d in domains if d != train))
-    return replace(
-        layout, domains=ordered, train=train, paper=layout.paper if train == layout.train else None
-    )
+    trained = there[0].train_domains[0]
+    domains = dict.fromkeys(d for run in there for d in run.domains(layout.metric))
+    names = short_names([trained, *domains])
+    train = names[trained]
+    ordered = (train, *(names[d] for d in domains if d != trained))
+    own = layout.paper if train == layout.train else None
+    return replace(layout, domains=ordered, train=train, paper=own, names=names)
 
 
 def _known(run: Run) -> Layout | None:
@@ -86,11 +96,9 @@ def _known(run: Run) -> Layout | None:
 
 def select(runs: Sequence[Run], layout: Layout) -> list[Run]:
     """The runs that belong into a table. CompareError if there is none."""
-    chosen = [run for run in runs if _fits(run, layout)]
+    chosen = [run for run in runs if _fits(run, layout, more=True)]
     if not chosen:
-        seen = sorted(
-            {f"{r.metric} trained on {', '.join(map(short, r.train_domains))}" for r in runs}
-        )
+        seen = sorted({f"{r.metric} trained on {', '.join(r.train_domains)}" for r in runs})
         wanted = (
             f"{layout.metric}, trained on {layout.train or 'one of ' + ', '.join(layout.domains)}"
         )
@@ -100,12 +108,13 @@ def select(runs: Sequence[Run], layout: Layout) -> list[Run]:
     return chosen
 
 
-def _fits(run: Run, layout: Layout) -> bool:
+def _fits(run: Run, layout: Layout, more: bool = False) -> bool:
+    """more: may the run have further domains, which the table leaves out?"""
+    trained = [layout.column(d) for d in run.train_domains]
     if layout.metric in ANALYSES:
-        return bool(run.analyses.get(layout.metric)) and layout.train in [
-            short(d) for d in run.train_domains
-        ]
-    if run.metric != layout.metric or not set(run.values(layout.metric)) & set(layout.domains):
+        return bool(run.analyses.get(layout.metric)) and layout.train in trained
+    columns = {layout.column(d) for d in run.scores}
+    if run.metric != layout.metric or not columns & set(layout.domains):
         return False
     if layout.train is None:
         return len(run.scores) == 1
@@ -114,9 +123,7 @@ def _fits(run: Run, layout: Layout) -> bool:
         return False
     if layout.name == "distance" and run.recipe["algorithm"]["name"] != "tram_x":
         return False
-    return set(run.values(layout.metric)) <= set(layout.domains) and layout.train in [
-        short(d) for d in run.train_domains
-    ]
+    return (more or columns <= set(layout.domains)) and layout.train in trained
 
 
 @dataclass(frozen=True)
@@ -163,14 +170,14 @@ def gather(runs: Sequence[Run], layout: Layout) -> Table:
     rows: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     kept: dict[tuple[str, int, tuple[str, ...]], Run] = {}
     for run, method in sorted(zip(runs, names, strict=True), key=lambda pair: pair[0].order):
-        key = (method, run.seed, tuple(run.values(layout.metric)) if layout.train is None else ())
+        key = (method, run.seed, tuple(run.domains(layout.metric)) if layout.train is None else ())
         if key in kept:
             notes.append(
                 f"{method}, seed {run.seed}: {kept[key].where} is older than {run.where} and left "
                 "out"
             )
         kept[key] = run
-        rows[method, run.seed] |= run.values(layout.metric)
+        rows[method, run.seed] |= run.values(layout.metric, layout.column)
     by_method: dict[str, list[Run]] = defaultdict(list)
     for (method, _, _), run in kept.items():
         by_method[method].append(run)
@@ -190,7 +197,7 @@ def _before(
     """(the pre-trained model's scores, a note): None where no run measured them, or where the runs
     began differently."""
     before = pd.DataFrame(
-        [run.values(layout.metric, run.initial) for run in runs if run.initial]
+        [run.values(layout.metric, layout.column, run.initial) for run in runs if run.initial]
     ).reindex(columns=columns)
     if before.empty or layout.metric in ANALYSES:
         return None, []

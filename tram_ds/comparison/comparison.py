@@ -81,9 +81,8 @@ def _section(table: Table, baseline: str | None, alpha: float) -> Section:
 
 
 def _correlated(means: Frame, layout: Layout) -> tuple[list[Block], list[Drawing]]:
-    if not correlation.compared(list(means.index)) or not set(means.columns) & set(
-        layout.zero_shot
-    ):
+    outside = set(means.columns) & set(layout.zero_shot)
+    if layout.train not in means or not correlation.compared(list(means.index)) or not outside:
         return [], []
     panels = correlation.panels(means, layout)
     blocks = [views.correlations(means, layout)]

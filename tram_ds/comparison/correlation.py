@@ -92,7 +92,7 @@ def panels(means: Frame, layout: Layout, most: int = 3) -> list[Panel]:
 
     The group of S2ORC is the paper's STEM; elsewhere it is every domain with rho > 0.
     """
-    rho = table(means, layout)["rho"].reindex(list(layout.zero_shot))
+    rho = table(means, layout)["rho"].reindex([d for d in layout.zero_shot if d in means])
     against = list(rho[rho < 0].sort_values().index)
     together = list(STEM) if set(STEM) <= set(rho.index) else list(rho[rho > 0].index)
     groups = [

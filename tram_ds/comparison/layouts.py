@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tram_ds.comparison import paper
 from tram_ds.comparison.paper import Frame
-from tram_ds.data.m2d2 import ABBREVIATIONS
+from tram_ds.data.m2d2 import PAPER, short_names
 
 Test = Literal["ks", "wilcoxon"]
 TABLES = tuple(paper.TITLES)
+SPLITS = {"m2d2_s2orc": "s2orc", "gpt2xl": "s2orc", "m2d2_wiki": "wiki"}  # table -> M2D2's split
 METRICS = {
     "xnli": "accuracy",
     "vision": "accuracy",
@@ -50,7 +51,8 @@ class Layout:
     train: the column trained on; None where every column is a task of its own (images). domains:
     all columns, train
     first. test: what the paper compares methods with. paper: its numbers. digits: decimals printed.
-    also_trained: further columns that are not zero-shot.
+    also_trained: further columns that are not zero-shot. names: domain -> its column, where that is
+    not its name.
     """
 
     name: str
@@ -62,6 +64,11 @@ class Layout:
     paper: Frame | None = None
     digits: int = 1
     also_trained: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def column(self, domain: str) -> str:
+        """The column of a domain."""
+        return self.names.get(domain, domain)
 
     @property
     def zero_shot(self) -> tuple[str, ...]:
@@ -91,13 +98,16 @@ def paper_layout(name: str) -> Layout:
     digits = 2 if name in ("vision", "sharpness", "cka") else 1
     train = None if name == "vision" else domains[0]
     test: Test = "ks" if metric == "perplexity" else "wilcoxon"
-    return Layout(name, paper.TITLES[name], metric, domains, train, test, numbers, digits)
+    names = {config: short.lower() for short, config in PAPER.get(SPLITS.get(name, ""), {}).items()}
+    title = paper.TITLES[name]
+    return Layout(name, title, metric, domains, train, test, numbers, digits, names=names)
 
 
 def own_layout(title: str, metric: str, domains: Sequence[str], trained: Sequence[str]) -> Layout:
     """The table of runs the paper has none for. Where every domain was trained on, the summary is
     their plain average."""
-    trained = [d for d in trained if d in domains]
+    names = short_names(domains)
+    domains, trained = list(names.values()), [names[d] for d in trained if d in names]
     trained = trained if len(trained) < len(domains) else []
     ordered = (*trained, *(d for d in domains if d not in trained))
     percent = " (%)" if metric == "accuracy" else ""
@@ -105,13 +115,16 @@ def own_layout(title: str, metric: str, domains: Sequence[str], trained: Sequenc
     test: Test = "ks" if metric == "perplexity" else "wilcoxon"
     train = trained[0] if trained else None
     return Layout(
-        "auto", what, metric, ordered, train, test, digits=2, also_trained=tuple(trained[1:])
+        "auto",
+        what,
+        metric,
+        ordered,
+        train,
+        test,
+        digits=2,
+        also_trained=tuple(trained[1:]),
+        names=names,
     )
-
-
-def short(domain: str) -> str:
-    """The paper's abbreviation of an M2D2 domain, in small letters; any other name as it is."""
-    return ABBREVIATIONS[domain].lower() if domain in ABBREVIATIONS else domain
 
 
 def sorted_methods(names: Sequence[str]) -> list[str]:

@@ -7,14 +7,13 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tram_ds.comparison.layouts import short
 from tram_ds.runtime.jsonl import decode
 from tram_ds.tracking.metrics_log import FILE_NAME as METRICS_FILE
 
@@ -82,17 +81,30 @@ class Run:
     def metric(self) -> str:
         return "accuracy" if "accuracy" in next(iter(self.scores.values())) else "perplexity"
 
-    def values(self, metric: str, scores: Scores | None = None) -> dict[str, float]:
-        """domain, by its short name -> the score, accuracies in percent; a missing number is
-        NaN."""
+    def domains(self, metric: str) -> list[str]:
+        """What the run was scored, or analysed, on."""
+        return list(self.analyses.get(metric, {}) if metric in ANALYSES else self.scores)
+
+    def values(
+        self, metric: str, column: Callable[[str], str] = str, scores: Scores | None = None
+    ) -> dict[str, float]:
+        """column of the domain -> the score, accuracies in percent; a missing number is NaN.
+        CompareError where two domains would be one column."""
         if metric in ANALYSES:
-            return {short(d): float(v) for d, v in self.analyses.get(metric, {}).items()}
-        factor = 100.0 if metric == "accuracy" else 1.0
-        found = self.scores if scores is None else scores
-        return {
-            short(d): math.nan if m.get(metric) is None else factor * float(m[metric])
-            for d, m in found.items()
-        }
+            found = {d: float(v) for d, v in self.analyses.get(metric, {}).items()}
+        else:
+            factor = 100.0 if metric == "accuracy" else 1.0
+            found = {
+                d: math.nan if m.get(metric) is None else factor * float(m[metric])
+                for d, m in (self.scores if scores is None else scores).items()
+            }
+        named = {column(domain): value for domain, value in found.items()}
+        if len(named) < len(found):
+            raise CompareError(
+                f"{self.where}: two of its domains would be one column of this table: "
+                f"{', '.join(found)}; compare it without --table"
+            )
+        return named
 
 
 def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run], list[str]]:

@@ -89,7 +89,7 @@ def printed(layout: Layout, columns: Sequence[str] | None = None) -> Block:
     for method, values in layout.paper[shown].iterrows():
         cells = [number(float(v), layout.digits) for v in values]
         if around is not None:
-            widths = around.loc[str(method), shown].tolist()
+            widths = around.loc[str(method)].reindex(shown).tolist()
             cells = [
                 with_spread(cell, width, layout.digits)
                 for cell, width in zip(cells, widths, strict=True)

@@ -15,6 +15,7 @@ import io
 import os
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -68,6 +69,17 @@ PAPER = {
     },
 }
 ABBREVIATIONS = {config: short for table in PAPER.values() for short, config in table.items()}
+
+
+def short_names(domains: Iterable[str]) -> dict[str, str]:
+    """Domain -> the paper's abbreviation in small letters, or its own name: no two are the same.
+
+    MATH and PHIL stand for a domain of either split: where both are there, each keeps its name.
+    """
+    domains = list(dict.fromkeys(domains))
+    short = {name: ABBREVIATIONS[name].lower() for name in domains if name in ABBREVIATIONS}
+    taken = Counter([*short.values(), *(name for name in domains if name not in short)])
+    return {name: s if (s := short.get(name, name)) and taken[s] == 1 else name for name in domains}
 
 
 def hub_source(

@@ -25,7 +25,7 @@ from tram_ds.checkpoint import tensors as checkpoint_tensors
 from tram_ds.checkpoint.files import MANIFEST
 from tram_ds.checkpoint.state import buffers
 from tram_ds.checkpoint.tensors import Flat
-from tram_ds.data.m2d2 import ABBREVIATIONS
+from tram_ds.data.m2d2 import ABBREVIATIONS, short_names
 from tram_ds.engines.layout import parameter_names
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.recipe.recipe import Recipe
@@ -122,8 +122,10 @@ def table(report: Mapping[str, Any]) -> str:
     paper's names)."""
     metric = report["metric"]
     domains = list(report["models"][0]["scores"])
+    names = short_names(domains)
     heads = [
-        str(ABBREVIATIONS.get(name, name)) + "*" * (name in report["train_domains"])
+        (names[name].upper() if name in ABBREVIATIONS and names[name] != name else name)
+        + "*" * (name in report["train_domains"])
         for name in domains
     ]
     rows = [["model", *heads, "zero-shot"]]

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from tram_ds.data.m2d2 import ABBREVIATIONS
+from tram_ds.data.m2d2 import short_names
 from tram_ds.engines import choose as engines
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards, Span
@@ -361,9 +361,10 @@ def table(report: Mapping[str, Any]) -> Table:
         domain: [_value(found, name) for name in there]
         for domain, found in report["domains"].items()
     }
+    names = short_names(values)
     for domain, cells in values.items():
         mark = "*" if domain in report["train_domains"] else ""
-        shown.add_row(f"{ABBREVIATIONS.get(domain, domain)}{mark}", *map(_text, cells))
+        shown.add_row(f"{names[domain]}{mark}", *map(_text, cells))
     others = [cells for domain, cells in values.items() if domain not in report["train_domains"]]
     if others:
         shown.add_section()
