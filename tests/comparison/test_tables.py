@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,9 @@ def test_equal_scores_are_not_marked_and_ties_are_both_best(tmp_path: Path) -> N
 def test_spreads_are_those_of_statistics(known: Path) -> None:
     std, interval = tables.spread(table(known))
     assert text(std, "adam", "zs_avg") == "1.41"
-    low, high = stats.t.interval(0.95, 1, loc=31, scale=stats.sem([30, 32]))
-    assert dict(interval.rows)["adam"][3].value == pytest.approx((high - low) / 2)
+    logs = [math.log(30), math.log(32)]
+    low, high = stats.t.interval(0.95, 1, loc=sum(logs) / 2, scale=stats.sem(logs))
+    assert text(interval, "adam", "zs_avg") == f"[{math.exp(low):.2f}, {math.exp(high):.2f}]"
 
 
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:
@@ -87,6 +89,40 @@ def test_the_summary_of_known_scores(known: Path) -> None:
     assert text(block, "adam", "in-domain") == "11.00 ± 1.41"
     assert text(block, "adam", "worst domain") == "far" and text(block, "adam", "worst") == "41.00"
     assert text(block, "adam", "gap") == "20.00"  # 31 - 11
+    # over near 20 and 22, far 40 and 42
+    assert text(block, "adam", "geometric") == f"{(20 * 22 * 40 * 42) ** 0.25:.2f}"
+
+
+def test_n_is_what_was_counted(tmp_path: Path) -> None:
+    """Four seeds, the third without a number in far: 40, 41, -, 43."""
+    for seed in range(4):
+        far = {} if seed == 2 else {"far": 40.0 + seed}
+        folder = made_runs.write(tmp_path, made_runs.recipe("sam", seed), HOME | far)
+        if seed == 2:
+            results = json.loads((folder / "results.json").read_text())
+            results["scores"]["test"]["far"]["perplexity"] = None
+            (folder / "results.json").write_text(json.dumps(results))
+    block = tables.scores(table(tmp_path))
+    assert text(block, "sam", "far").startswith("41.33") and "(n = 3)" in text(block, "sam", "far")
+    assert "(n" not in text(block, "sam", "near")
+    assert block.notes[0].startswith("mean over 3 to 4 seeds")
+    assert "no number: sam, seed 2, in far" in block.notes
+    summary = tables.summary(table(tmp_path))
+    assert text(summary, "sam", "seeds") == "3 of 4"
+    logs = [math.log((20 + far) / 2) for far in (40, 41, 43)]
+    low, high = stats.t.interval(0.95, 2, loc=sum(logs) / 3, scale=stats.sem(logs))
+    shown = f"[{math.exp(low):.2f}, {math.exp(high):.2f}]"
+    assert text(summary, "sam", "95 % interval") == shown
+
+
+def test_intervals_of_perplexities_stay_above_zero(tmp_path: Path) -> None:
+    """10, 100 and 3000: on the plain scale the interval would begin far below zero."""
+    for seed, far in enumerate((10.0, 100.0, 3000.0)):
+        made_runs.write(tmp_path, made_runs.recipe("sam", seed), {"home": 5.0, "far": far})
+    found = text(tables.summary(table(tmp_path)), "sam", "95 % interval")
+    logs = [math.log(far) for far in (10, 100, 3000)]
+    low, high = stats.t.interval(0.95, 2, loc=sum(logs) / 3, scale=stats.sem(logs))
+    assert found == f"[{math.exp(low):.2f}, {math.exp(high):.2f}]" and math.exp(low) > 0.1
 
 
 def test_accuracies_are_percent_and_higher_is_better(tmp_path: Path) -> None:
@@ -161,7 +197,7 @@ def test_significance_against_a_chosen_baseline(tmp_path: Path) -> None:
     block = tables.significance(found, tables.baseline_of(found, "sam"), 0.01)
     row = dict(block.rows)["tram_x"]
     assert row[0].text == "-1.04"
-    assert row[2].text == "p = 0.0002, n = 9 *"  # 2 / 10001: no resample crosses zero
+    assert row[2].text == "p = 0.0039, n = 9 *"  # 2 ** -8: nine pairs cannot give less
     assert row[3].value == pytest.approx(stats.wilcoxon(range(1, 10)).pvalue)
     assert row[4].text == "not enough domains: 2"
     with pytest.raises(ValueError, match=r"--baseline mesa: .*sam, tram_x"):

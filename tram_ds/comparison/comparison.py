@@ -71,7 +71,8 @@ def _section(table: Table, baseline: str | None, alpha: float) -> Section:
         else []
     )
     strokes = ", upright strokes the paper's figures" if layout.paper is not None else ""
-    alt = f"mean {layout.summary}: dots are seeds, bars 95 % intervals{strokes}"
+    kind = "geometric mean" if layout.log else "mean"
+    alt = f"{kind} {layout.summary}: dots are seeds, bars 95 % intervals{strokes}"
     drawings = [Drawing("averages", alt, plots.averages(table))]
     if trained and (drawn := plots.curves(table)) is not None:
         drawings.append(Drawing("compute", "loss against compute, a line per method", drawn))

@@ -85,6 +85,11 @@ class Layout:
         return self.metric in ("perplexity", "loss", "sharpness")
 
     @property
+    def log(self) -> bool:
+        """Are means and intervals taken of logarithms?"""
+        return self.metric == "perplexity"
+
+    @property
     def gain(self) -> int:
         """What a difference is multiplied by for positive to mean better."""
         return -1 if self.lower_is_better else 1

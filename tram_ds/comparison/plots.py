@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from tram_ds.comparison.collect import Table
 from tram_ds.comparison.correlation import Panel, Trend, is_tram
 from tram_ds.comparison.layouts import Layout
-from tram_ds.comparison.significance import t_half_width
+from tram_ds.comparison.significance import mean_interval
 from tram_ds.comparison.views import examples
 
 INK = "#010203"  # stands for the page's text colour
@@ -96,13 +96,13 @@ def averages(table: Table) -> Figure:
         values = table.of(method)[name].dropna().tolist()
         colour = TRAM if is_tram(method) else EARLIER
         ax.plot(values, [row] * len(values), ".", color=colour, alpha=0.45, markersize=7, zorder=2)
-        half = t_half_width(values)
         if values:
-            width = half if math.isfinite(half) else 0.0
+            found = mean_interval(values, layout.log)
+            bounds = (found.mean - found.low, found.high - found.mean)
             ax.errorbar(
-                np.mean(values),
+                found.mean,
                 row,
-                xerr=width,
+                xerr=[[width if math.isfinite(width) else 0.0] for width in bounds],
                 fmt="D",
                 color=colour,
                 markersize=5,

@@ -38,7 +38,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference with its 95 % bootstrap interval."""
+    """A mean with its 95 % interval; NaN bounds where one value says nothing of the others."""
 
     mean: float
     low: float
@@ -64,7 +64,8 @@ def ks(a: Sequence[float], b: Sequence[float], alpha: float = 0.01) -> Verdict:
             "ks", min(len(a), len(b)), None, why=f"not enough domains: {min(len(a), len(b))}"
         )
     found: Any = stats.ks_2samp(a, b)
-    return Verdict("ks", min(len(a), len(b)), float(found.pvalue), float(found.statistic))
+    p = max(smallest, float(found.pvalue))
+    return Verdict("ks", min(len(a), len(b)), p, float(found.statistic))
 
 
 def wilcoxon(
@@ -78,7 +79,7 @@ def wilcoxon(
             "wilcoxon", n, None, why=f"not enough {of}: {n} differ, {pairs_needed(alpha)} needed"
         )
     found: Any = stats.wilcoxon(differences)
-    return Verdict("wilcoxon", n, float(found.pvalue), float(found.statistic))
+    return Verdict("wilcoxon", n, _possible(float(found.pvalue), n), float(found.statistic))
 
 
 def bootstrap(
@@ -100,7 +101,7 @@ def bootstrap(
         return interval, Verdict("bootstrap", n, None, why=missing)
     beyond = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     return interval, Verdict(
-        "bootstrap", n, min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1)), interval.mean
+        "bootstrap", n, _possible(2 * (beyond + 1) / (RESAMPLES + 1), n), interval.mean
     )
 
 
@@ -121,3 +122,23 @@ def t_half_width(values: Sequence[float], level: float = 0.95) -> float:
     if n < 2:
         return math.nan
     return float(stats.t.ppf(0.5 + level / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def mean_interval(values: Sequence[float], log: bool) -> Interval:
+    """The mean of finite values with its 95 % t interval.
+
+    log: of positive values whose logarithms are what varies (perplexities): the geometric mean, and
+    an interval that is symmetric in the logarithm, so never below zero.
+    """
+    if not len(values):
+        return Interval(math.nan, math.nan, math.nan)
+    scaled = np.log(values) if log else np.asarray(values, float)
+    mean, half = float(np.mean(scaled)), t_half_width(scaled.tolist())
+    bounds = (mean, mean - half, mean + half)
+    with np.errstate(over="ignore"):
+        return Interval(*(float(np.exp(x)) if log else x for x in bounds))
+
+
+def _possible(p: float, n: int) -> float:
+    """No p below what n pairs can give: all of one sign, either way, of 2 ** n patterns."""
+    return min(1.0, max(2.0 ** (1 - n), p))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -35,13 +36,13 @@ def scores(table: Table) -> Block:
                 with_spread(c, float(spread.loc[method, n]), layout.digits)
                 for c, n in zip(cells, columns, strict=True)
             ]
-        rows.append((method, cells))
-    counts = table.values.groupby(level="method").size()
-    seeds = (
-        f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    )
+        rows.append((method, _with_n(cells, table, method)))
+    counts = _counts(table)
+    few, most = int(counts[counts > 0].min().min()), int(counts.max().max())
+    seeds = f"{few}" if few == most else f"{few} to {most}"
     notes = (
         f"mean over {seeds} seed{'s' * (seeds != '1')}{', ± standard deviation' * in_cell}",
+        *_without_number(table),
         *table.notes,
     )
     missing = f"{layout.summary} needs every column" if means[layout.summary].isna().any() else ""
@@ -55,6 +56,32 @@ def scores(table: Table) -> Block:
     )
 
 
+def _counts(table: Table) -> Frame:
+    """method -> how many seeds have a number, per column."""
+    return table.values.groupby(level="method").count()
+
+
+def _with_n(cells: list[Cell], table: Table, method: str) -> list[Cell]:
+    """n beside the means of fewer seeds than the method has."""
+    if method not in table.runs:
+        return cells
+    found, seeds = _counts(table).loc[method], len(table.of(method))
+    return [
+        replace(cell, text=f"{cell.text} (n = {n})") if 0 < n < seeds else cell
+        for cell, n in zip(cells, found.tolist(), strict=True)
+    ]
+
+
+def _without_number(table: Table) -> list[str]:
+    """Which run lacks which number that another seed of its method has."""
+    counts, notes = _counts(table), []
+    for (method, seed), row in table.values.drop(columns=table.layout.summary).iterrows():
+        lacking = [c for c in row.index if math.isnan(row[c]) and counts.loc[method, c] > 0]
+        if lacking:
+            notes.append(f"no number: {method}, seed {seed}, in {', '.join(lacking)}")
+    return notes
+
+
 def spread(table: Table) -> list[Block]:
     """Standard deviation over seeds and half the 95 % t interval of the mean, per column; none
     where no method has two seeds."""
@@ -63,21 +90,37 @@ def spread(table: Table) -> list[Block]:
     if not several:
         return []
     digits, columns = max(2, table.layout.digits), tuple(table.values.columns)
-    kinds: dict[str, tuple[str, Callable[[Column], float]]] = {
-        "std": ("standard deviation over seeds", lambda v: float(v.std())),
+
+    def deviation(values: Column) -> Cell:
+        return number(float(values.std()), digits)
+
+    def around(values: Column) -> Cell:
+        found = values.dropna().tolist()
+        if table.layout.log:
+            return _interval(tests.mean_interval(found, log=True), digits)
+        return number(tests.t_half_width(found), digits)
+
+    kinds: dict[str, tuple[str, Callable[[Column], Cell]]] = {
+        "std": ("standard deviation over seeds", deviation),
         "ci95": (
-            "half the width of the 95 % t interval of the mean",
-            lambda v: tests.t_half_width(v.tolist()),
+            "95 % t interval of the geometric mean, on the log scale"
+            if table.layout.log
+            else "half the width of the 95 % t interval of the mean",
+            around,
         ),
     }
     blocks = []
     for name, (title, measure) in kinds.items():
-        rows = [
-            (m, [number(measure(grouped.get_group(m)[c]), digits) for c in columns])
-            for m in several
-        ]
+        rows = [(m, [measure(grouped.get_group(m)[c]) for c in columns]) for m in several]
         blocks.append(Block(name, f"{table.layout.title}: {title}", columns, rows))
     return blocks
+
+
+def _interval(found: tests.Interval, digits: int) -> Cell:
+    """[low, high]; a dash where there is none. value: the upper bound."""
+    if not math.isfinite(found.low):
+        return Cell(NONE)
+    return Cell(f"[{found.low:.{digits}f}, {found.high:.{digits}f}]", found.high)
 
 
 def printed(layout: Layout, columns: Sequence[str] | None = None) -> Block:
@@ -164,44 +207,55 @@ def summary(table: Table) -> Block:
         rows.append((method, _summarised(values, layout)))
     trained = layout.train is not None
     average = "out-of-domain" if trained else "average"
-    names = ("seeds", "in-domain", average, "95 % interval", "worst domain", "worst", "gap")
-    shown = [i for i, name in enumerate(names) if trained or name not in ("in-domain", "gap")]
+    names = (
+        "seeds",
+        "in-domain",
+        average,
+        "geometric",
+        "95 % interval",
+        "worst domain",
+        "worst",
+        "gap",
+    )
+    hidden = {*(() if trained else ("in-domain", "gap")), *(() if layout.log else ("geometric",))}
+    shown = [i for i, name in enumerate(names) if name not in hidden]
     columns, kept = (
         tuple(names[i] for i in shown),
         [(m, [cells[i] for i in shown]) for m, cells in rows],
     )
-    notes = (
-        (
-            "mean ± standard deviation over seeds; t interval; gap = in-domain's lead over "
-            "out-of-domain",
-        )
-        if trained
-        else ()
+    told = ["mean ± standard deviation over seeds; t interval over seeds"]
+    told += ["gap = in-domain's lead over out-of-domain"] if trained else []
+    told += (
+        [
+            f"{average}: the paper's arithmetic mean; geometric: over domains and seeds; the "
+            "interval is that of the geometric mean over seeds, on the log scale"
+        ]
+        if layout.log
+        else []
     )
+    notes = ("; ".join(told),)
     return Block("summary", f"{layout.title}: summary", columns, kept, notes)
 
 
 def _summarised(values: Frame, layout: Layout) -> list[Cell]:
-    n, digits = len(values), layout.digits
-    mean = values.mean()
-    half = tests.t_half_width(values[layout.summary].dropna().tolist())
+    counted, digits = values[layout.summary].dropna().tolist(), layout.digits
+    n, mean = len(counted), values.mean()
+    found = tests.mean_interval(counted, layout.log)
+    every = values[[c for c in values if c in layout.zero_shot]].dropna().to_numpy()
+    geometric = float(np.exp(np.log(every).mean())) if layout.log and every.size else math.nan
     outside = mean[[c for c in values if c in layout.zero_shot]].dropna() * layout.gain
     worst = str(outside.idxmin()) if len(outside) else NONE
     around = values.std() if n > 1 else mean * math.nan
     inside = float(mean[layout.train]) if layout.train in mean else math.nan
     average = float(mean[layout.summary])
-    interval = (
-        Cell(f"[{average - half:.{digits}f}, {average + half:.{digits}f}]")
-        if math.isfinite(half)
-        else Cell(NONE)
-    )
     return [
-        Cell(str(n), n),
+        Cell(str(n) if n == len(values) else f"{n} of {len(values)}", n),
         with_spread(
             number(inside, digits), float(around.get(layout.train or "", math.nan)), digits
         ),
         with_spread(number(average, digits), float(around[layout.summary]), digits),
-        interval,
+        number(geometric, digits),
+        _interval(found, digits),
         Cell(worst),
         number(float(mean[worst]) if len(outside) else math.nan, digits),
         number((inside - average) * layout.gain, digits),
@@ -258,6 +312,7 @@ def significance(table: Table, baseline: str, alpha: float) -> Block:
         "corrected for all rows",
         f"by seed, n pairs cannot give p below 2^(1-n): {tests.pairs_needed(alpha)} seeds are "
         f"needed for p < {alpha:g}",
+        *(("bootstrap: of the ratio of perplexities, in percent",) if layout.log else ()),
         f"{test} is the paper's test; it does not say of which samples: here, mean scores of the "
         "zero-shot domains",
     )
@@ -279,9 +334,15 @@ def _by_seed(table: Table, method: str, baseline: str, alpha: float) -> list[Cel
         digits,
         sign=True,
     )
-    interval, drawn = tests.bootstrap(a, b, alpha)
+    log = table.layout.log
+    compared = [np.log(values).tolist() if log else values for values in (a, b)]
+    interval, drawn = tests.bootstrap(compared[0], compared[1], alpha)
     ranked = tests.wilcoxon(a, b, alpha, of="seeds")
-    shown = f"[{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]" if interval else NONE
+    shown = NONE
+    if interval:
+        bounds = (interval.low, interval.high)
+        low, high = (100 * math.expm1(x) if log else x for x in bounds)
+        shown = f"[{low:+.{digits}f}{' %' * log}, {high:+.{digits}f}{' %' * log}]"
     return [
         delta,
         Cell(shown),
