@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tram_ds.recipe import recipe
 from tram_ds.runtime import exits
+from tram_ds.runtime.files import refuse_unwritable
+from tram_ds.runtime.jsonl import strict
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -66,6 +68,8 @@ def main(given: list[str] | None = None) -> int:
         from tram_ds.evaluation import models as evaluation
         from tram_ds.runtime import ranks as distributed
 
+        if options.out:
+            refuse_unwritable(options.out, "--out")
         job, models = (
             distributed.detect(options.local_rank),
             evaluation.candidates(options.model, not options.no_pretrained),
@@ -79,7 +83,9 @@ def main(given: list[str] | None = None) -> int:
     if job.rank == 0:
         print(evaluation.table(report))
         if options.out:
-            options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            options.out.write_text(
+                json.dumps(strict(report, []), indent=2) + "\n", encoding="utf-8"
+            )
     return 0
 
 

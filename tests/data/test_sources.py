@@ -56,6 +56,8 @@ def test_digest_follows_the_content(root):
         ("../outside", "test", "not a domain name"),
         ("..", "test", "not a domain name"),
         ("a/b", "test", "not a domain name"),
+        ("zero_shot", "test", "what an average is called"),
+        ("avg", "test", "what an average is called"),
         ("", "test", "not a domain name"),
     ],
 )

@@ -82,6 +82,18 @@ def test_the_pretrained_model_and_an_export_are_rows_of_one_table(place, capsys)
     assert set(scores["en"]) == {"loss", "accuracy"} and report["metric"] == "accuracy"
 
 
+def test_a_place_that_cannot_be_written_is_found_first(place, capsys, monkeypatch):
+    monkeypatch.setattr("tram_ds.evaluation.models.score_all", lambda *_: pytest.fail("scored"))
+    for out in ("runs", "x" * 300, "mine.yaml/out.json"):
+        assert main("--recipe", "mine.yaml", "--out", out) == 2
+        assert f"--out {out}: cannot be written" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert main("--recipe", "mine.yaml", "--domains", "en", "--out", "new/folder/out.json") == 0
+    assert json.loads(Path("new/folder/out.json").read_text())["metric"] == "accuracy"
+    assert [p.name for p in Path("new/folder").iterdir()] == ["out.json"]
+
+
 def test_two_ranks_and_another_batch_size_give_the_same_scores(place):
     common = [
         "--recipe",

@@ -143,3 +143,9 @@ def test_zero_shot_average_is_the_plain_mean_without_the_training_domains():
 def test_a_batch_size_below_one_is_refused():
     with pytest.raises(ValueError, match="batch size 0"):
         evaluate(CountingModel(), SquareTask(), ROWS, 0)
+
+
+def test_an_average_of_the_largest_floats_is_one():
+    results = {"home": {"p": 1.0}, "a": {"p": 1.5e308}, "b": {"p": 1.5e308}}
+    assert zero_shot_average(results, "home", "p") == pytest.approx(1.5e308)
+    assert zero_shot_average(results | {"b": {"p": math.inf}}, "home", "p") == math.inf

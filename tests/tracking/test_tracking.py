@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -317,14 +318,19 @@ def test_batches_hold_whole_lines_and_at_most_1000_points(tmp_path):
     ("name", "accepted"),
     [
         ("a/b", "a/b"),
-        ("//a/../b#", "a/b_"),
-        ("", "_"),
-        ("x" * 300, "x" * 250),
-        ("|eps/T|", "_eps/T_"),
+        ("c x.y:1", "c x.y:1"),
+        ("//a/../b#", f"a/b_-{zlib.crc32(b'//a/../b#'):08x}"),
+        ("", "_-00000000"),
+        ("x" * 300, f"{'x' * 241}-{zlib.crc32(b'x' * 300):08x}"),
     ],
 )
 def test_metric_names(name, accepted):
     assert metric_name(name) == accepted
+
+
+def test_two_metrics_never_become_one():
+    names = ["c#", "c+", "c_", "a//b", "a/b", "x" * 300, "x" * 301, "", "_", "..", "/"]
+    assert len({metric_name(name) for name in names}) == len(names)
 
 
 def test_a_run_deleted_while_it_trains_loses_nothing(tmp_path, uri, caplog):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tram_ds.comparison import comparison, report, runs
 from tram_ds.comparison.render import render
+from tram_ds.runtime.files import refuse_unwritable
 
 
 def main(options: Namespace, words: Sequence[str]) -> str:
@@ -17,6 +18,8 @@ def main(options: Namespace, words: Sequence[str]) -> str:
     or not as asked."""
     if not 0 < options.alpha < 1:
         raise ValueError(f"--alpha {options.alpha}: a probability is needed, e.g. 0.01")
+    if options.report:
+        refuse_unwritable(options.report / "report.html", "--report")
     found, notes = [], []
     if options.paper:
         sections = comparison.paper_alone(options.table)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tram_ds.data.hub import hub_files
 from tram_ds.data.pictures import decode, first_broken, refuse
-from tram_ds.data.sources import refuse_revision, some
+from tram_ds.data.sources import refuse_reserved, refuse_revision, some
 from tram_ds.data.tables import Table, class_names, find_parquet, open_table, read_schema
 from tram_ds.runtime.errors import DataError
 
@@ -130,6 +130,7 @@ class ImageSource:
         train, _, test = (revision or "").partition(",")
         self.revisions: dict[str, str] = {"train": train, "test": test or train}
         self.name = self.known.name if self.known else path.resolve().name
+        refuse_reserved(self.name)
         self.classes: list[str] = []
         self.classes = self.open("train").classes
 

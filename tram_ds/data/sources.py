@@ -19,6 +19,7 @@ from tram_ds.runtime.errors import DataError
 # split -> its file names
 SPLITS = {"train": ("train",), "valid": ("valid", "validation", "eval"), "test": ("test",)}
 CHUNK = 1 << 20  # bytes per chunk
+RESERVED = ("zero_shot", "zs_avg", "stem_avg", "avg", "average")
 HUB_ID = "machelreid/m2d2"  # the one data set of text domains on the hub
 
 
@@ -124,6 +125,13 @@ def check_domain_name(domain: str) -> None:
             f"'{domain}' is not a domain name: it may not be empty, start with '.' or contain / "
             "\\ or :"
         )
+    refuse_reserved(domain)
+
+
+def refuse_reserved(name: str) -> None:
+    """DataError for a name that the averages of results and tables have."""
+    if name in RESERVED:
+        raise DataError(f"'{name}' is what an average is called: rename this domain's folder")
 
 
 def unknown_domain(domain: str, domains: Iterable[str], where: str) -> DataError:

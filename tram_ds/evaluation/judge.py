@@ -18,6 +18,7 @@ from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime import run_folder
 from tram_ds.runtime.files import replace_text
+from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.ranks import barrier
 
 Scores = dict[str, dict[str, dict[str, float]]]  # split -> domain -> metric -> value
@@ -143,4 +144,4 @@ class Judge:
 
     def _write(self, name: str, content: Any) -> None:
         if self.engine.rank == 0:
-            replace_text(self.run_dir / name, json.dumps(content, indent=2) + "\n")
+            replace_text(self.run_dir / name, json.dumps(strict(content, []), indent=2) + "\n")

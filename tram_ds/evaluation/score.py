@@ -77,7 +77,8 @@ def zero_shot_average(
     none."""
     trained = {train_domain} if isinstance(train_domain, str) else set(train_domain)
     values = [scores[metric] for domain, scores in results.items() if domain not in trained]
-    return math.fsum(values) / len(values) if values else math.nan
+    # each divided first: a sum of perplexities near the largest float would be none
+    return math.fsum(value / len(values) for value in values) if values else math.nan
 
 
 def _batches(

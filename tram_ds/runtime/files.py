@@ -22,6 +22,22 @@ def replace_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_unwritable(path: Path, key: str) -> None:
+    """ValueError unless a file can be written at `path`; its folder is made. Nothing else is left.
+
+    key: what messages call it, such as `--out`.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # its name may be too long
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{key} {path}: cannot be written ({error}): give another") from error
+
+
 def private_dir(path: Path) -> None:
     """Makes the folder with mode 0700 if it does not exist; the mode of an existing one is the
     user's choice."""

@@ -136,9 +136,11 @@ class LanguageModeling:
         return output.loss_sum.new_zeros(())
 
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
-        """Mean loss in nats per counted token, and its exponential."""
+        """Mean loss in nats per counted token, and its exponential: infinite from a loss of 709.8
+        on."""
         loss = loss_sum / count
-        return {"loss": loss, "perplexity": float(np.exp(loss))}
+        with np.errstate(over="ignore"):
+            return {"loss": loss, "perplexity": float(np.exp(loss))}
 
     def evaluation_sums(self, output: Output, batch: Batch) -> Tensor:
         """(3,) fp64 loss sum, count and number correct of an evaluation batch: those of `forward`,

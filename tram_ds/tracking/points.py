@@ -63,12 +63,17 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def metric_name(name: str) -> str:
-    """The nearest name MLflow accepts: letters, digits, `_ - . : /` and spaces, and no path
-    tricks."""
+    """A name MLflow accepts: letters, digits, `_ - . : /` and spaces, and no path tricks.
+
+    Where the nearest is not the name itself, a checksum follows: two names never become one.
+    """
     parts = [
         part for part in re.sub(r"[^\w\-. :/]", "_", name).split("/") if part not in ("", ".", "..")
     ]
-    return "/".join(parts)[:MAX_KEY] or "_"
+    near = "/".join(parts)
+    if near == name and len(name) <= MAX_KEY and name:
+        return name
+    return f"{near[: MAX_KEY - 9] or '_'}-{zlib.crc32(name.encode()):08x}"
 
 
 def line_digest_before(path: Path, offset: int, reach: int = 1 << 16) -> str:
