@@ -74,7 +74,9 @@ class Options:
     perturbation_scope: Literal["job", "rank"] = "job"
 
     def z(self) -> Noise:
-        return Noise(self.noise_site or "embedding", self.sigma, self.noise)
+        # a module may be empty, or compiled, and say nothing of whether it is true
+        site = "embedding" if self.noise_site is None else self.noise_site
+        return Noise(site, self.sigma, self.noise)
 
 
 @dataclass(frozen=True)

@@ -291,7 +291,8 @@ class Engine:
             for group in groups:
                 base = group.setdefault("initial_lr", group["lr"])
                 group["lr"] = base * self.schedule(self.steps)
-        return float(groups[0]["lr"])
+        lr = groups[0]["lr"]
+        return float("nan") if lr is None else float(lr)  # Adafactor can set its own
 
     def moments(self) -> dict[str, Shards]:
         """The base optimizer's per-parameter state by its torch name (exp_avg, ...), live, layout

@@ -181,7 +181,7 @@ def _on_pixels(added: Added, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple
 def find_site(module: nn.Module, site: str | nn.Module) -> nn.Module:
     """The module whose output is x. ValueError where the model has none that is known."""
     if isinstance(site, nn.Module):
-        return site._modules.get("_orig_mod") or site
+        return site._modules.get("_orig_mod", site)  # type: ignore[return-value]
     getter = getattr(module, "get_input_embeddings", None)
     found = getter() if getter is not None else None
     if found is None:

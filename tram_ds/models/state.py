@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-# Elements. Larger buffers are copied only when torch says that they were written; smaller ones
-# always, which also sees writes through .data.
+# Elements. A larger mask (bool: causal masks are the largest buffers) is copied only when torch
+# says that it was written. All else always: batch norm's kernels write without saying so.
 SMALL = 1 << 14
 
 
@@ -30,12 +31,7 @@ class Copy:
 
     def stands(self, tensor: Tensor) -> bool:
         """Whether `tensor` is the one that was copied, unwritten since."""
-        return (
-            tensor is self.tensor
-            and tensor.numel() > SMALL
-            and not tensor.is_inference()
-            and _version(tensor) == self.version
-        )
+        return tensor is self.tensor and _large_mask(tensor) and _version(tensor) == self.version
 
     def put_back(self) -> None:
         # through .data: a graph that is still to be differentiated may have saved the buffer, and
@@ -94,9 +90,14 @@ class ModuleState:
         if last is not None and last.stands(tensor):
             return last
         copy = Copy.of(tensor)
-        if tensor.numel() > SMALL:
+        if _large_mask(tensor):
             self._last[id(tensor)] = copy
         return copy
+
+
+def _large_mask(tensor: Tensor) -> bool:
+    large = tensor.numel() > SMALL
+    return large and tensor.dtype == torch.bool and not tensor.is_inference()
 
 
 def _small(p: Tensor) -> bool:
