@@ -10,6 +10,7 @@ collective: all ranks of its job call it, at the same step.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,11 +19,13 @@ from typing import Any, Self
 import torch
 
 from tram_ds.algorithms.stepper import Stepper
-from tram_ds.checkpoint import files, tensors
+from tram_ds.checkpoint import files, space, tensors
 from tram_ds.checkpoint import state as states
 from tram_ds.checkpoint.changes import changed, kept
 from tram_ds.checkpoint.files import Manifest, candidates, latest, verify
+from tram_ds.checkpoint.space import Space
 from tram_ds.checkpoint.tensors import Flats
+from tram_ds.engines.optimizer_state import moment_names
 from tram_ds.runtime.exits import CheckpointError, PeerLost
 from tram_ds.runtime.peers import TIMEOUT, Peers
 from tram_ds.runtime.run_lock import RunLock
@@ -39,8 +42,8 @@ class Saver:
     compared on resume.
     keep: newest checkpoints to keep. lock: the folder's, as runtime.run_lock.held gave it to this
     rank; checked by every save. Building it removes what killed saves left, and proves that the
-    folder is writable, before step 0. As a context manager it waits for a background save at the
-    end.
+    folder is writable, before step 0. patience: seconds that a save waits for room on a full disk;
+    beat is called meanwhile. As a context manager it waits for a background save at the end.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class Saver:
         data: str | None = None,
         keep: int = 2,
         lock: RunLock | None = None,
+        patience: float = 0.0,
+        beat: Callable[[str], None] = lambda _: None,
         timeout: timedelta = TIMEOUT,
     ):
         if keep < 1:
@@ -67,6 +72,7 @@ class Saver:
         self.folder = self.peers.first(
             f"preparing {files.folder(run_dir)}", lambda: files.prepare(run_dir)
         )
+        self.space = Space(self.folder, self.peers, patience, beat)
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -95,7 +101,7 @@ class Saver:
             )
             self._thread.start()
         else:
-            self._write(doing, mine, manifest)
+            self._patiently(doing, mine, manifest)
         return self.folder / files.name(manifest["step"])
 
     def wait(self) -> None:
@@ -130,9 +136,28 @@ class Saver:
             # a new thread starts on GPU 0, where it would claim memory
             torch.cuda.set_device(device)
         try:
-            self._write(doing, mine, manifest)
+            self._patiently(doing, mine, manifest)
         except Exception as error:
             self._error = error
+
+    def room(self, exports: int) -> None:
+        """CheckpointError, before the first step, where the disk has no room for what the run will
+        keep: its checkpoints, the one being written beside them, `exports` whole models, logs."""
+        weights = space.weights_bytes(self.stepper.engine.module)
+        moments = moment_names(self.stepper.engine.weights.optimizer) or ()
+        regions = self.stepper.algorithm.regions
+        copies = 1 + len(moments) + sum(len(r.reference.names()) for r in regions)
+        there = self.peers.gather(len(candidates(self.folder.parent)))[0]
+        more = max(1, self.keep + 1 - there)
+        needed = weights * (copies * more + exports) + space.LOGS
+        self.space.require(
+            needed, f"this run ({more} more checkpoints, exports: {exports} of the model)"
+        )
+
+    def _patiently(self, doing: str, mine: Flats, manifest: Manifest) -> Path:
+        """Writes once there is room. Collective."""
+        needed = sum(self.peers.gather(sum(flat.piece.nbytes for flat in mine.values())))
+        return self.space.until_done(needed, doing, lambda: self._write(doing, mine, manifest))
 
     def _begin(self, step: int) -> Path:
         if self.lock is not None:

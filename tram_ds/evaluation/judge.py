@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from tram_ds.checkpoint.export import export, read_export
+from tram_ds.checkpoint.space import weights_bytes
 from tram_ds.engines.protocol import Engine
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime import run_folder
 from tram_ds.runtime.files import replace_text
 from tram_ds.runtime.jsonl import strict
+from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import barrier
 
 Scores = dict[str, dict[str, dict[str, float]]]  # split -> domain -> metric -> value
@@ -34,6 +36,8 @@ class Judge:
     engine: Engine
     run_dir: Path
     beat: Callable[[str], None] = lambda _: None
+    # (bytes, what, collective action): runs it when the disk has room, see checkpoint.space
+    room: Callable[[int, str, Callable[[], None]], None] = lambda _, __, action: action()
 
     def validation_loss(self) -> float:
         """Mean loss on the validation split of the training domains: nothing zero-shot takes part
@@ -91,7 +95,18 @@ class Judge:
         """The current weights in Hugging Face format, with the tokenizer or image processor beside
         them."""
         companion = getattr(self.task, "tokenizer", None) or getattr(self.task, "processor", None)
-        export(self.engine, self.run_dir / folder, companion)
+        self._in_room(folder, lambda: export(self.engine, self.run_dir / folder, companion))
+
+    def _in_room(self, folder: str, write: Callable[[], None]) -> None:
+        """write(), a collective that makes `folder`, when the disk has room; CheckpointError on all
+        ranks alike where it fails."""
+        doing = f"writing {self.run_dir / folder}"
+        peers = Peers(self.engine.world_size)
+        try:
+            needed = weights_bytes(self.engine.module)
+            self.room(needed, doing, lambda: peers.every(doing, write))
+        finally:
+            peers.close()
 
     def conclude(self, initial: Scores | None) -> dict[str, Any]:
         """Scores and exports the selected weights; writes and returns results.json."""
@@ -101,11 +116,8 @@ class Judge:
             scores = self.score()
         if not best:
             self.export("export")
-        elif self.engine.rank == 0:
-            partial = self.run_dir / "export.partial"
-            run_folder.discard_export(partial)
-            shutil.copytree(self.run_dir / "best", partial)
-            run_folder.replace_export(partial, self.run_dir / "export")
+        else:
+            self._in_room("export", self._publish_best)
         results = {
             "train_domains": list(self.task.train_domains),
             "selected": self._selected(best),
@@ -119,6 +131,13 @@ class Judge:
         }
         self._write("results.json", results)
         return results
+
+    def _publish_best(self) -> None:
+        if self.engine.rank == 0:
+            partial = self.run_dir / "export.partial"
+            run_folder.discard_export(partial)
+            shutil.copytree(self.run_dir / "best", partial)
+            run_folder.replace_export(partial, self.run_dir / "export")
 
     def _selected(self, best: bool) -> dict[str, Any]:
         last = {"step": self.engine.steps}

@@ -359,9 +359,15 @@ class CheckpointSection(Section):
     """When the run saves everything it needs to continue bit for bit."""
 
     every_steps: Positive | None = None
-    """Optimizer steps between checkpoints; null = only when stopped early and at the end."""
+    """Optimizer steps between checkpoints; null = by every_minutes alone."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = 30.0
+    """Most minutes between checkpoints, whatever every_steps says; null = no limit. A run that is
+    stopped, and one that ends, saves in any case."""
     keep: Positive = 2
-    """Newest checkpoints kept; older ones are deleted."""
+    """Newest checkpoints kept; older ones are deleted once a newer one stands."""
+    wait: Annotated[float, Field(ge=0)] = 10.0
+    """Minutes that a save or an export waits for room on a full disk before the run gives up with
+    exit 4."""
     asynchronous: bool = False
     """Write in the background while training goes on."""
 

@@ -100,12 +100,17 @@ def barrier() -> None:
         dist.barrier()
 
 
-def agreed(flag: bool) -> bool:
-    """Whether any rank raises `flag`: all ranks get the same answer at the same point. Collective,
+def highest(wish: int) -> int:
+    """The largest of the ranks' numbers: all get the same answer at the same point. Collective,
     synchronises the host."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return flag
+        return wish
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    box = torch.tensor(int(flag), device=device)
+    box = torch.tensor(wish, device=device)
     dist.all_reduce(box, op=dist.ReduceOp.MAX)
-    return bool(box)
+    return int(box)
+
+
+def agreed(flag: bool) -> bool:
+    """Whether any rank raises `flag`, as `highest`."""
+    return bool(highest(int(flag)))

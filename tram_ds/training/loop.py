@@ -21,12 +21,13 @@ from tram_ds.evaluation.judge import Judge
 from tram_ds.models.output import Batch
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.exits import DONE, REQUEUE, NumericError
-from tram_ds.runtime.ranks import agreed
+from tram_ds.runtime.ranks import highest
 from tram_ds.runtime.signals import StopRequest, Watchdog
 from tram_ds.tasks.protocol import Task
 from tram_ds.training.throughput import Throughput, throughput
 
 Record = dict[str, Any]
+SAVE, STOP = 1, 2  # wishes of a rank; the largest of them is done
 # threads that read and collate rows while the device works; decoding and memory-mapped reads
 # release the GIL
 READERS = 4
@@ -50,6 +51,7 @@ class Loop:
     skipped_in_a_row: int = 0
     throughput: Throughput = field(init=False)
     _steps_since: float = field(default_factory=time.monotonic)
+    _saved: float = field(default_factory=time.monotonic)
     _ahead: dict[int, list[Future[Batch]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,7 +67,7 @@ class Loop:
             self.recipe.train,
             self.task.chunked(self.stepper.engine.module) or self.task.forward,
         )
-        first, upcoming, stopping = self.stepper.steps, None, False
+        first, upcoming, stopping, overdue = self.stepper.steps, None, False, False
         while self.stepper.steps < self.total_steps:
             step, done = self.stepper.steps, self.stepper.steps + 1
             self.watchdog.beat("data", step)
@@ -75,6 +77,7 @@ class Loop:
             finished = done == self.total_steps
             saving = (
                 stopping
+                or overdue
                 or finished
                 or done == train.stop_after
                 or _due(self.recipe.checkpoint.every_steps, done)
@@ -86,16 +89,28 @@ class Loop:
                 self.watchdog.beat("validation")
                 self.validate(done)
                 self.throughput.restart()
-            stopping = agreed(self.stop.raised is not None) or done == train.stop_after
+            wish = highest(self.wish())  # one small all-reduce for both questions
+            stopping, overdue = wish == STOP or done == train.stop_after, wish == SAVE
             # A step that looked ahead kept nothing to resume from: one that does not follows, and
-            # then the stop.
-            if saving or (stopping and self.stepper.restorable):
+            # then the save.
+            if saving or ((stopping or overdue) and self.stepper.restorable):
                 self.watchdog.beat("checkpoint")
                 self.save()
+                self._saved, overdue = time.monotonic(), False
                 self.throughput.restart()
                 if stopping and not finished:
                     return REQUEUE
         return DONE
+
+    def wish(self) -> int:
+        """What this rank wants after a step: STOP where it was asked to, SAVE where it is rank 0,
+        whose clock counts, and the last checkpoint is too old, else 0."""
+        if self.stop.raised is not None:
+            return STOP
+        minutes = self.recipe.checkpoint.every_minutes
+        if minutes is None or self.stepper.engine.rank != 0:
+            return 0
+        return SAVE if time.monotonic() - self._saved >= 60 * minutes else 0
 
     def examine(self, batches: list[Batch], forward: Any) -> None:
         """Before the first step this process takes: the self-check of a fresh run. Not timed."""

@@ -142,9 +142,18 @@ def session(
     with (
         ExitStack() as recording,
         Saver(
-            judge.run_dir, stepper, recipe=plain, data=digest, keep=saving.keep, lock=lock
+            judge.run_dir,
+            stepper,
+            recipe=plain,
+            data=digest,
+            keep=saving.keep,
+            lock=lock,
+            patience=60 * saving.wait,
+            beat=watchdog.beat,
         ) as saver,
     ):
+        saver.room(exports=2 if recipe.eval.select == "best" else 1)
+        judge.room = saver.space.until_done
         if request.resume:
             resumed = resume(
                 stepper,
@@ -172,7 +181,10 @@ def session(
         try:
 
             def save() -> None:
-                flush()  # a commit never knows of more steps than the record of the run
+                # a commit never knows of more steps than the record of the run
+                saver.space.until_done(
+                    0, "metrics.jsonl", lambda: saver.peers.every("writing metrics.jsonl", flush)
+                )
                 saver.save(asynchronous=saving.asynchronous)
 
             code = Loop(
