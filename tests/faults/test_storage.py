@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_the_old_commit(tmp_path: Path, asynchronous: bool) -
     ):
         saver.save()
         kept, before = checkpoint.latest(tmp_path / "small"), digest(built)
-        with pytest.raises(CheckpointError, match="No space left on device"):
+        with pytest.raises(CheckpointError, match=r"saving step .* needs .* MB, and .* MB free"):
             for _ in range(6):
                 train(built, 1, 1)
                 saver.save(asynchronous)
