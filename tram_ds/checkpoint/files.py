@@ -22,13 +22,13 @@ import json
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tram_ds.runtime import files as disk
 from tram_ds.runtime.exits import CheckpointError
 
 FORMAT = "tram_ds checkpoint 1"
@@ -217,12 +217,14 @@ def commit(partial: Path, manifest: Manifest, keep: int) -> Path:
     if final.exists():
         if old.exists():
             _remove(old)
-        os.rename(final, old)
-    os.rename(partial, final)
+        if old.exists():  # somebody's file is in it
+            disk.set_aside(old, _free(final.with_name(f"{final.name}.superseded")))
+        disk.set_aside(final, old)
+    disk.publish(partial, final)
     _sync(where)
     pointer = where / f"{LATEST}.tmp-{secrets.token_hex(4)}"
     _write(pointer, final.name + "\n")
-    os.replace(pointer, where / LATEST)
+    disk.publish(pointer, where / LATEST)
     _sync(where)
     _retire(where, final, keep)
     return final
@@ -233,7 +235,7 @@ def _retire(where: Path, newest: Path, keep: int) -> None:
     is being read."""
     for path in candidates(where.parent):
         if (step_of(path) or 0) > (step_of(newest) or 0):
-            os.rename(path, _free(path.with_name(f"{path.name}.superseded")))
+            disk.set_aside(path, _free(path.with_name(f"{path.name}.superseded")))
     commits = candidates(where.parent)
     surplus = [p for p in commits if p.name.endswith(".old")] + [
         p for p in commits if not p.name.endswith(".old")
@@ -250,20 +252,29 @@ def _free(path: Path) -> Path:
 def discard(partial: Path | None) -> None:
     """Removes a save that failed, as far as that is possible."""
     if partial is not None:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            _remove(partial)
 
 
 def _remove(path: Path) -> None:
-    """Renames first: a deletion that is killed half-way must not leave something that looks like a
-    commit."""
+    """Removes a commit or what is left of a save, but no commit that somebody put a file into.
+
+    Renames first: a deletion that is killed half-way must not leave something that looks like a
+    commit.
+    """
     if ".tmp-" not in path.name:
+        if path.is_symlink() or not all(map(_written_by_a_save, path.iterdir())):
+            return
         doomed = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
-        os.rename(path, doomed)
+        disk.set_aside(path, doomed)
         path = doomed
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    if not disk.remove_tree(path, ours=lambda _: True):
+        disk.remove_file(path)
+
+
+def _written_by_a_save(file: Path) -> bool:
+    ours = file.name == MANIFEST or file.name.endswith(SUFFIX)
+    return ours and file.is_file() and not file.is_symlink()
 
 
 @contextmanager

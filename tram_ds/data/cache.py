@@ -13,12 +13,12 @@ import contextlib
 import hashlib
 import os
 import platform
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tram_ds.runtime.errors import DataError
+from tram_ds.runtime.files import publish, remove_tree
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -100,7 +100,7 @@ def _locked(path: Path) -> Iterator[bool]:
 
 def _publish(temporary: Path, path: Path, valid: Callable[[Path], bool]) -> None:
     try:
-        os.rename(temporary, path)
+        publish(temporary, path)
     except OSError:
         if not valid(path):  # another builder came first is fine; anything else is not
             raise
@@ -127,4 +127,5 @@ def _sync(path: Path) -> None:
 
 def _discard(paths: Iterator[Path] | list[Path]) -> None:
     for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(path, ours=lambda _: True)  # a name that only this cache gives

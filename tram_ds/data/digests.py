@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tram_ds.data.cache import cache_root, digest_of
+from tram_ds.runtime.files import replace_text
 
 
 def remembered(
@@ -35,9 +36,7 @@ def remembered(
     except (OSError, ValueError):
         pass
     found = compute()
-    temporary = answer.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(found), encoding="utf-8")
-    os.replace(temporary, answer)
+    replace_text(answer, json.dumps(found))
     return found
 
 

@@ -34,6 +34,7 @@ from tram_ds.planning import states as doctor_memory
 from tram_ds.recipe.file import ROOT
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime import ranks as distributed
+from tram_ds.runtime.files import remove_file
 from tram_ds.runtime.ranks import Job, agreed, barrier
 from tram_ds.runtime.redact import redact
 from tram_ds.tasks import choose as tasks
@@ -135,7 +136,7 @@ def run_folder(context: Context) -> str:
         )
     barrier()
     if context.job.rank == 0:
-        file.unlink(missing_ok=True)
+        remove_file(file)
     if problem:
         raise problem
     return f"{folder} is writable" + (

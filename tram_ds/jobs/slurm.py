@@ -19,7 +19,7 @@ from tram_ds.jobs.slurm_config import Slurm
 from tram_ds.jobs.slurm_script import AFTER, JOB, after_command, after_script, job_script, plain
 from tram_ds.recipe.file import ROOT
 from tram_ds.recipe.recipe import accumulation, dump
-from tram_ds.runtime.files import private_dir, replace_text
+from tram_ds.runtime.files import private_dir, remove_tree, replace_text
 
 SNAPSHOT = ("tram_ds", "launch", "configs", "recipes")
 NO_SLURM = "sbatch: not found; submit from a login node of the cluster (--dry-run shows the job)"
@@ -144,7 +144,7 @@ def submit(plan: Plan) -> Submitted:
             _sbatch(["sbatch", "--test-only", script], plan.folder)[1] for script in plan.scripts
         ]
     except SlurmError:
-        shutil.rmtree(plan.folder)
+        remove_tree(plan.folder, ours=lambda _: True)  # made a moment ago, by write()
         raise
     job = _sbatch(plan.commands()[0], plan.folder)[0].partition(";")[0]
     try:

@@ -1,9 +1,12 @@
-"""Files and folders written whole, private to their owner."""
+"""Files and folders written whole, private to their owner; and the only place that removes or
+replaces any: everything else in tram_ds/ and launch/ asks here (tests/runtime/test_files.py)."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -19,7 +22,7 @@ def replace_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_file(temporary)
 
 
 def refuse_unwritable(path: Path, key: str) -> None:
@@ -33,7 +36,7 @@ def refuse_unwritable(path: Path, key: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # its name may be too long
         probe.touch(mode=0o600)
-        probe.unlink()
+        remove_file(probe)
     except (OSError, ValueError) as error:
         raise ValueError(f"{key} {path}: cannot be written ({error}): give another") from error
 
@@ -42,3 +45,41 @@ def private_dir(path: Path) -> None:
     """Makes the folder with mode 0700 if it does not exist; the mode of an existing one is the
     user's choice."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """The finished `partial` becomes `final` in one step: a file in place of an old one, a folder
+    where there is none or an empty one (OSError where it holds anything)."""
+    os.replace(partial, final)
+
+
+def set_aside(path: Path, to: Path) -> None:
+    """Another name for what somebody may still want; FileExistsError where that name is taken."""
+    if os.path.lexists(to):
+        raise FileExistsError(f"{to} is there already")
+    os.rename(path, to)
+
+
+def remove_file(path: Path) -> None:
+    """Removes a file of ours, or a link; the link's target stays. Nothing where there is none."""
+    path.unlink(missing_ok=True)
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a folder; OSError where anything is in it."""
+    folder.rmdir()
+
+
+def remove_tree(folder: Path, ours: Callable[[Path], bool]) -> bool:
+    """Removes a folder of which `ours(path)` holds for every file; else nothing of it, and False.
+
+    A link is a file, and is never followed; so a folder that is one is not a tree of ours.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    found = [Path(top) / name for top, _, names in os.walk(folder) for name in names]
+    links = [Path(top) / name for top, names, _ in os.walk(folder) for name in names]
+    if not all(map(ours, [*found, *filter(Path.is_symlink, links)])):
+        return False
+    shutil.rmtree(folder)
+    return True

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from tram_ds.runtime import files
 
 # .nfs*: what NFS leaves of a removed file that somebody still holds open
 LOCKS = ("lock", "lock.*", ".nfs*")
@@ -155,11 +156,11 @@ def empty(run_dir: Path) -> None:
     assert all(known for _, known in entries), "refuse() comes first"
     for path, _ in entries:
         if path.parent != run_dir or not _is_one_of(LOCKS, path.name):
-            path.unlink()
+            files.remove_file(path)
     folders = [Path(found) for found, _, _ in os.walk(run_dir)]
     for folder in sorted(folders, key=lambda path: -len(path.parts)):
         if folder != run_dir and not _is_one_of(JOBS, folder.relative_to(run_dir).parts[0]):
-            folder.rmdir()  # fails where something came in meanwhile
+            files.remove_empty(folder)  # fails where something came in meanwhile
 
 
 def replace_export(partial: Path, folder: Path) -> None:
@@ -171,17 +172,16 @@ def replace_export(partial: Path, folder: Path) -> None:
             for n in range(1, 10**6)
             if not (p := folder.with_name(f"{folder.name}.kept-{n}")).exists()
         )
-        os.rename(folder, aside)
+        files.set_aside(folder, aside)
         print(f"{folder} held files that no run makes: kept as {aside}")
     discard_export(folder)
-    os.replace(partial, folder)
+    files.publish(partial, folder)
 
 
 def discard_export(folder: Path) -> None:
     """Removes an export, or a part of one, of which every file is one that a run makes; nothing
     where there is none."""
-    if folder.is_dir() and not strangers(folder, folder.parent):
-        shutil.rmtree(folder)
+    files.remove_tree(folder, lambda path: made(str(path.relative_to(folder.parent))))
 
 
 def _entries(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tram_ds.runtime.exits import RunLocked
+from tram_ds.runtime.files import remove_file
 from tram_ds.runtime.peers import Peers
 
 STALE_AFTER, BEAT = 120.0, 10.0
@@ -78,7 +79,7 @@ class RunLock:
         if self._thread is not None:
             self._thread.join()
         if _read(self.path).get("token") == self.holder["token"]:
-            self.path.unlink(missing_ok=True)
+            remove_file(self.path)
 
     def check(self) -> None:
         """RunLocked if another job has taken the lock over in the meantime: call it before writing
@@ -104,10 +105,10 @@ class RunLock:
                         found, age = _read(self.path), _age(self.path, mine)
                     if not self._dead(found, age):
                         return found | {"age": age}
-                    self.path.unlink(missing_ok=True)
+                    remove_file(self.path)
                 return _read(self.path)
         finally:
-            mine.unlink(missing_ok=True)
+            remove_file(mine)
 
     def _dead(self, found: dict[str, Any], age: float) -> bool:
         here = all(found.get(key) == self.holder[key] for key in ("host", "boot", "namespace"))

@@ -25,7 +25,7 @@ from tram_ds.evaluation.judge import Judge
 from tram_ds.recipe.recipe import Recipe, accumulation, check_length, dump, to_dict
 from tram_ds.runtime import run_folder
 from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
-from tram_ds.runtime.files import private_dir, replace_text
+from tram_ds.runtime.files import private_dir, remove_file, replace_text
 from tram_ds.runtime.git import git_commit
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, barrier, detect, joined
@@ -266,7 +266,7 @@ def open_run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -
         run_folder.empty(run_dir)
     replace_text(run_dir / "recipe.yaml", dump(recipe))
     for marker in ("DONE", "REQUEUE"):
-        (run_dir / marker).unlink(missing_ok=True)
+        remove_file(run_dir / marker)
 
 
 def tracked_at(recipe: Recipe) -> Address:
