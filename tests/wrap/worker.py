@@ -42,6 +42,7 @@ def built(engine: str, model: nn.Module, pick: Any = first, optimizer: Any = Non
 
         config = {
             "train_micro_batch_size_per_gpu": 1,
+            "gradient_clipping": 0.0,  # DeepSpeed's default is 1.0, and wrap() honours it
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": int(engine[4])},
         }

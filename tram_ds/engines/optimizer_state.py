@@ -161,7 +161,7 @@ def load_state(
             state["step"] = step_count(optimizer, steps, parameter.device)
         for key, values in extras.numbers.items():
             if name in values:
-                state[key] = _number(values[name], key, optimizer, parameter)
+                state[key] = number(values[name], key, optimizer, parameter)
         for path, tensor in extras.others.items():
             owner, _, key = path.rpartition("/")
             if owner == name:
@@ -169,7 +169,7 @@ def load_state(
         optimizer.state[parameter] = state
 
 
-def _number(value: Number, key: str, optimizer: torch.optim.Optimizer, p: Tensor) -> Any:
+def number(value: Number, key: str, optimizer: torch.optim.Optimizer, p: Tensor) -> Any:
     """As torch's own load_state_dict places it: a step count stays on the host but where a fused
     step reads it."""
     if not isinstance(value, list):

@@ -131,7 +131,13 @@ class Zero:
         return {key: self._view(self.storage.cut(tensors)) for key, tensors in found.items()}
 
     def extras(self, steps: int) -> Extras:
-        return Extras()  # every group has taken the same steps, and `step` has refused the rest
+        """Every group has taken the same steps, and `step` has refused the rest."""
+        counts = [s["step"] for s in self.optimizer.state.values() if "step" in s]
+        if not counts or "exp_avg" in self.moments():  # whose count load() knows
+            return Extras()
+        count = counts[0]
+        number = [count.item()] if isinstance(count, Tensor) else count
+        return Extras({"step": dict.fromkeys(self._names.values(), number)})
 
     def set_masters(self, value: Callable[[Span], Tensor]) -> None:
         """Masters := value(span), working copy after them. Collective."""
@@ -145,10 +151,13 @@ class Zero:
         if set(extras.numbers) - {"step"} or extras.others:
             raise ValueError("this optimizer state is of replicated weights: DeepSpeed has no like")
         self._view(self.storage.masters()).copy_(params)
+        counts = [*extras.numbers.get("step", {}).values()]
         for key in self.storage.state_keys():
             state: dict[str, Any] = {name: torch.zeros_like(key.detach()) for name in moments}
             if "exp_avg" in state:  # a count each: a shared tensor would count every sub-group
                 state["step"] = optimizer_state.step_count(self.optimizer, steps, key.device)
+            elif counts:
+                state["step"] = optimizer_state.number(counts[0], "step", self.optimizer, key)
             self.optimizer.state[key] = state
         for name, shards in moments.items():
             tensors = [self.optimizer.state[key][name] for key in self.storage.state_keys()]
