@@ -55,8 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             for cell in cells:
                 print(
-                    f"{'finished' if cell.finished else 'to do':8}  {cell.run_dir}  "
-                    f"{shlex.join(cell.command(launcher))}"
+                    f"{sweep.state(cell):8}  {cell.run_dir}  {shlex.join(cell.command(launcher))}"
                 )
             print(f"{len(cells)} cells, {sum(cell.finished for cell in cells)} finished")
             return 0

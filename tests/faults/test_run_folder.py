@@ -4,6 +4,7 @@ folder and every flag."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -231,6 +232,11 @@ def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def steps_of(folder: Path) -> list[int]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record["step"] for record in map(json.loads, lines) if "loss" in record]
+
+
 def test_train_as_a_user_starts_it(tmp_path: Path) -> None:
     """Refused with exit 2 and the tree as it was; a run is finished, left alone, resumed, refused
     for a change, overwritten."""
@@ -260,6 +266,12 @@ def test_train_as_a_user_starts_it(tmp_path: Path) -> None:
         done = train(tmp_path, *arguments)
         assert done.returncode == code and word in done.stderr, (arguments, done.stderr[-800:])
         assert tree(tmp_path) == made
+    done = train(tmp_path, "--resume", "train.steps=4", "--allow-change")
+    assert done.returncode == 0 and steps_of(tmp_path / "run") == [1, 2, 3, 4], done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["selected"] == {"step": 4}
+    done = train(tmp_path, "--resume", "train.steps=3", "--allow-change")
+    assert done.returncode == 4 and "beyond the 3 steps asked for" in done.stderr
     done = train(tmp_path, "--overwrite", "train.steps=1")
     assert (
         done.returncode == 0

@@ -256,11 +256,26 @@ def test_seeds_that_share_a_folder_are_refused():
 
 
 def test_finished_runs_are_left_out(folder):
-    (folder / "runs" / "quickstart-tram_prev-2").mkdir(parents=True)
-    (folder / "runs" / "quickstart-tram_prev-2" / "DONE").touch()
+    there = folder / "runs" / "quickstart-tram_prev-2"
+    there.mkdir(parents=True)
+    (there / "DONE").touch()
+    (there / "recipe.yaml").write_text(
+        recipe.dump(recipe.load("quickstart", [*SETS, "train.seed=2"]))
+    )
     plan = planned(seeds="1-3", keys=["after.command=tool"])
     assert directives(plan.files[slurm.JOB])["array"] == "0-1" and len(plan.finished) == 1
     assert "quickstart-tram_prev-2 " in plan.files[slurm.AFTER], "the job after them compares all"
+
+
+def test_a_finished_run_of_another_recipe_is_neither_left_out_nor_submitted(folder):
+    there = folder / "runs" / "quickstart-tram_prev-2"
+    there.mkdir(parents=True)
+    (there / "DONE").touch()
+    (there / "recipe.yaml").write_text(
+        recipe.dump(recipe.load("quickstart", [*SETS, "train.seed=2", "train.steps=999"]))
+    )
+    with pytest.raises(RecipeError, match=r"another recipe.*train\.steps: 999 -> "):
+        planned(seeds="1-3")
 
 
 def test_batch_sizes_that_do_not_fit_the_ranks_are_refused():

@@ -18,7 +18,7 @@ import pytest
 
 from tram_ds.jobs import sweep
 from tram_ds.recipe.file import RecipeError
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.recipe import dump, load
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
@@ -38,7 +38,7 @@ FAKE = """
 import json, os, pathlib, signal, sys, time
 words = sys.argv[2:]
 key = " ".join(w for w in words if not w.startswith("--re") or w == "--recipe")
-folder, algorithm = json.load(open("cells.json"))[key]
+folder, algorithm, recipe = json.load(open("cells.json"))[key]
 with open("calls.txt", "a") as file:
     file.write(json.dumps([folder, words]) + chr(10))
 if os.environ.get("HANG"):
@@ -48,7 +48,8 @@ if os.environ.get("HANG"):
 code = json.loads(os.environ.get("CODES", "{}")).get(algorithm, 0)
 if code == 0:
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    pathlib.Path(folder, "results.json").write_text("{}")
+    pathlib.Path(folder, "recipe.yaml").write_text(recipe)
+    pathlib.Path(folder, "DONE").touch()
 sys.exit(code)
 """
 
@@ -85,6 +86,7 @@ def tell_the_fake(overrides=()):
         known[" ".join(["--recipe", cell.base, *cell.overrides])] = (
             str(cell.run_dir),
             recipe.algorithm.name,
+            dump(recipe),
         )
     Path("cells.json").write_text(json.dumps(known))
 
@@ -161,13 +163,44 @@ def test_further_keys_become_part_of_the_folder(place):
 def test_finished_cells_are_skipped_and_begun_ones_resumed(place, capsys):
     done, begun = place / "runs/xnli_xlmr-sam-1", place / "runs/xnli_xlmr-tram_x-0"
     done.mkdir(parents=True)
-    (done / "results.json").write_text("{}")
+    (done / "recipe.yaml").write_text(dump(load("xnli_xlmr", ["algorithm=sam", "train.seed=1"])))
+    (done / "DONE").touch()
     (begun / "checkpoints" / "step-00000002").mkdir(parents=True)
     tell_the_fake()
     assert run() == 0
     assert "xnli_xlmr-sam-1: finished before" in capsys.readouterr().out
     assert ["--resume" in words for *_, words in calls(place)] == [False, True, False]
     assert run() == 0 and len(calls(place)) == 3
+
+
+@pytest.mark.parametrize(
+    ("then", "differs"),
+    [
+        (["train.steps=20000"], "train.steps: 20000 -> "),
+        (["optimizer.lr=0.5"], "optimizer.lr: 0.5 -> "),
+        (["eval.splits=[validation]"], "eval.splits: ['validation'] -> ['test']"),
+        (["engine=fsdp2", "tracking.enabled=false", "eval.batch=3"], ""),  # other roads, same run
+        (None, "recipe.yaml: (absent)"),
+    ],
+)
+def test_finished_is_what_was_asked_for(place, capsys, then, differs):
+    there = place / "runs/xnli_xlmr-sam-0"
+    there.mkdir(parents=True)
+    (there / "results.json").write_text("{}")
+    (there / "DONE").touch()
+    if then is not None:
+        (there / "recipe.yaml").write_text(dump(load("xnli_xlmr", ["algorithm=sam", *then])))
+    assert run("--dry-run") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("another run" if differs else "finished") and differs in line
+
+
+def test_results_without_an_end_are_not_finished(place, capsys):
+    there = place / "runs/xnli_xlmr-sam-0"
+    there.mkdir(parents=True)
+    (there / "results.json").write_text("{}")
+    assert run("--dry-run") == 0
+    assert capsys.readouterr().out.startswith("to do")
 
 
 def test_dry_run_lists_and_runs_nothing(place, capsys):

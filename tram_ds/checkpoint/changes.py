@@ -4,7 +4,10 @@ it."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tram_ds.runtime.redact import redact
 
@@ -45,6 +48,31 @@ def changed(recipe_then: Mapping[str, Any], recipe_now: Mapping[str, Any]) -> li
         for key in keys
         if then.get(key, ABSENT) != now.get(key, ABSENT)
     ]
+
+
+def differences(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
+    """Why the results in this run folder are not those of this recipe, one line per difference;
+    none where they are. Of `eval`, which may change while a run goes, what its results depend on
+    counts."""
+    try:
+        then = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
+        scored = [_flat({"eval": _scoring(recipe["eval"])}) for recipe in (then, recipe_now)]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return [f"recipe.yaml: {ABSENT} or not readable"]
+    found = changed(then, recipe_now)
+    return found + [
+        f"{key}: {_show(scored[0], key)} -> {_show(scored[1], key)}"
+        for key in sorted(scored[0] | scored[1])
+        if scored[0].get(key, ABSENT) != scored[1].get(key, ABSENT)
+    ]
+
+
+def _scoring(section: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ["splits", "select", "initial"]
+    return {
+        key: section.get(key)
+        for key in [*keys, *(["every_steps"] if section.get("select") == "best" else [])]
+    }
 
 
 def _free(key: str) -> bool:

@@ -21,7 +21,7 @@ from tram_ds.runtime import run_folder
 from tram_ds.runtime.files import replace_text
 from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.peers import Peers
-from tram_ds.runtime.ranks import barrier
+from tram_ds.runtime.ranks import barrier, from_rank_0
 
 Scores = dict[str, dict[str, dict[str, float]]]  # split -> domain -> metric -> value
 
@@ -61,8 +61,7 @@ class Judge:
         file = self.run_dir / "initial.json"
         if self.engine.steps == 0:
             self._write("initial.json", self.score())
-            barrier()
-        return json.loads(file.read_text()) if file.exists() else None
+        return from_rank_0(lambda: json.loads(file.read_text()) if file.exists() else None)
 
     def _evaluate(self, rows: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         batch = self.recipe.eval.batch or self.recipe.train.micro_batch
@@ -86,10 +85,25 @@ class Judge:
 
     def keep_if_best(self, step: int, loss: float) -> None:
         """Exports the weights to `best/` where their validation loss is the lowest so far."""
-        if loss < self._best()["validation_loss"]:
+        if loss < from_rank_0(self._best)["validation_loss"]:
             self.export("best")
             self._write("best.json", {"step": step, "validation_loss": loss})
         barrier()
+
+    def go_back_to(self, step: int, total: int) -> None:
+        """At a resume from `step` of `total`: what was measured later, on a way that is left now,
+        is not selected, exported or shown any more, nor are the results of an end that is none."""
+        if self.engine.rank != 0:
+            return
+        if self._best()["step"] > step:
+            print(f"the best weights so far were those of step {self._best()['step']}: dropped")
+            run_folder.discard_export(self.run_dir / "best")
+            (self.run_dir / "best.json").unlink()
+        results = self.run_dir / "results.json"
+        if step < total and results.exists():
+            if json.loads(results.read_text())["selected"]["step"] > step:
+                run_folder.discard_export(self.run_dir / "export")
+            results.unlink()
 
     def export(self, folder: str) -> None:
         """The current weights in Hugging Face format, with the tokenizer or image processor beside
@@ -110,7 +124,8 @@ class Judge:
 
     def conclude(self, initial: Scores | None) -> dict[str, Any]:
         """Scores and exports the selected weights; writes and returns results.json."""
-        best = self.recipe.eval.select == "best" and (self.run_dir / "best.json").exists()
+        measured = from_rank_0(lambda: (self.run_dir / "best.json").exists())
+        best = self.recipe.eval.select == "best" and measured
         weights = read_export(self.engine, self.run_dir / "best") if best else None
         with self.engine.moved(to=weights) if weights is not None else nullcontext():
             scores = self.score()

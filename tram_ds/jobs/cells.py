@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tram_ds.checkpoint.changes import differences
 from tram_ds.jobs import sweep
 from tram_ds.jobs.sweep import Sweep
 from tram_ds.recipe import recipe
@@ -22,8 +23,18 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return (self.run_dir / "DONE").exists()
+        """Whether there is nothing left to do: this very recipe was run there to its end.
+
+        RecipeError where a finished run of another recipe is in the folder.
+        """
+        if not sweep.done(self.run_dir):
+            return False
+        if there := differences(self.run_dir, recipe.to_dict(self.recipe)):
+            raise RecipeError(
+                f"{self.run_dir} holds a finished run of another recipe: choose another run_dir, "
+                f"or undo the change; {'; '.join(there)}"
+            )
+        return True
 
 
 def cells(

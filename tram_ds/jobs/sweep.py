@@ -18,10 +18,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
+from tram_ds.checkpoint.changes import differences
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe import recipe
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import RecipeError, hint, short
+from tram_ds.recipe.recipe import to_dict
 from tram_ds.recipe.sections import Section, refusal
 from tram_ds.runtime import exits, run_folder
 
@@ -65,18 +67,31 @@ class Sweep(Section):
         return grid
 
 
+def done(run_dir: Path) -> bool:
+    """Whether a run, of whatever recipe, is finished in this folder."""
+    return (run_dir / "DONE").is_file()
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One run. overrides: what is added to the recipe `base` on the command line."""
+    """One run. overrides: what is added to the recipe `base` on the command line; recipe: what it
+    is then, resolved."""
 
     base: str
     overrides: tuple[str, ...]
     run_dir: Path
+    recipe: recipe.Recipe
     smoke: bool = False
 
     @property
     def finished(self) -> bool:
-        return (self.run_dir / "results.json").is_file()
+        """Whether its folder holds a finished run of this very recipe."""
+        return done(self.run_dir) and not self.differences
+
+    @property
+    def differences(self) -> list[str]:
+        """What the finished run in its folder was made with, where that is another recipe."""
+        return differences(self.run_dir, to_dict(self.recipe)) if done(self.run_dir) else []
 
     def command(self, launcher: Sequence[str]) -> list[str]:
         """The command that runs it, or goes on with it where it has begun."""
@@ -125,8 +140,9 @@ def cells(sweep: Sweep, overrides: Sequence[str] = (), smoke: bool = False) -> l
 def run(found: Sequence[Cell], launcher: Sequence[str], continue_on_error: bool = False) -> int:
     """Runs the cells that are not finished; returns 0, or the exit code of the first that failed.
 
-    A cell that was stopped to be requeued (75) ends the sweep with 75: starting the sweep again
-    goes on from there.
+    A folder with a finished run of another recipe is the cell's failure (4): train.py names what
+    differs. A cell that was stopped to be requeued (75) ends the sweep with 75: starting the sweep
+    again goes on from there.
     """
     first_failure = exits.DONE
     for number, cell in enumerate(found, start=1):
@@ -178,7 +194,14 @@ def _cell(base: str, overrides: list[str], chosen: dict[str, Any], smoke: bool) 
         run_dir = loaded.run_dir + re.sub(r"[^A-Za-z0-9_.=+-]+", "_", suffix.replace('"', ""))
         overrides = [*overrides, f"run_dir={json.dumps(run_dir)}"]
         loaded = recipe.load(base, overrides, smoke=smoke)
-    return Cell(base, tuple(overrides), loaded.resolved_run_dir(), smoke)
+    return Cell(base, tuple(overrides), loaded.resolved_run_dir(), loaded, smoke)
+
+
+def state(cell: Cell) -> str:
+    """`finished`, `to do`, or how the finished run in its folder differs."""
+    if there := cell.differences:
+        return f"another run ({'; '.join(there)})"
+    return "finished" if cell.finished else "to do"
 
 
 def _what(cell: Cell) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,9 @@ from tram_ds.runtime.rendezvous import meet
 
 # of a collective: longer than any step, shorter than a night of waiting for a dead rank
 TIMEOUT = timedelta(minutes=10)
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,3 +118,20 @@ def highest(wish: int) -> int:
 def agreed(flag: bool) -> bool:
     """Whether any rank raises `flag`, as `highest`."""
     return bool(highest(int(flag)))
+
+
+def from_rank_0(look: Callable[[], T]) -> T:
+    """look() on rank 0 alone, its result, or its error, on every rank: for what decides a
+    collective path, such as a file, which other nodes may see later or not at all. Collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return look()
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = look()
+        except Exception as error:
+            box[1] = error
+    dist.broadcast_object_list(box, 0)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]

@@ -124,6 +124,7 @@ def begin(
         tags=clean_tags(earlier.tags | dict(tags)),
         recipe_yaml=redact_yaml(recipe_yaml),
         dataset=redact(dict(dataset)) if dataset else None,
+        results=None,  # of an end that is none any more
         status=None,
         ended=None,
         started=earlier.started or now(),

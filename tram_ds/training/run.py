@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.algorithms.table import algorithm
-from tram_ds.checkpoint.changes import changed
+from tram_ds.checkpoint.changes import differences
 from tram_ds.checkpoint.resume import Saver, resume
 from tram_ds.engines import choose as engines
 from tram_ds.evaluation.judge import Judge
@@ -28,9 +27,10 @@ from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
 from tram_ds.runtime.files import private_dir, remove_file, replace_text
 from tram_ds.runtime.git import git_commit
 from tram_ds.runtime.peers import Peers
-from tram_ds.runtime.ranks import Job, barrier, detect, joined
+from tram_ds.runtime.ranks import Job, barrier, detect, from_rank_0, joined
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_lock import RunLock, held
+from tram_ds.runtime.shared_folder import refuse_unshared
 from tram_ds.runtime.signals import StopRequest, Watchdog
 from tram_ds.tasks import choose as tasks
 from tram_ds.tracking import tracker as tracking
@@ -77,20 +77,6 @@ def run(recipe: Recipe, request: Request) -> int:
     run_folder.refuse_place(run_dir)
     if request.resume and request.overwrite:
         raise ValueError("--resume continues a run and --overwrite removes it: give one of the two")
-    if request.resume and (run_dir / "DONE").exists():
-        run_folder.refuse(run_dir, resume=True, overwrite=False)
-        refuse_changed(run_dir, recipe, request)
-        if job.rank == 0:
-            print(f"{run_dir} is finished: nothing to do")
-        return DONE
-    task = tasks.build(recipe)
-    rows = task.train_rows()
-    total = recipe.train.steps or -(
-        -len(rows) * (recipe.train.epochs or 1) // recipe.train.global_batch
-    )
-    check_length(recipe, total)
-    if job.rank == 0 and hasattr(task, "said"):
-        print("".join(f"task.{key}: {value}\n" for key, value in task.said().items()), end="")
     name = engines.choose(recipe.engine.name, job)
     stop, watchdog = StopRequest(), Watchdog(job.rank, recipe.train.timeout + WATCHDOG_GRACE)
     with ExitStack() as stack:
@@ -98,8 +84,21 @@ def run(recipe: Recipe, request: Request) -> int:
         stack.enter_context(watchdog.watching())
         watchdog.beat("joining the other ranks")
         stack.enter_context(joined(job, name, timedelta(seconds=recipe.train.timeout)))
-        watchdog.beat("building the model")
         check_run_folder(run_dir, request, job.world_size)  # before the lock, which is a file in it
+        if request.resume and from_rank_0(lambda: finished(run_dir, recipe, request)):
+            if job.rank == 0:
+                print(f"{run_dir} is finished: nothing to do")
+            return DONE
+        watchdog.beat("reading the data")
+        task = tasks.build(recipe)
+        rows = task.train_rows()
+        total = recipe.train.steps or -(
+            -len(rows) * (recipe.train.epochs or 1) // recipe.train.global_batch
+        )
+        check_length(recipe, total)
+        if job.rank == 0 and hasattr(task, "said"):
+            print("".join(f"task.{key}: {value}\n" for key, value in task.said().items()), end="")
+        watchdog.beat("building the model")
         lock = stack.enter_context(held(run_dir, job.world_size))
         open_run_folder(run_dir, recipe, request, job)
         engine = build_engine(recipe, name, task.model(), job, micros, total)
@@ -163,6 +162,12 @@ def session(
                 allow_change=request.allow_change,
                 fallback=request.fallback,
             )
+            if resumed and stepper.steps > total:
+                raise CheckpointError(
+                    f"{resumed.path} is beyond the {total} steps asked for: choose another "
+                    "run_dir, or more train.steps"
+                )
+            judge.go_back_to(stepper.steps, total)
             if job.rank == 0:
                 told = (
                     [f"not used: {text}" for text in resumed.refused]
@@ -228,16 +233,20 @@ def peer_errors(watchdog: Watchdog) -> Iterator[None]:
         ) from error
 
 
-def refuse_changed(run_dir: Path, recipe: Recipe, request: Request) -> None:
-    """CheckpointError where the finished run in this folder is not the one asked for, unless
-    --allow-change."""
-    then = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
-    if not request.allow_change and (changes := changed(then, to_dict(recipe))):
+def finished(run_dir: Path, recipe: Recipe, request: Request) -> bool:
+    """Whether this very recipe was run here to its end. With --allow-change another one is not
+    finished, and goes on from its newest checkpoint; without it is refused (CheckpointError)."""
+    if not (run_dir / "DONE").exists():
+        return False
+    run_folder.refuse(run_dir, resume=True, overwrite=False)
+    changes = differences(run_dir, to_dict(recipe))
+    if changes and not request.allow_change:
         raise CheckpointError(
             f"{run_dir} holds a finished run of another recipe: choose another run_dir, undo the "
-            "change, or remove that run "
-            f"with --overwrite; {'; '.join(changes)}"
+            "change, go on from its last checkpoint with --allow-change, or remove that run with "
+            f"--overwrite; {'; '.join(changes)}"
         )
+    return not changes
 
 
 def check_run_folder(run_dir: Path, request: Request, world_size: int) -> None:
@@ -259,9 +268,11 @@ def open_run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -
     """Continues the folder, or makes it an empty one, by rank 0, whose lock this job holds.
     Collective."""
     check_run_folder(run_dir, request, job.world_size)  # again: it was without a lock before
+    if job.rank == 0:
+        private_dir(run_dir)
+    refuse_unshared(run_dir, job.world_size)
     if job.rank != 0:
         return
-    private_dir(run_dir)
     if request.overwrite and not request.resume:
         run_folder.empty(run_dir)
     replace_text(run_dir / "recipe.yaml", dump(recipe))

@@ -1,0 +1,36 @@
+"""Whether all nodes of a job see one folder: found before the first step, not when the first save
+fails."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from pathlib import Path
+
+from tram_ds.runtime.peers import Peers
+
+
+def refuse_unshared(run_dir: Path, world_size: int, patience: float = 10.0) -> None:
+    """ValueError on every rank where one does not see what rank 0 writes in `run_dir`, which exists
+    there: a checkpoint would lack its part. Collective. patience: seconds; NFS shows new files
+    late."""
+    if world_size == 1:
+        return
+    peers = Peers(world_size)
+    probe = run_dir / peers.gather(f".shared-{secrets.token_hex(8)}.tmp")[0]
+    try:
+        peers.first(f"writing in {run_dir}", lambda: probe.touch(mode=0o600))
+        end = time.monotonic() + patience
+        while not (seen := probe.is_file()) and time.monotonic() < end:
+            time.sleep(0.2)
+        found = peers.gather((seen, os.uname().nodename))
+    finally:
+        if peers.rank == 0:
+            probe.unlink(missing_ok=True)
+        peers.close()
+    if blind := [f"rank {rank} on {node}" for rank, (seen, node) in enumerate(found) if not seen]:
+        raise ValueError(
+            f"run_dir = {run_dir} is not shared: {', '.join(blind[:3])} does not see what rank "
+            f"0 on {found[0][1]} wrote there: set run_dir to a folder that all nodes share"
+        )
