@@ -18,7 +18,7 @@ from tram_ds.engines.protocol import Engine
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime import run_folder
-from tram_ds.runtime.files import replace_text
+from tram_ds.runtime.files import remove_file, replace_text
 from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import barrier, from_rank_0
@@ -98,12 +98,12 @@ class Judge:
         if self._best()["step"] > step:
             print(f"the best weights so far were those of step {self._best()['step']}: dropped")
             run_folder.discard_export(self.run_dir / "best")
-            (self.run_dir / "best.json").unlink()
+            remove_file(self.run_dir / "best.json")
         results = self.run_dir / "results.json"
         if step < total and results.exists():
             if json.loads(results.read_text())["selected"]["step"] > step:
                 run_folder.discard_export(self.run_dir / "export")
-            results.unlink()
+            remove_file(results)
 
     def export(self, folder: str) -> None:
         """The current weights in Hugging Face format, with the tokenizer or image processor beside

@@ -8,6 +8,7 @@ import secrets
 import time
 from pathlib import Path
 
+from tram_ds.runtime.files import remove_file
 from tram_ds.runtime.peers import Peers
 
 
@@ -27,7 +28,7 @@ def refuse_unshared(run_dir: Path, world_size: int, patience: float = 10.0) -> N
         found = peers.gather((seen, os.uname().nodename))
     finally:
         if peers.rank == 0:
-            probe.unlink(missing_ok=True)
+            remove_file(probe)
         peers.close()
     if blind := [f"rank {rank} on {node}" for rank, (seen, node) in enumerate(found) if not seen]:
         raise ValueError(
