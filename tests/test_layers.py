@@ -4,8 +4,10 @@ each other in a circle."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import textwrap
 from collections import defaultdict
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -66,6 +68,42 @@ def imports() -> Graph:
         ours = {n.removeprefix("tram_ds.") for n in names if n.split(".")[0] == "tram_ds"}
         found[module] = ours - {module}
     return found
+
+
+def drawing() -> str:
+    """The layers as text, the highest first, with what each package is for."""
+    lines = []
+    for level in range(len(LAYERS) - 1, -1, -1):
+        for package in sorted(LAYERS[level]):
+            purpose = " ".join(
+                (ast.get_docstring(modules()[package]) or "").split("\n\n")[0].split()
+            )
+            lines += textwrap.wrap(
+                f"{level}  {package:<12}{purpose}", 100, subsequent_indent=" " * 15
+            )
+        lines.append("-" * 60)
+    return "\n".join(["```text", *lines[:-1], "```"])
+
+
+def drawn(page: str) -> str:
+    """The page with the drawing of today's layers between its two marks."""
+    before, mark, rest = page.partition("<!-- drawing -->\n")
+    _, end, after = rest.partition("<!-- /drawing -->")
+    assert mark and end
+    return f"{before}{mark}{drawing()}\n{end}{after}"
+
+
+def test_the_drawing_shows_the_house_as_it_is() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert drawn(page) == page, "run python -m tests.test_layers docs/architecture.md"
+
+
+def test_the_page_names_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`([a-z_]+/[a-z_0-9/]+\.(?:py|md))`", page))
+    named |= set(re.findall(r"^ +([a-z_]+/[a-z_0-9]+\.py)", page, re.MULTILINE))
+    assert len(named) > 20
+    assert not [n for n in named if not any((r / n).exists() for r in (ROOT, PACKAGE))]
 
 
 def circle(graph: Graph) -> list[str]:
@@ -144,3 +182,8 @@ def test_train_step_is_short() -> None:
             assert (node.end_lineno or 0) - node.lineno + 1 <= 40
             return
     raise AssertionError("algorithms/step.py has no train_step")
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    page.write_text(drawn(page.read_text()))
