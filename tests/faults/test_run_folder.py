@@ -198,6 +198,17 @@ def test_a_run_is_continued_or_refused_with_both_ways_out(
     run_folder.refuse(folder, resume=True, overwrite=False)
 
 
+def test_what_another_job_replaces_meanwhile_is_no_stranger(tmp_path: Path, monkeypatch) -> None:
+    """Listed, and gone when it is looked at: a save's temporary file, an old checkpoint."""
+    folder, listed = run_in(tmp_path / "run"), run_folder._listed
+    gone = [folder / "metrics.gone", folder / "checkpoints" / "step-00000009"]
+    monkeypatch.setattr(
+        run_folder, "_listed", lambda f: listed(f) + [g for g in gone if g.parent == f]
+    )
+    run_folder.refuse(folder, resume=True, overwrite=False)
+    assert listed(gone[1]) == []
+
+
 def test_locks_alone_are_no_run(tmp_path: Path) -> None:
     run_folder.refuse(write(tmp_path / "run", "lock.mutex"), resume=False, overwrite=False)
 

@@ -187,7 +187,7 @@ def discard_export(folder: Path) -> None:
 def _entries(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
     """Files of a run (path, True), and whatever else is there (path, False); known folders are gone
     through."""
-    for path in sorted(folder.iterdir()):
+    for path in _listed(folder):
         if path.parent == root and path.is_dir() and _is_one_of(JOBS, path.name):
             continue  # neither a stranger nor the run's: left alone
         parts = path.relative_to(root).parts
@@ -201,7 +201,18 @@ def _entries(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
             else:
                 yield path, False
         else:
-            yield path, not path.is_symlink() and path.is_file() and made("/".join(parts))
+            known = not path.is_symlink() and path.is_file() and made("/".join(parts))
+            if known or os.path.lexists(path):
+                yield path, known
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in it; nothing where it is gone: a job that holds this folder may be saving, and
+    what it replaces is no stranger."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _matches(parts: list[str], patterns: list[str]) -> bool:
