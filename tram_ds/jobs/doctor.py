@@ -15,7 +15,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -34,7 +33,8 @@ from tram_ds.planning import states as doctor_memory
 from tram_ds.recipe.file import ROOT
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime import ranks as distributed
-from tram_ds.runtime.files import remove_file
+from tram_ds.runtime.files import remove_file, remove_tree
+from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, agreed, barrier
 from tram_ds.runtime.redact import redact
 from tram_ds.tasks import choose as tasks
@@ -282,31 +282,33 @@ def memory(context: Context) -> str:
 
 def smoke(context: Context) -> str:
     """One step of the same recipe with a tiny model, in a process of its own per rank, in a folder
-    thrown away."""
-    port = _agreed_port(context.job)
-    with tempfile.TemporaryDirectory(prefix="tram_ds-doctor-") as folder:
-        script = str(ROOT / "launch" / "train.py")
-        sets = [
-            "train.steps=1",
-            "schedule.warmup_steps=0",
-            "tracking.enabled=false",
-            f"run_dir={folder}/run-{port}",
-        ]
-        command = [sys.executable, script, *context.recipe_arguments, "--smoke", *sets]
-        extra = {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"} if port else {}
-        start = time.monotonic()
-        try:
-            done = subprocess.run(
-                command,
-                env={**os.environ, **extra},
-                capture_output=True,
-                text=True,
-                timeout=SMOKE_SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            raise Problem(
-                f"no end within {SMOKE_SECONDS} s", "a rank hangs: start again with NCCL_DEBUG=INFO"
-            ) from None
+    beside the run's that is thrown away. Collective."""
+    port, start = _agreed_port(context.job), time.monotonic()
+    place = _agreed_place(context)
+    sets = [
+        "train.steps=1",
+        "schedule.warmup_steps=0",
+        "tracking.enabled=false",
+        f"run_dir={place / 'run'}",
+    ]
+    script = str(ROOT / "launch" / "train.py")
+    extra = {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"} if port else {}
+    try:
+        done = subprocess.run(
+            [sys.executable, script, *context.recipe_arguments, "--smoke", *sets],
+            env={**os.environ, **extra},
+            capture_output=True,
+            text=True,
+            timeout=SMOKE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise Problem(
+            f"no end within {SMOKE_SECONDS} s", "a rank hangs: start again with NCCL_DEBUG=INFO"
+        ) from None
+    finally:
+        barrier()  # no rank's process is in the folder any more
+        if context.job.rank == 0:
+            remove_tree(place, lambda _: True)
     if done.returncode:
         last = redact(" | ".join((done.stderr or done.stdout).strip().splitlines()[-2:]))
         raise Problem(
@@ -364,6 +366,16 @@ def _outcome(name: str, function: Callable[[Context], str], context: Context) ->
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _agreed_place(context: Context) -> Path:
+    """A path that nobody has, the same on every rank and on storage that all nodes share, as the
+    run's own has to be. Collective."""
+    peers = Peers(context.job.world_size)
+    word = peers.gather(secrets.token_hex(8))[0]
+    peers.close()
+    run_dir = context.recipe.resolved_run_dir().absolute()
+    return _existing(run_dir.parent) / f".tram_ds-doctor-{word}"
 
 
 def _agreed_port(job: Job) -> int:
