@@ -136,7 +136,7 @@ def test_an_error_is_a_failed_run(tmp_path: Path) -> None:
 
 TIMED = """
 import json, runpy, sys, threading, time
-from tram_ds import tracking; from tram_ds.tracking import metrics_log as metrics
+from tram_ds.tracking import metrics_log as metrics, tracker as tracking
 
 spent = {"append": 0.0, "flush": 0.0, "start": 0.0}
 
