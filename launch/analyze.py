@@ -1,8 +1,9 @@
 """Sharpness, CKA, loss landscape and Hessian of a run's exported weights, per domain:
 analysis.json, figures and a table.
 
-    python launch/analyze.py --recipe quickstart.yaml --what sharpness,cka torchrun --nproc_per_node
-    8 launch/analyze.py --recipe xnli_xlmr.yaml engine=fsdp2 sharpness.epsilon=1e-4 eval.batch=64
+    python launch/analyze.py --recipe quickstart.yaml --what sharpness,cka
+    torchrun --nproc_per_node 8 launch/analyze.py --recipe xnli_xlmr.yaml engine=fsdp2 \\
+        sharpness.epsilon=1e-4 eval.batch=64
 
 Exit codes: 0 done, 2 recipe, data or weights.
 """

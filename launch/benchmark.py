@@ -1,9 +1,10 @@
 """Ours and its peers on the same model, data and seed, in turns: time, FLOPs, bytes sent, memory,
 as ratios with their spread.
 
-    python launch/benchmark.py                                   # every engine, minutes on 2 CPU
-    cores python launch/benchmark.py --engines fsdp2,zero2 --dtype bfloat16 --size 18M --rounds 15
-    --json results.json python launch/benchmark.py --markdown docs/benchmark.md
+    python launch/benchmark.py                  # every engine, minutes on 2 CPU cores
+    python launch/benchmark.py --engines fsdp2,zero2 --dtype bfloat16 --size 18M --rounds 15 \\
+        --json results.json
+    python launch/benchmark.py --markdown docs/benchmark.md
 
 Exit codes: 0 measured, 1 a job failed, 2 a wrong argument.
 """

@@ -1,8 +1,8 @@
 """Compares finished runs: the paper's tables with ours, statistics, cost, figures and a report.
 
-    python launch/compare.py runs/xnli_xlmr-* --table xnli --baseline adam python launch/compare.py
-    --experiment xnli --uri http://127.0.0.1:5000 --report out --log python launch/compare.py
-    --table m2d2_s2orc --paper                  # the paper's numbers alone, recomputed
+    python launch/compare.py runs/xnli_xlmr-* --table xnli --baseline adam
+    python launch/compare.py --experiment xnli --uri http://127.0.0.1:5000 --report out --log
+    python launch/compare.py --table m2d2_s2orc --paper      # the paper's numbers, recomputed
 
 Exit codes: 0 done, 2 nothing to compare or not as asked.
 """

@@ -1,9 +1,8 @@
 """Checks, in a minute and before queueing, what would end a run: data, folders, disk, tracking,
-ranks, memory, one step.
+ranks, memory, one step. On the login node, then on the nodes, started as train.py is:
 
-    python launch/doctor.py --recipe m2d2_gpt2xl.yaml --slurm a100_one_node.yaml    # on the login
-    node srun ... launch/doctor.py --recipe m2d2_gpt2xl.yaml                             # on the
-    nodes, started as train.py is
+    python launch/doctor.py --recipe m2d2_gpt2xl.yaml --slurm a100_one_node.yaml
+    srun ... launch/doctor.py --recipe m2d2_gpt2xl.yaml
 
 Exit codes: 0 all ok, 2 a problem.
 """

@@ -1,9 +1,10 @@
 """Scores exports, hub models and the pre-trained model on a recipe's domains: a table, and JSON
 with --out.
 
-    python launch/evaluate.py --recipe m2d2_s2orc_gpt2.yaml --model runs/m2d2_s2orc_gpt2-tram_prev-0
-    --out scores.json torchrun --nproc_per_node 8 launch/evaluate.py --recipe xnli_xlmr.yaml --model
-    EXPORT --domains en,sw,ur
+    python launch/evaluate.py --recipe m2d2_s2orc_gpt2.yaml \\
+        --model runs/m2d2_s2orc_gpt2-tram_prev-0 --out scores.json
+    torchrun --nproc_per_node 8 launch/evaluate.py --recipe xnli_xlmr.yaml --model EXPORT \\
+        --domains en,sw,ur
 
 Exit codes: 0 done, 2 recipe, data or model, 4 checkpoint.
 """
@@ -70,10 +71,8 @@ def main(given: list[str] | None = None) -> int:
 
         if options.out:
             refuse_unwritable(options.out, "--out")
-        job, models = (
-            distributed.detect(options.local_rank),
-            evaluation.candidates(options.model, not options.no_pretrained),
-        )
+        job = distributed.detect(options.local_rank)
+        models = evaluation.candidates(options.model, not options.no_pretrained)
         domains = options.domains.split(",") if options.domains else None
         report = evaluation.score_all(chosen, models, domains, options.split, job)
     except (ValueError, exits.CheckpointError) as error:

@@ -1,8 +1,9 @@
 """What a recipe needs on N GPUs, before it queues: memory by part, bytes and FLOPs per step, hours;
 fits, or what to change.
 
-    python launch/plan.py --recipe m2d2_gpt2xl.yaml --gpus 2,4 --gpu-memory 80 python launch/plan.py
-    --recipe llama7b_fsdp2.yaml --gpus 64 --gpu h100 train.global_batch=256 algorithm=tram_x
+    python launch/plan.py --recipe m2d2_gpt2xl.yaml --gpus 2,4 --gpu-memory 80
+    python launch/plan.py --recipe llama7b_fsdp2.yaml --gpus 64 --gpu h100 \\
+        train.global_batch=256 algorithm=tram_x
 
 Needs neither GPUs nor weights. Exit codes: 0 it fits, 1 it does not, 2 a wrong recipe or argument.
 """

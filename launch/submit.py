@@ -2,8 +2,8 @@
 when it is interrupted.
 
     python launch/submit.py --recipe m2d2_gpt2xl.yaml --slurm a100_one_node.yaml slurm.account=abc
-    python launch/submit.py --recipe cifar100_vit.yaml --slurm h100_one_node.yaml --seeds 1-20
-    --dry-run
+    python launch/submit.py --recipe cifar100_vit.yaml --slurm h100_one_node.yaml --seeds 1-20 \\
+        --dry-run
 
 Overrides are recipe keys (section.key=value) or, after `slurm.`, keys of the SLURM config. Exit
 codes: 0, 2 refused.

@@ -1,5 +1,6 @@
-"""Upload a run folder to MLflow: python launch/sync.py RUN_DIR [--uri sqlite:///ABSOLUTE/mlflow.db
-| http://HOST:PORT]
+"""Upload a run folder to MLflow.
+
+    python launch/sync.py RUN_DIR [--uri sqlite:///ABSOLUTE/mlflow.db | http://HOST:PORT]
 
 For runs whose server was away while they trained. Running it again is harmless. Exit codes: 0
 complete, 2 not.

@@ -131,6 +131,15 @@ def test_a_package_imports_only_lower_layers() -> None:
     assert not wrong
 
 
+def test_a_task_knows_no_engine() -> None:
+    """Though engines stand lower: a task is a model, rows and a forward, on any sharding."""
+    tasks = {m: others for m, others in imports().items() if m.split(".")[0] == "tasks"}
+    assert len(tasks) >= 5
+    assert not [
+        m for m, others in tasks.items() if any(o.split(".")[0] == "engines" for o in others)
+    ]
+
+
 def test_there_is_no_circle() -> None:
     assert not circle(imports())
     packages: Graph = defaultdict(set)

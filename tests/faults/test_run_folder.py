@@ -3,6 +3,7 @@ folder and every flag."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -320,6 +321,19 @@ def test_help_answers_imports_no_torch_and_changes_nothing(tmp_path: Path, scrip
     }
     assert not imported & {"torch", "pandas", "mlflow", "transformers", "deepspeed", "matplotlib"}
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_prints_each_command_on_a_line_of_its_own(script: str) -> None:
+    """One that is too long goes on after a backslash, so that it can be copied."""
+    text = ast.get_docstring(ast.parse((ROOT / "launch" / script).read_text())) or ""
+    lines = [line.strip() for line in text.splitlines() if f"launch/{script}" in line]
+    assert lines
+    for line in lines:
+        assert line.startswith(("python ", "torchrun ", "deepspeed ", "srun ")), line
+        assert line.count("launch/") == 1, line
+    whole = text.replace("\\\n", " ").splitlines()
+    assert not [line for line in whole if line.strip().startswith(("--", "section."))]
 
 
 def test_quickstart_takes_nothing_for_a_recipe_key_that_is_none(tmp_path: Path) -> None:

@@ -55,10 +55,8 @@ class Ascent:
         def of(rule: Rule) -> Callable[..., Shards]:
             return rule if f is not None else lambda theta, g: rule(theta, g, g)
 
-        coefficient, direction = (
-            radius / (norm(Lazy(of(self.weighted), *sources)) + TINY),
-            of(self.direction),
-        )
+        coefficient = radius / (norm(Lazy(of(self.weighted), *sources)) + TINY)
+        direction = of(self.direction)
         return Lazy(lambda *parts: coefficient * direction(*parts), *sources)
 
 

@@ -105,11 +105,9 @@ def climb(
     theta, g, epsilon: fp32 shards of this rank; d, radius: () and global. offset: this rank's index
     of the first batch.
     """
-    engine, terms, ascent = (
-        run.engine,
-        partial(objective, run, algorithm, share, offset),
-        algorithm.ascent,
-    )
+    engine = run.engine
+    terms = partial(objective, run, algorithm, share, offset)
+    ascent = algorithm.ascent
     weighted = ascent.weighted if ascent and ascent.linear else None
     alone = algorithm.per_rank and ascent is not None
     # (2) g = grad L(theta_t), and ||T g||

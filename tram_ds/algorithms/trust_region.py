@@ -2,9 +2,8 @@
 R3F and MESA.
 
 A reference is a prior prediction p_ref(. | x) of the same batch: of the previous step's weights, of
-the pre-trained ones, of
-their moving average (all three: evaluate the model at other weights, then come back), or of the
-current weights on x + z.
+the pre-trained ones, of their moving average (all three: evaluate the model at other weights, then
+come back), or of the current weights on x + z.
 """
 
 from __future__ import annotations
@@ -90,9 +89,9 @@ class Previous:
     at step 0.
 
     lookahead: where the next step's micro-batches are there already, their predictions are made
-    now, at theta_t, instead of
-    then at weights remembered and moved to and from: the same numbers, bit for bit, without a copy
-    of the model. Otherwise theta_t is remembered from the descent to the next step's first pass.
+    now, at theta_t, instead of then at weights remembered and moved to and from: the same numbers,
+    bit for bit, without a copy of the model. Otherwise theta_t is remembered from the descent to
+    the next step's first pass.
     """
 
     mode: Mode = "eval"

@@ -219,10 +219,8 @@ def summary(table: Table) -> Block:
     )
     hidden = {*(() if trained else ("in-domain", "gap")), *(() if layout.log else ("geometric",))}
     shown = [i for i, name in enumerate(names) if name not in hidden]
-    columns, kept = (
-        tuple(names[i] for i in shown),
-        [(m, [cells[i] for i in shown]) for m, cells in rows],
-    )
+    columns = tuple(names[i] for i in shown)
+    kept = [(m, [cells[i] for i in shown]) for m, cells in rows]
     told = ["mean ± standard deviation over seeds; t interval over seeds"]
     told += ["gap = in-domain's lead over out-of-domain"] if trained else []
     told += (

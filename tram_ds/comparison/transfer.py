@@ -63,10 +63,8 @@ def _row(algorithm: str, runs: Sequence[Mapping[str, Any]], what: str) -> Row:
         for run in runs
     ]
     common = [d for d in values[0] if all(v.get(d) is not None for v in values)]
-    inside, outside = (
-        [d for d in common if d in next(iter(trained))],
-        [d for d in common if d not in next(iter(trained))],
-    )
+    inside = [d for d in common if d in next(iter(trained))]
+    outside = [d for d in common if d not in next(iter(trained))]
     if not inside:
         raise ValueError(
             f"{what} of {algorithm}: no run measured its training domain; add it to --domains"

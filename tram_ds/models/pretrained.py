@@ -63,9 +63,9 @@ def load_model(
     """The model on CPU in fp32 and train mode.
 
     auto_class: AutoModelForCausalLM and its like. seed: of a fresh initialisation (the whole model
-    or a new head); the
-    global random state is left as it was. new_head: allow `model.path` to lack the head's weights,
-    or to have them in another size; the model's `new_weights` lists those initialised here.
+    or a new head); the global random state is left as it was. new_head: allow `model.path` to lack
+    the head's weights, or to have them in another size; the model's `new_weights` lists those
+    initialised here.
     overrides: as in load_config.
     """
     config = load_config(section, **overrides)
@@ -84,10 +84,8 @@ def load_model(
     except DataError:
         raise
     except (OSError, ImportError, ValueError, RuntimeError, KeyError) as error:
-        name, attention = (
-            section.path or f"init: {dict(section.init)}",
-            options["attn_implementation"],
-        )
+        name = section.path or f"init: {dict(section.init)}"
+        attention = options["attn_implementation"]
         way_out = "" if attention == "eager" else " (model.attention=eager works for every model)"
         raise DataError(
             f"cannot build '{name}' with model.attention={attention}{way_out}: {_first(error)}"

@@ -115,21 +115,17 @@ def peak(setup: Setup, size: Size, row: Algorithm) -> Memory:
 
 
 def _passes(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
-    states, seen, logits = (
-        _states(setup, size, row),
-        _references(setup, size, row),
-        _logits(setup, size, row),
-    )
+    states = _states(setup, size, row)
+    seen = _references(setup, size, row)
+    logits = _logits(setup, size, row)
     early = states if setup.keeps_gradients or setup.micros > 1 else {**states, "gradients": 0}
     total, realised = _copies(setup, size, row)
     held = {"references": seen.weights + seen.heads, "ascent": total + realised}
     kept, recomputed = _activations(setup, size, row)
     outside, inside, buffers = _buffers(setup, size)
     at_loss = inside + logits.head if size.chunked else outside
-    before, moment = (
-        {**early, **held, "activations": kept},
-        "pass 2" if row.ascent is not None else "the pass",
-    )
+    before = {**early, **held, "activations": kept}
+    moment = "pass 2" if row.ascent is not None else "the pass"
     yield Memory(f"the loss of {moment}", **before, logits=seen.rows + logits.loss, buffers=at_loss)
     # FSDP2's buffers have room for the head's gradient: it is reduced with the root, after the
     # blocks.
@@ -152,11 +148,9 @@ def _passes(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
 
 
 def _between(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
-    states, seen, shard = (
-        _states(setup, size, row),
-        _references(setup, size, row),
-        _shard(setup, size),
-    )
+    states = _states(setup, size, row)
+    seen = _references(setup, size, row)
+    shard = _shard(setup, size)
     outside, inside, _ = _buffers(setup, size)
     if row.ascent is not None:
         total, realised = _copies(setup, size, row)

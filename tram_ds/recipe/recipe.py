@@ -215,8 +215,7 @@ def smoke(recipe: Recipe) -> Recipe:
     3 steps.
 
     The model is of the same architecture, the data is on every machine, and the global batch fits
-    the number of ranks
-    the launcher announces (plain Python: 1, 2, 4 or 8).
+    the number of ranks the launcher announces (plain Python: 1, 2, 4 or 8).
     """
     data = to_dict(recipe)
     language = recipe.task.name == "language_modeling"

@@ -152,11 +152,11 @@ def held(run_dir: Path | str, world_size: int, **options: Any) -> Iterator[RunLo
         try:
             lock.__enter__()
         except (RunLocked, OSError) as error:
-            lock, text = (
-                None,
+            lock = None
+            text = (
                 f"{error}"
                 if isinstance(error, RunLocked)
-                else f"{run_dir}: cannot be locked ({error})",
+                else f"{run_dir}: cannot be locked ({error})"
             )
     text = peers.gather(text)[0]
     peers.close()

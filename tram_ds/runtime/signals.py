@@ -66,11 +66,9 @@ class Watchdog:
 
     def beat(self, phase: str, step: int | None = None) -> None:
         """Something happened: the clock starts again."""
-        self.phase, self.step, self._beat = (
-            phase,
-            self.step if step is None else step,
-            time.monotonic(),
-        )
+        self.phase = phase
+        self.step = self.step if step is None else step
+        self._beat = time.monotonic()
 
     @contextmanager
     def watching(self) -> Iterator[Watchdog]:

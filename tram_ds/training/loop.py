@@ -63,10 +63,8 @@ class Loop:
             return self._train(pool)
 
     def _train(self, pool: ThreadPoolExecutor) -> int:
-        train, forward = (
-            self.recipe.train,
-            self.task.chunked(self.stepper.engine.module) or self.task.forward,
-        )
+        train = self.recipe.train
+        forward = self.task.chunked(self.stepper.engine.module) or self.task.forward
         first, upcoming, stopping, overdue = self.stepper.steps, None, False, False
         while self.stepper.steps < self.total_steps:
             step, done = self.stepper.steps, self.stepper.steps + 1
