@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.ranks import environment
+from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.jobs import doctor, slurm_config
 from tram_ds.planning import states as doctor_memory
 from tram_ds.recipe.recipe import load
@@ -101,6 +102,13 @@ def test_checkpoint_size_counts_masters_moments_and_references():
         )
         == 40
     )
+
+
+@pytest.mark.parametrize("row", ALGORITHMS)
+def test_the_weights_a_row_remembers_are_counted_for_every_row(row: str) -> None:
+    """theta_{t-1}, theta_0 or the EMA is one copy; x + z remembers nothing."""
+    remembers = row.endswith(("_prev", "_init", "trpo", "mesa"))
+    assert doctor_memory.references(load("./tiny.yaml", [f"algorithm={row}"])) == remembers
 
 
 def test_parameters_are_counted_without_weights():

@@ -36,7 +36,9 @@ def parameters(recipe: Recipe, task: Any) -> int:
 def references(recipe: Recipe) -> int:
     """Weights beside theta that the algorithm keeps from step to step: theta_{t-1}, theta_0,
     EMA."""
-    row = algorithm(recipe.algorithm.name, noise_site="embedding", **recipe.algorithm.options())
+    section = recipe.algorithm
+    # where noise goes changes no count, and a recipe may leave it to the task
+    row = algorithm(section.name, **{**section.options(), "noise_site": "embedding"})
     return sum(len(region.reference.names()) for region in row.regions)
 
 
