@@ -1,49 +1,114 @@
-"""Runs a worker module on N ranks on this machine (gloo, loopback) and returns what its rank 0
-wrote."""
+"""Runs programs on N ranks of this machine (gloo, loopback), in forks of one process that has
+imported everything once (tests/zygote.py)."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import zygote
+from tests.zygote import QUIET, ROOT
+
+PORTS = range(24000, 32000)  # below those that the kernel gives to clients
 
 
 def environment(**extra: str) -> dict[str, str]:
-    quiet = {
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONWARNINGS": "ignore",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    return {**os.environ, "PYTHONPATH": str(ROOT), **quiet, **extra}
+    return {**os.environ, **QUIET, **extra}
 
 
-def run(module: str, *arguments: str, world: int = 2, timeout: float = 600) -> Any:
+def run(
+    module: str, *arguments: str, world: int = 2, timeout: float = 600, alone: bool = False
+) -> Any:
     """`python -m module OUT arguments...` on `world` ranks; rank 0 writes JSON to OUT. A failing
-    rank fails with its output."""
+    rank fails with its output. alone: only rank 0 must end well."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        launcher = (
-            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
-            if world > 1
-            else []
+        job = zygote.Job(
+            module, [str(out), *arguments], places(world), str(ROOT), timeout=timeout, alone=alone
         )
-        command = [sys.executable, *launcher, "-m", module, str(out), *arguments]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
-        )
-        if done.returncode or not out.exists():
+        end = zygote.run(job)
+        if any(end.codes[: 1 if alone else None]) or not out.exists():
             raise AssertionError(
-                f"{' '.join(command)} exited "
-                f"{done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+                f"{module} {' '.join(arguments)} exited {end.codes}\n{end.stdout[-4000:]}\n"
+                f"{end.stderr[-8000:]}"
             )
         return json.loads(out.read_text())
+
+
+def script(
+    program: Path | str,
+    *arguments: str,
+    cwd: Path | str | None = None,
+    world: int = 1,
+    timeout: float = 300,
+    **extra: str,
+) -> subprocess.CompletedProcess[str]:
+    """`python program arguments...`, on several ranks as torchrun places them; the return code is
+    that of the first rank that failed. A new interpreter where `extra` or the environment of the
+    test could change what the libraries do when imported."""
+    env = environment(**extra)
+    folder = str(cwd or Path.cwd())
+    if extra or not zygote.same_start(env):
+        assert world == 1, "several ranks need the environment of the session"
+        command = [sys.executable, str(program), *arguments]
+        return subprocess.run(
+            command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout
+        )
+    job = zygote.Job(str(program), list(arguments), places(world), folder, timeout=timeout)
+    end = zygote.run(job)
+    code = next((code for code in end.codes if code), 0)
+    return subprocess.CompletedProcess([str(program), *arguments], code, end.stdout, end.stderr)
+
+
+def places(world: int) -> list[dict[str, str]]:
+    """One environment for each of `world` ranks; a single one is told nothing."""
+    if world == 1:
+        return [environment()]
+    port = str(free_port())
+    return [environment(**place(rank, world, port)) for rank in range(world)]
+
+
+def place(rank: int, world: int, port: str) -> dict[str, str]:
+    """What a launcher tells a rank."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that neither this process nor a test worker beside it
+    gives out again soon."""
+    for port in _ports:
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise AssertionError("unreachable")
+
+
+def _own_ports() -> Iterator[int]:
+    """PORTS in turns from a random one on; of pytest-xdist's workers each has its own part."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = PORTS[int(worker) :: count]
+    start = random.SystemRandom().randrange(len(own))
+    return itertools.cycle([*own[start:], *own[:start]])
+
+
+_ports = _own_ports()

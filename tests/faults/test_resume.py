@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.zygote import forked
+from tests.faults.forked import forked
 from tram_ds.algorithms.table import ALGORITHMS
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.faults.forked import forked
 from tests.faults.jobs import digest, stepper, train
-from tests.faults.zygote import forked
 from tram_ds.checkpoint import resume as checkpoint
 from tram_ds.checkpoint.resume import Saver
 from tram_ds.runtime.exits import CheckpointError
