@@ -15,7 +15,7 @@ import torch
 from tests.ranks import environment
 from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.jobs import doctor, slurm_config
-from tram_ds.planning import states as doctor_memory
+from tram_ds.planning import plan, states
 from tram_ds.recipe.recipe import load
 from tram_ds.runtime.ranks import Job
 
@@ -94,10 +94,10 @@ def test_a_full_disk(monkeypatch):
 
 def test_checkpoint_size_counts_masters_moments_and_references():
     recipe = load("./tiny.yaml")
-    assert doctor_memory.checkpoint_bytes(recipe, 10) == 4 * 10 * 4
-    assert doctor_memory.checkpoint_bytes(load("./tiny.yaml", ["algorithm=base"]), 10) == 4 * 10 * 3
+    assert states.checkpoint_bytes(recipe, 10) == 4 * 10 * 4
+    assert states.checkpoint_bytes(load("./tiny.yaml", ["algorithm=base"]), 10) == 4 * 10 * 3
     assert (
-        doctor_memory.checkpoint_bytes(
+        states.checkpoint_bytes(
             load("./tiny.yaml", ["algorithm=base", "optimizer={name: sgd, lr: 1}"]), 10
         )
         == 40
@@ -108,7 +108,7 @@ def test_checkpoint_size_counts_masters_moments_and_references():
 def test_the_weights_a_row_remembers_are_counted_for_every_row(row: str) -> None:
     """theta_{t-1}, theta_0 or the EMA is one copy; x + z remembers nothing."""
     remembers = row.endswith(("_prev", "_init", "trpo", "mesa"))
-    assert doctor_memory.references(load("./tiny.yaml", [f"algorithm={row}"])) == remembers
+    assert states.references(load("./tiny.yaml", [f"algorithm={row}"])) == remembers
 
 
 def test_parameters_are_counted_without_weights():
@@ -139,40 +139,14 @@ def test_a_tracking_server_that_is_away_answers_or_hangs():
     assert doctor.tracking(context("tracking.enabled=false")) == "off"
 
 
-def test_states_are_split_as_the_engine_splits_them(monkeypatch):
-    monkeypatch.delattr(doctor_memory.planning, "rank_bytes")  # the plain count
-    job = Job(0, 0, 4, "srun", torch.device("cpu"))
-    count = 1000
-
-    def each(*overrides):
-        return doctor_memory.rank_bytes(
-            load("./tiny.yaml", ["train.global_batch=8", *overrides]), count, job
-        )
-
-    whole = 4 * 5 + 4 + 4  # masters, two moments, theta_{t-1}, theta; gradients; working copy
-    assert each() == count * whole
-    assert each("engine=fsdp2") == count * whole // 4
-    assert each("engine={name: zero, config: zero1.json}") == count * (20 // 4 + 4 + 4)
-
-
-def test_the_memory_of_a_slurm_job_is_that_of_its_ranks(monkeypatch):
-    monkeypatch.delattr(doctor_memory.planning, "rank_bytes")  # the plain count
+def test_the_memory_of_a_slurm_job_is_that_of_its_ranks():
     here = context("train.global_batch=16", "train.micro_batch=1", "engine=auto")
     here.slurm = slurm_config.load("a100_multi_node")
     assert here.world == 16 and here.planned.device.type == "cuda"
-    assert doctor_memory.rank_bytes(here.recipe, 1600, here.planned) == 2800, (
-        "fsdp2 splits everything"
+    assert doctor.memory(here).startswith(
+        f"{doctor._size(plan.rank_bytes(here.recipe, 16))} of states per rank on 16 rank(s)"
     )
-
-
-def test_planning_may_replace_the_plain_count(monkeypatch):
-    monkeypatch.setattr(
-        doctor_memory.planning, "rank_bytes", lambda recipe, world: 123 * world, raising=False
-    )
-    assert (
-        doctor_memory.rank_bytes(load("./tiny.yaml"), 1, Job(0, 0, 2, "srun", torch.device("cpu")))
-        == 246
-    )
+    assert plan.rank_bytes(here.recipe, 16) < plan.rank_bytes(here.recipe, 1), "it is split"
 
 
 def test_a_bad_recipe_is_the_first_line(folder):

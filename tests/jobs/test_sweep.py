@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tram_ds.jobs import sweep
+from tram_ds.jobs import slurm_config, sweep
+from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.file import RecipeError
 from tram_ds.recipe.recipe import dump, load
+from tram_ds.recipe.sections import EngineSection
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
@@ -286,3 +288,35 @@ def test_unknown_files_and_launchers_are_named(place):
     with pytest.raises(RecipeError, match="no such sweep file; did you mean 'table10_gpt2xl"):
         sweep.read("table10_gpt2")
     assert script().main(["--sweep", "four.yaml", "--launcher", "/no/such/launcher"]) == 2
+
+
+def of_engine(name):
+    return lambda config: engine_config(EngineSection(name=name, config=config))
+
+
+@pytest.mark.parametrize(
+    ("read", "what", "folder", "one"),
+    [
+        (load, "recipe file", "recipes", "quickstart.yaml"),
+        (sweep.read, "sweep file", "recipes/sweeps", "table3_images.yaml"),
+        (slurm_config.load, "SLURM config", "configs/slurm", "a100_one_node.yaml"),
+        (of_engine("zero"), "file", "configs/deepspeed", "zero2_offload.json"),
+        (of_engine("fsdp2"), "file", "configs/fsdp2", "shard.yaml"),
+    ],
+)
+def test_a_name_is_looked_for_in_one_way(read, what, folder, one, tmp_path, monkeypatch):
+    """In its folder, then where one stands; what is nowhere is refused with what is there."""
+    monkeypatch.chdir(tmp_path)
+    read(one)
+    near = one.replace(".", "x.")
+    with pytest.raises(RecipeError) as refused:
+        read(near)
+    text = str(refused.value)
+    assert f"'{near}': no such {what}; did you mean '{one}'?; {folder} has " in text
+    there = list((ROOT / folder).glob(f"*{Path(one).suffix}"))
+    assert there and all(p.name in text for p in there) and "\n" not in text
+    Path(near).write_text((ROOT / folder / one).read_text())
+    read(near)
+    read(f"./{near}")
+    with pytest.raises(RecipeError, match=f"no such {what}"):
+        read(f"elsewhere/{one}")  # a path is a path

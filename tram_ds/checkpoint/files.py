@@ -16,7 +16,6 @@ step-X.superseded   a commit beyond a step saved later: the run went back and to
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,12 +23,13 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tram_ds.runtime import files as disk
 from tram_ds.runtime.exits import CheckpointError
+from tram_ds.runtime.locks import locked
 
 FORMAT = "tram_ds checkpoint 1"
 MANIFEST, LATEST, SUFFIX = "manifest.json", "latest", ".safetensors"
@@ -171,10 +171,10 @@ def prepare(run_dir: Path | str) -> Path:
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(where, 0o700)
     probe = where / f"probe.tmp-{secrets.token_hex(4)}"
-    _write(probe, "writable")
+    disk.write_whole(probe, "writable")
     for path in list(where.iterdir()):
         replaced = path.name.endswith(".old") and (where / path.name.removesuffix(".old")).exists()
-        if ".tmp-" in path.name or replaced:
+        if ".tmp-" in path.name or disk.is_temporary(path) or replaced:
             _remove(path)
     return where
 
@@ -192,7 +192,7 @@ def seal(partial: Path, prefix: str) -> dict[str, dict[str, Any]]:
     mine = sorted(p for p in partial.iterdir() if p.name.startswith(prefix))
     for file in mine:
         os.chmod(file, 0o600)
-        _sync(file)  # torch syncs before the last buffered bytes are written
+        disk.sync(file)  # torch syncs before the last buffered bytes are written
     return {file.name: describe(file) for file in mine}
 
 
@@ -207,11 +207,10 @@ def commit(partial: Path, manifest: Manifest, keep: int) -> Path:
             "that all nodes share?"
         )
     manifest = json.loads(json.dumps(manifest, default=str))
-    _write(
+    disk.write_whole(
         partial / MANIFEST,
         json.dumps(manifest | {"digest": _digest_of(manifest)}, indent=1, sort_keys=True),
     )
-    _sync(partial)
     where, final = partial.parent, partial.parent / name(manifest["step"])
     old = final.with_name(f"{final.name}.old")
     if final.exists():
@@ -221,11 +220,7 @@ def commit(partial: Path, manifest: Manifest, keep: int) -> Path:
             disk.set_aside(old, _free(final.with_name(f"{final.name}.superseded")))
         disk.set_aside(final, old)
     disk.publish(partial, final)
-    _sync(where)
-    pointer = where / f"{LATEST}.tmp-{secrets.token_hex(4)}"
-    _write(pointer, final.name + "\n")
-    disk.publish(pointer, where / LATEST)
-    _sync(where)
+    disk.write_whole(where / LATEST, final.name + "\n")
     _retire(where, final, keep)
     return final
 
@@ -262,7 +257,7 @@ def _remove(path: Path) -> None:
     Renames first: a deletion that is killed half-way must not leave something that looks like a
     commit.
     """
-    if ".tmp-" not in path.name:
+    if ".tmp-" not in path.name and not disk.is_temporary(path):
         if path.is_symlink() or not all(map(_written_by_a_save, path.iterdir())):
             return
         doomed = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
@@ -284,40 +279,17 @@ def reading(path: Path) -> Iterator[None]:
 
     Best effort: on file systems without flock (some NFS mounts) nothing is held.
     """
-    stream = None
-    with suppress(OSError):
-        stream = open(path / MANIFEST, "rb")  # noqa: SIM115 - held over the yield
-        fcntl.flock(stream, fcntl.LOCK_SH)
-    try:
+    with ExitStack() as stack:
+        with suppress(OSError):  # one that is gone or not ours to read is refused by its reader
+            stack.enter_context(locked(path / MANIFEST, shared=True, create=False))
         yield
-    finally:
-        if stream is not None:
-            stream.close()
 
 
 def _being_read(path: Path) -> bool:
     try:
-        with open(path / MANIFEST, "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with locked(path / MANIFEST, timeout=0, create=False):
+            return False
+    except TimeoutError:
         return True
     except OSError:
         return False
-    return False
-
-
-def _write(file: Path, text: str) -> None:
-    with open(
-        os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-    ) as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,7 +22,7 @@ from tram_ds.comparison.blocks import Block
 from tram_ds.comparison.comparison import Section, blocks_of
 from tram_ds.comparison.render import Format, render
 from tram_ds.comparison.runs import Run
-from tram_ds.runtime.files import private_dir, replace_text
+from tram_ds.runtime.files import private_dir, write_whole
 from tram_ds.runtime.redact import redact, redact_yaml
 from tram_ds.tracking.server import find_experiment, new_client, prepare_environment, sqlite_path
 
@@ -50,13 +50,13 @@ def write(sections: Sequence[Section], out: Path, command: str, notes: Sequence[
     blocks = blocks_of(sections)
     endings: dict[str, Format] = {"csv": "csv", "md": "markdown", "tex": "latex"}
     for ending, form in endings.items():
-        replace_text(out / f"tables.{ending}", render(blocks, form))
+        write_whole(out / f"tables.{ending}", render(blocks, form))
     for section in sections:
         for drawing in section.drawings:
             (out / "figures" / f"{_slug(section)}-{drawing.name}.png").write_bytes(
                 plots.png(drawing.figure)
             )
-    replace_text(out / "report.html", page(sections, out, command, notes))
+    write_whole(out / "report.html", page(sections, out, command, notes))
     return out / "report.html"
 
 

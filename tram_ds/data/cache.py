@@ -18,14 +18,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tram_ds.runtime.errors import DataError
-from tram_ds.runtime.files import publish, remove_tree
+from tram_ds.runtime.files import publish, remove_tree, sync_tree
+from tram_ds.runtime.locks import locked
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The cache directory, created: `cache_dir`, or $TRAM_DS_CACHE, or ~/.cache/tram_ds."""
-    root = Path(
-        cache_dir or os.environ.get("TRAM_DS_CACHE") or Path.home() / ".cache" / "tram_ds"
-    ).expanduser()
+    """The cache directory, created: `cache_dir`, or $TRAM_DS_CACHE, or tram_ds in
+    $XDG_CACHE_HOME, or in ~/.cache where that is unset or, as its standard says, not absolute."""
+    xdg = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    shared = xdg if xdg.is_absolute() else Path("~/.cache")
+    root = Path(cache_dir or os.environ.get("TRAM_DS_CACHE") or shared / "tram_ds").expanduser()
     _make(root)
     return root
 
@@ -39,10 +41,10 @@ def build_once(path: Path, build: Callable[[Path], None], valid: Callable[[Path]
     if valid(path):
         return path
     _make(path.parent)
-    with _locked(path) as locked:
+    with locked(path.parent / f".{path.name}.lock") as alone:
         # nobody on this machine can be building now: whatever lies here was left by a killed
         # builder
-        if locked:
+        if alone:
             _discard(path.parent.glob(_temporary_prefix(path) + "*"))
         if valid(path):
             return path
@@ -77,35 +79,12 @@ def _temporary_prefix(path: Path) -> str:
     return f".{path.name}.{host}.tmp-"  # with the host: an flock may hold on one node only
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Holds the exclusive lock of `path`; yields False where the platform or the file system has
-    none."""
-    try:
-        import fcntl
-    except ImportError:
-        yield False
-        return
-    descriptor = os.open(path.parent / f".{path.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            locked = True
-        except OSError:
-            locked = False
-        yield locked
-    finally:
-        os.close(descriptor)
-
-
 def _publish(temporary: Path, path: Path, valid: Callable[[Path], bool]) -> None:
     try:
         publish(temporary, path)
     except OSError:
         if not valid(path):  # another builder came first is fine; anything else is not
             raise
-        return
-    _sync(path.parent)
 
 
 def _make_private_and_durable(directory: Path) -> None:
@@ -113,16 +92,7 @@ def _make_private_and_durable(directory: Path) -> None:
         os.chmod(folder, 0o700)
         for name in files:
             os.chmod(os.path.join(folder, name), 0o600)
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_tree(directory)
 
 
 def _discard(paths: Iterator[Path] | list[Path]) -> None:

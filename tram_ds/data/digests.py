@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tram_ds.data.cache import cache_root, digest_of
-from tram_ds.runtime.files import replace_text
+from tram_ds.runtime.files import write_whole
 
 
 def remembered(
@@ -36,7 +36,7 @@ def remembered(
     except (OSError, ValueError):
         pass
     found = compute()
-    replace_text(answer, json.dumps(found))
+    write_whole(answer, json.dumps(found))
     return found
 
 

@@ -18,7 +18,7 @@ from tram_ds.engines.protocol import Engine
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime import run_folder
-from tram_ds.runtime.files import remove_file, replace_text
+from tram_ds.runtime.files import remove_file, write_whole
 from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import barrier, from_rank_0
@@ -178,4 +178,4 @@ class Judge:
 
     def _write(self, name: str, content: Any) -> None:
         if self.engine.rank == 0:
-            replace_text(self.run_dir / name, json.dumps(strict(content, []), indent=2) + "\n")
+            write_whole(self.run_dir / name, json.dumps(strict(content, []), indent=2) + "\n")

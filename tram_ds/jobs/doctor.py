@@ -29,7 +29,8 @@ import torch.distributed as dist
 
 from tram_ds.jobs import slurm
 from tram_ds.jobs.slurm_config import Slurm
-from tram_ds.planning import states as doctor_memory
+from tram_ds.planning import states
+from tram_ds.planning.plan import rank_bytes
 from tram_ds.recipe.file import ROOT
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime import ranks as distributed
@@ -79,7 +80,7 @@ class Context:
     @cached_property
     def parameters(self) -> int:
         """Of the model, without reading its weights."""
-        return doctor_memory.parameters(self.recipe, tasks.build(self.recipe))
+        return states.parameters(self.recipe, tasks.build(self.recipe))
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def run_folder(context: Context) -> str:
 def disk(context: Context) -> str:
     """Room for the checkpoints: those kept and the one being written."""
     folder = _existing(context.recipe.resolved_run_dir().absolute())
-    one = doctor_memory.checkpoint_bytes(context.recipe, context.parameters)
+    one = states.checkpoint_bytes(context.recipe, context.parameters)
     needed, free = one * (context.recipe.checkpoint.keep + 1), shutil.disk_usage(folder).free
     found = (
         f"{_size(free)} free, {context.recipe.checkpoint.keep} + 1 checkpoints of "
@@ -261,7 +262,7 @@ def builds(_: Context) -> str:
 def memory(context: Context) -> str:
     """The parts that do not depend on the batch against the GPU: activations and logits come on
     top."""
-    needed = doctor_memory.rank_bytes(context.recipe, context.parameters, context.planned)
+    needed = rank_bytes(context.recipe, context.world)
     found = f"{_size(needed)} of states per rank on {context.world} rank(s), activations on top"
     if context.job.device.type == "cpu":
         return f"{found}; no GPU here to compare with"

@@ -19,7 +19,7 @@ from tram_ds.jobs.slurm_config import Slurm
 from tram_ds.jobs.slurm_script import AFTER, JOB, after_command, after_script, job_script, plain
 from tram_ds.recipe.file import ROOT
 from tram_ds.recipe.recipe import accumulation, dump
-from tram_ds.runtime.files import private_dir, remove_tree, replace_text
+from tram_ds.runtime.files import private_dir, remove_tree, write_whole
 
 SNAPSHOT = ("tram_ds", "launch", "configs", "recipes")
 NO_SLURM = "sbatch: not found; submit from a login node of the cluster (--dry-run shows the job)"
@@ -125,7 +125,7 @@ def write(plan: Plan) -> None:
     plan.folder.mkdir(mode=0o700)
     private_dir(plan.folder / "cells")
     for name, text in plan.files.items():
-        replace_text(plan.folder / name, text)
+        write_whole(plan.folder / name, text)
     skipped = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
     for part in SNAPSHOT:
         if (ROOT / part).is_dir():

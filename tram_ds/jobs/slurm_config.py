@@ -21,10 +21,11 @@ from tram_ds.jobs.container import PYXIS_IMAGE, Container, Expanded, Line
 from tram_ds.jobs.shell import check_setup, secret_in, secret_name
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
-from tram_ds.recipe.file import CONFIGS, RecipeError, hint, short
+from tram_ds.recipe.file import CONFIGS, RecipeError
 from tram_ds.recipe.sections import NotNegative, Positive, Section, refusal
 from tram_ds.runtime.redact import redact
 
+FOLDER = CONFIGS / "slurm"
 # seconds: SLURM sends the --signal of a job up to that much early, and looks only every half minute
 SIGNAL_LATENESS = 60
 SECRET = (
@@ -261,22 +262,11 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Slurm:
 
     Raises RecipeError, one line per problem.
     """
-    source = recipe_file.read(_find(name_or_path), name_or_path)
+    path = recipe_file.find(name_or_path, FOLDER, "SLURM config")
+    source = recipe_file.read(path, name_or_path)
     recipe_file.override(source, overrides)
     try:
         return Slurm.model_validate(source.data)
     except ValidationError as error:
         text = str(explain(error, Slurm, source)).replace("in the recipe", "in a SLURM config")
         raise RecipeError(redact(text)) from None
-
-
-def _find(given: str) -> Path:
-    folder = CONFIGS / "slurm"
-    for path in (folder / given, folder / f"{given}.yaml", Path(given), Path(f"{given}.yaml")):
-        if path.is_file():
-            return path
-    there = sorted(path.name for path in folder.glob("*.yaml"))
-    near = hint(given, [*there, *(Path(name).stem for name in there)])
-    raise RecipeError(
-        f"{short(given)}: no such SLURM config{near or '; configs/slurm has ' + ', '.join(there)}"
-    )

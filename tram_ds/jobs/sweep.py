@@ -22,7 +22,7 @@ from tram_ds.checkpoint.changes import differences
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe import recipe
 from tram_ds.recipe.errors import explain
-from tram_ds.recipe.file import RecipeError, hint, short
+from tram_ds.recipe.file import RecipeError
 from tram_ds.recipe.recipe import to_dict
 from tram_ds.recipe.sections import Section, refusal
 from tram_ds.runtime import exits, run_folder
@@ -103,14 +103,7 @@ class Cell:
 def read(name: str) -> Sweep:
     """A sweep file; a bare name stands for recipes/sweeps/NAME.yaml. RecipeError, one line per
     problem."""
-    paths = [FOLDER / name, FOLDER / f"{name}.yaml", Path(name), Path(f"{name}.yaml")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        there = sorted(path.name for path in FOLDER.glob("*.yaml"))
-        raise RecipeError(
-            f"{short(name)}: no such sweep "
-            f"file{hint(name, there) or f'; recipes/sweeps has {there}'}"
-        )
+    path = recipe_file.find(name, FOLDER, "sweep file")
     source = recipe_file.read(path, path.name)
     try:
         return Sweep.model_validate(source.data)

@@ -240,7 +240,7 @@ def _set_dropout(config: PretrainedConfig, probability: float) -> None:
 
 
 def _revision(section: Any) -> str:
-    return getattr(section, "revision", None) or "main"
+    return section.revision or "main"
 
 
 def _near(name: str, known: Any) -> str:

@@ -3,16 +3,3 @@ asked for.
 
 Imports recipe and below.
 """
-
-from __future__ import annotations
-
-from typing import Any
-
-
-def rank_bytes(recipe: Any, world: int) -> int:
-    """Bytes one GPU of `world` needs for everything that does not depend on the batch; activations
-    and logits come on top."""
-    # lazily: plan imports the engines, which import nothing of this
-    from tram_ds.planning.plan import rank_bytes as planned
-
-    return planned(recipe, world)

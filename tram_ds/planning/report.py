@@ -10,7 +10,6 @@ from rich.table import Table
 from tram_ds.planning import plan as planning
 from tram_ds.planning.cost import PEAK
 from tram_ds.planning.plan import USABLE, Plan
-from tram_ds.recipe.file import ROOT
 from tram_ds.recipe.recipe import Recipe
 
 GIB = 2**30
@@ -165,13 +164,3 @@ def document() -> str:
             lines.append(f"| {world} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
-
-
-DOCUMENT = ROOT / "docs" / "planning.md"
-MARK = "<!-- tables -->\n"
-
-
-def write_document() -> None:
-    """Renews the tables in docs/planning.md."""
-    before = DOCUMENT.read_text(encoding="utf-8").split(MARK)[0]
-    DOCUMENT.write_text(f"{before}{MARK}{document()}", encoding="utf-8")

@@ -1,5 +1,4 @@
-"""How large a run's states are, in bytes, from its recipe alone: a plain count that
-tram_ds.planning may replace."""
+"""How many values a run keeps, from its recipe alone, and how large a checkpoint of them is."""
 
 from __future__ import annotations
 
@@ -7,12 +6,8 @@ from typing import Any
 
 import torch
 
-from tram_ds import planning
 from tram_ds.algorithms.table import algorithm
-from tram_ds.engines import choose as engines
-from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe
-from tram_ds.runtime.ranks import Job
 
 FP32 = 4
 
@@ -50,25 +45,3 @@ def moments(recipe: Recipe) -> int:
 def checkpoint_bytes(recipe: Recipe, count: int) -> int:
     """One checkpoint: masters, moments and references in fp32."""
     return FP32 * count * (1 + moments(recipe) + references(recipe))
-
-
-def rank_bytes(recipe: Recipe, count: int, job: Job) -> int:
-    """Weights, gradients, moments, references and the copy of theta during the ascent, on one rank
-    of `job`.
-
-    `tram_ds.planning.rank_bytes(recipe, world)` is asked instead where it exists.
-    """
-    world = job.world_size
-    if (planned := getattr(planning, "rank_bytes", None)) is not None:
-        return int(planned(recipe, world))
-    name = engines.choose(recipe.engine.name, job)
-    config = engine_config(recipe.engine.model_copy(update={"name": name}))
-    zero = config.get("zero_optimization", {})
-    stage = {"replicated": 0, "fsdp2": 3}.get(name, int(zero.get("stage", 0)))
-    # optimizer states, gradients, working copy
-    split = [world if stage >= least else 1 for least in (1, 2, 3)]
-    working = 2 if recipe.model.dtype == "bfloat16" else FP32
-    kept = FP32 * (1 + moments(recipe) + references(recipe) + 1)
-    if zero.get("offload_optimizer") or config.get("offload"):
-        kept = 0
-    return int(count * (kept / split[0] + working / split[1] + working / split[2]))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tram_ds.recipe.file import CONFIGS, RecipeError, hint, read, read_json, short
+from tram_ds.recipe.file import CONFIGS, RecipeError, find, hint, read, read_json, short
 from tram_ds.recipe.sections import EngineSection
 
 DEFAULTS = {"zero": "zero2.json", "fsdp2": "shard.yaml"}
@@ -44,16 +44,12 @@ def config_path(engine: EngineSection) -> Path | None:
     it has chosen)."""
     if engine.name not in DEFAULTS:
         return None
-    given = engine.config or DEFAULTS[engine.name]
-    folder = FOLDERS[engine.name]
-    for path in (folder / given, Path(given)):
-        if path.is_file():
-            return path
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    raise RecipeError(
-        f"engine.config = {short(given)}: no such file, and none in configs/{folder.name}"
-        f"{hint(given, there)} (there are {', '.join(there) or 'none'})"
-    )
+    default = DEFAULTS[engine.name]
+    given, ends = engine.config or default, Path(default).suffix
+    try:
+        return find(given, FOLDERS[engine.name], "file", ends)
+    except RecipeError as error:
+        raise RecipeError(f"engine.config = {error}") from None
 
 
 def engine_config(engine: EngineSection) -> dict[str, Any]:

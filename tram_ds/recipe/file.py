@@ -89,18 +89,23 @@ class Source:
         )
 
 
-def find(given: str) -> Path:
-    """The file of a recipe: a bare name stands for recipes/NAME.yaml, the rest are paths (.yaml may
-    be left out)."""
-    folders = [Path()] if os.sep in given else [RECIPES, Path()]
-    for folder in folders:
-        for path in (folder / given, folder / f"{given}.yaml"):
+def find(
+    given: str, folder: Path = RECIPES, what: str = "recipe file", ends: str = ".yaml"
+) -> Path:
+    """The file that a user means: a bare name is looked for in `folder` first, then where one
+    stands; anything else is a path. Its ending may be left out.
+
+    RecipeError, which lists what `folder` has. what: what messages call such a file.
+    """
+    for place in [Path()] if os.sep in given else [folder, Path()]:
+        for path in (place / given, place / f"{given}{ends}"):
             if path.is_file():
                 return path
-    shipped = sorted(path.name for path in RECIPES.glob("*.yaml"))
-    near = hint(given, [*shipped, *(Path(name).stem for name in shipped)])
+    there = sorted(path.name for path in folder.glob(f"*{ends}"))
+    near = hint(given, [*there, *(Path(name).stem for name in there)])
+    shown = folder.relative_to(RECIPES.parent)
     raise RecipeError(
-        f"{short(given)}: no such recipe file" + (near or f"; recipes/ has {', '.join(shipped)}")
+        f"{short(given)}: no such {what}{near}; {shown} has {', '.join(there) or 'none'}"
     )
 
 

@@ -9,10 +9,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+TEMPORARY = ".tmp"  # ends the hidden name that write_whole writes under
 
-def replace_text(path: Path, text: str) -> None:
-    """Replaces a file atomically (readers see the old or the new text), mode 0600."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes or replaces a file: readers, and whoever looks after a crash, see the old text or the
+    new one. Mode 0600."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY}")
     try:
         with open(
             os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
@@ -20,9 +23,14 @@ def replace_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         remove_file(temporary)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is what a killed write_whole left."""
+    return path.name.startswith(".") and path.name.endswith(TEMPORARY)
 
 
 def refuse_unwritable(path: Path, key: str) -> None:
@@ -49,8 +57,28 @@ def private_dir(path: Path) -> None:
 
 def publish(partial: Path, final: Path) -> None:
     """The finished `partial` becomes `final` in one step: a file in place of an old one, a folder
-    where there is none or an empty one (OSError where it holds anything)."""
+    where there is none or an empty one (OSError where it holds anything). Its contents are
+    durable already: `sync_tree`."""
     os.replace(partial, final)
+    sync(final.parent)  # a rename is durable once the folder that holds the name is
+
+
+def sync(path: Path) -> None:
+    """Returns when what the file, or the list of names in the folder, holds now is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """sync() for the folder and all that is in it, innermost first; links are not followed."""
+    for top, _, names in os.walk(folder, topdown=False):
+        for path in (Path(top) / name for name in names):
+            if not path.is_symlink():
+                sync(path)
+        sync(Path(top))
 
 
 def set_aside(path: Path, to: Path) -> None:

@@ -42,7 +42,9 @@ _CHECKPOINTS = (
     "latest",
     "latest.tmp-*",
     "probe.tmp-*",
+    ".*.tmp",
     "step-*/manifest.json",
+    "step-*/.*.tmp",
     "step-*/*.safetensors",
 )
 _ANALYSIS = ("sharpness.json", "cka.json", "*.png", "*.svg", ".*.tmp")
@@ -175,6 +177,7 @@ def replace_export(partial: Path, folder: Path) -> None:
         files.set_aside(folder, aside)
         print(f"{folder} held files that no run makes: kept as {aside}")
     discard_export(folder)
+    files.sync_tree(partial)
     files.publish(partial, folder)
 
 

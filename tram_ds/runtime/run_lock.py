@@ -16,7 +16,6 @@ a minute late: do not set `stale_after` below two minutes on NFS.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -30,6 +29,7 @@ from typing import Any, Self
 
 from tram_ds.runtime.exits import RunLocked
 from tram_ds.runtime.files import remove_file
+from tram_ds.runtime.locks import locked
 from tram_ds.runtime.peers import Peers
 
 STALE_AFTER, BEAT = 120.0, 10.0
@@ -96,7 +96,9 @@ class RunLock:
         mine = self.path.with_name(f"lock.{self.holder['token']}")
         mine.write_text(json.dumps(self.holder))
         try:
-            with _one_at_a_time(self.path.with_name("lock.mutex")):
+            # two jobs that both find a stale lock must not both take it; without flock (some
+            # mounts) a short race remains
+            with locked(self.path.with_name("lock.mutex")):
                 for _ in range(2):
                     try:
                         os.link(mine, self.path)
@@ -213,16 +215,6 @@ def _age(path: Path, fresh: Path) -> float:
         return os.stat(fresh).st_mtime - os.stat(path).st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Two jobs that both find a stale lock must not both take it. Without flock (some mounts) a
-    short race remains."""
-    with open(path, "a") as stream:
-        with suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _file_text(path: str) -> str:

@@ -35,7 +35,7 @@ from tram_ds.recipe.errors import explain
 from tram_ds.recipe.recipe import Recipe, load
 from tram_ds.recipe.sections import OptimizerSection, ScheduleSection, Section
 from tram_ds.runtime.errors import DataError
-from tram_ds.runtime.files import private_dir, replace_text
+from tram_ds.runtime.files import private_dir, write_whole
 from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.ranks import Job, detect, joined
 from tram_ds.surface import cka, hessian, landscape, sharpness
@@ -291,7 +291,7 @@ def measure_all(
 
 def write(report: Report, folder: Path) -> None:
     """analysis.json, and for launch/compare.py analysis/{sharpness,cka}.json: {domain: value}."""
-    replace_text(
+    write_whole(
         folder / "analysis.json", json.dumps(strict(report, []), indent=1, allow_nan=False) + "\n"
     )
     private_dir(folder / "analysis")
@@ -303,7 +303,7 @@ def write(report: Report, folder: Path) -> None:
             d: value for d, value in values.items() if value is not None and math.isfinite(value)
         }
         if values:
-            replace_text(folder / "analysis" / f"{name}.json", json.dumps(values, indent=1) + "\n")
+            write_whole(folder / "analysis" / f"{name}.json", json.dumps(values, indent=1) + "\n")
 
 
 def header(recipe: Recipe, request: Request, task: Any, export: Path) -> Report:

@@ -45,9 +45,7 @@ def build(recipe: Any, training: bool = True) -> Entailment:
 
     training: False where only evaluation follows: no train split is needed.
     """
-    pairs = open_pairs(
-        recipe.task.data, recipe.task.cache_dir, getattr(recipe.task, "revision", None)
-    )
+    pairs = open_pairs(recipe.task.data, recipe.task.cache_dir, recipe.task.revision)
     train, evaluated = _languages(recipe.task, pairs)
     return Entailment(recipe, pairs, train, evaluated, training)
 

@@ -40,7 +40,7 @@ def build(recipe: Any, training: bool = True) -> ImageClassification:
     scored (the train split is opened for the names of the classes).
     """
     task = recipe.task
-    source = ImageSource(task.data, task.cache_dir, getattr(task, "revision", None))
+    source = ImageSource(task.data, task.cache_dir, task.revision)
     return ImageClassification(recipe, source, training)
 
 

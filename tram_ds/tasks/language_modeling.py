@@ -35,9 +35,7 @@ def build(recipe: Any, training: bool = True) -> LanguageModeling:
 
     training: False where only evaluation follows: no train split is needed.
     """
-    source = open_source(
-        recipe.task.data, recipe.task.cache_dir, getattr(recipe.task, "revision", None)
-    )
+    source = open_source(recipe.task.data, recipe.task.cache_dir, recipe.task.revision)
     train, evaluated = _domains(recipe.task, source)
     return LanguageModeling(recipe, source, train, evaluated, training)
 

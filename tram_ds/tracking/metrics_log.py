@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tram_ds.runtime.files import private_dir, replace_text
+from tram_ds.runtime.files import private_dir, write_whole
 from tram_ds.runtime.jsonl import decode, encode
 
 FILE_NAME = "metrics.jsonl"
@@ -91,7 +91,7 @@ class MetricsLog:
                 _append_text(
                     self.path.with_name(f"{self.path.stem}.superseded.jsonl"), "".join(dropped)
                 )
-                replace_text(self.path, "".join(kept))
+                write_whole(self.path, "".join(kept))
 
     def close(self) -> None:
         """Writes what is pending and ends the log. A second call does nothing."""

@@ -4,18 +4,16 @@ acknowledged."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tram_ds.runtime.files import private_dir, replace_text
+from tram_ds.runtime.files import private_dir, write_whole
 from tram_ds.runtime.redact import redact, redact_yaml
 
 FILE_NAME = "tracking.json"
@@ -72,11 +70,11 @@ class StateFile:
         with self._lock:
             self.state = replace(self.state, **changes)
             saved = asdict(self.state) | {"uri": redact(self.state.uri)}
-            replace_text(
+            write_whole(
                 self.run_dir / FILE_NAME, json.dumps(saved, indent=1, allow_nan=False) + "\n"
             )
             if "run_id" in changes and self.state.run_id:
-                replace_text(self.run_dir / "run_id", self.state.run_id + "\n")
+                write_whole(self.run_dir / "run_id", self.state.run_id + "\n")
 
     def acknowledge(self, what: str, content: str) -> None:
         """Remembers that the server has this content."""
@@ -168,30 +166,3 @@ def _text(value: Any) -> str:
 def now() -> int:
     """Unix time in milliseconds."""
     return int(time.time() * 1000)
-
-
-@contextlib.contextmanager
-def locked(path: Path, timeout: float) -> Iterator[None]:
-    """Holds an exclusive lock on a file, which is created. A file system without locks does not
-    stop anybody.
-
-    Raises TimeoutError if somebody else still holds it after `timeout` seconds.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise TimeoutError(f"{path} is held by another process") from None
-                time.sleep(0.05)
-            except OSError:
-                break
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)

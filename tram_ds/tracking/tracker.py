@@ -19,12 +19,13 @@ from typing import Any, Literal, Protocol
 
 from tram_ds.runtime.git import DIRTY
 from tram_ds.runtime.jsonl import strict
+from tram_ds.runtime.locks import locked
 from tram_ds.runtime.redact import HIDDEN, redact
 from tram_ds.tracking import state as tracking_state
 from tram_ds.tracking.address import URI
 from tram_ds.tracking.machine import SystemMetrics
 from tram_ds.tracking.server import prepare_environment
-from tram_ds.tracking.state import StateFile, locked, now
+from tram_ds.tracking.state import StateFile, now
 from tram_ds.tracking.upload import TABLE, Uploader
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tram_ds.runtime.locks import locked
 from tram_ds.runtime.redact import redact
 from tram_ds.tracking.machine import FILE_NAME as SYSTEM_FILE
 from tram_ds.tracking.metrics_log import FILE_NAME as METRICS_FILE
@@ -26,7 +27,7 @@ from tram_ds.tracking.points import (
 )
 from tram_ds.tracking.results import curves, final_points, table_json
 from tram_ds.tracking.server import find_experiment, find_parent, get_run, new_client, sqlite_path
-from tram_ds.tracking.state import MAX_KEY, StateFile, TrackingError, locked
+from tram_ds.tracking.state import MAX_KEY, StateFile, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

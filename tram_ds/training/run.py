@@ -24,7 +24,7 @@ from tram_ds.evaluation.judge import Judge
 from tram_ds.recipe.recipe import Recipe, accumulation, check_length, dump, to_dict
 from tram_ds.runtime import run_folder
 from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
-from tram_ds.runtime.files import private_dir, remove_file, replace_text
+from tram_ds.runtime.files import private_dir, remove_file, write_whole
 from tram_ds.runtime.git import git_commit
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, barrier, detect, from_rank_0, joined
@@ -275,7 +275,7 @@ def open_run_folder(run_dir: Path, recipe: Recipe, request: Request, job: Job) -
         return
     if request.overwrite and not request.resume:
         run_folder.empty(run_dir)
-    replace_text(run_dir / "recipe.yaml", dump(recipe))
+    write_whole(run_dir / "recipe.yaml", dump(recipe))
     for marker in ("DONE", "REQUEUE"):
         remove_file(run_dir / marker)
 
