@@ -4,6 +4,10 @@ analysis.json, figures and a table.
     python launch/analyze.py --recipe quickstart.yaml --what sharpness,cka
     torchrun --nproc_per_node 8 launch/analyze.py --recipe xnli_xlmr.yaml engine=fsdp2 \\
         sharpness.epsilon=1e-4 eval.batch=64
+    python launch/analyze.py --recipe quickstart.yaml --what effect \\
+        'effect.algorithms=[asam, {name: tram_x, sigma: 0.03}]'
+
+`effect` is of a recipe, before its run: how far a step of each row is from the base optimizer's.
 
 Exit codes: 0 done, 2 recipe, data or weights.
 """
@@ -30,7 +34,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "--export", type=Path, help="a run folder or its export; default: the recipe's run folder"
     )
     parser.add_argument(
-        "--what", default="sharpness,cka,landscape,hessian", help="with commas; default: all four"
+        "--what",
+        default="sharpness,cka,landscape,hessian",
+        help="with commas (default: all four), or effect",
     )
     parser.add_argument(
         "--sharpness", choices=["paper", "juneja"], help="short for sharpness.variant=..."
@@ -60,7 +66,10 @@ def main(given: list[str] | None = None) -> int:
     try:
         from tram_ds.surface import analyze
 
-        analyze.show(*analyze.run(*analyze.request(options)))
+        if options.what == "effect":
+            analyze.before_a_run(options)
+        else:
+            analyze.show(*analyze.run(*analyze.request(options)))
     except (ValueError, exits.PeerLost) as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, exits.PeerLost):
             print(f"error: {error}", file=sys.stderr)

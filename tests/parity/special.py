@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.parity import build, mutants, plain, problem
-from tests.parity.worker import compare
+from tests.parity.reference import Oracle
+from tests.parity.worker import compare, relative_error
+from tram_ds.algorithms.effect import measure
 from tram_ds.algorithms.probe import Robustness
 from tram_ds.models.output import Output
 
@@ -271,6 +273,46 @@ def plainly(engine: str, rank: int) -> dict[str, float]:
     }
 
 
+def effect(engine: str, rank: int, world: int) -> dict[str, float]:
+    """The effect of tram_prev's second step, beside the float64 oracle's: absolute differences; and
+    the error of theta after that step, which must not know that it was looked at."""
+    model = problem.model()
+    double = problem.double(model)
+    oracle = Oracle(
+        double,
+        problem.forward,
+        "tram_prev",
+        lr=problem.LR,
+        seed=problem.SEED,
+        embedding=double.get_input_embeddings(),
+        radius_scale=20.0,
+    )
+    built = build.stepper(engine, model, "tram_prev", 2, radius_scale=20.0)
+    oracle.step(problem.global_batches(micros=2 * world)[0])
+    built.step(batches_of(0, rank), problem.forward)
+    batches = problem.global_batches(micros=2 * world)[1]
+    g, loss, d = oracle.gradient(oracle.theta, batches)
+    epsilon = oracle.epsilon(g, batches, 20.0 * d)
+    moved = {n: p + epsilon[n] for n, p in oracle.theta.items()}
+    h, perturbed, _ = oracle.gradient(moved, batches)
+    flat = lambda x: torch.cat([v.flatten() for v in x.values()])  # noqa: E731
+    want = {
+        "change": (flat(h) - flat(g)).norm() / flat(g).norm(),
+        "cosine": F.cosine_similarity(flat(h), flat(g), 0),
+        "norm": flat(epsilon).norm(),
+        "loss_gap": perturbed - loss,
+        "radius": 20.0 * d,
+        "masks": 0.0,
+    }
+    mine = measure(built, batches_of(1, rank), problem.forward, problem.counts)
+    found = {key: abs(getattr(mine, key) - float(value)) for key, value in want.items()}
+    oracle.step(batches)
+    built.step(batches_of(1, rank), problem.forward)
+    error = relative_error(built, oracle.theta)
+    build.stop(built)
+    return {**found, "theta": error, "large": float(want["change"])}
+
+
 def main(out: str, engine: str) -> None:
     rank, world = build.start(engine)
     rows: dict[str, Any] = {
@@ -280,6 +322,7 @@ def main(out: str, engine: str) -> None:
         "micro": micro_equals_global(engine, rank),
         "tied": tied_weights_once(engine, rank),
         "plain": plainly(engine, rank),
+        "effect": effect(engine, rank, world),
     }
     if engine == "ddp":
         rows["per_rank"] = an_epsilon_per_rank(rank)

@@ -201,9 +201,33 @@ def test_the_script_on_two_ranks_says_the_same_and_discards_results_of_other_wei
 
 
 @pytest.mark.integration
+def test_what_a_step_does_is_a_table_before_any_run(
+    place: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(place)
+    rows = "effect.algorithms=[base, asam, {name: tram_x, sigma: 0.3}]"
+    before = sorted(place.rglob("*"))
+    assert main("--recipe", "tiny.yaml", "run_dir=nowhere", "--what", "effect", rows) == 0
+    assert [f for f in sorted(place.rglob("*")) if f not in before and "cache" not in str(f)] == []
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [row[1].strip() for row in table[2:5]] == ["base", "asam", "tram_x sigma=0.3"]
+    assert [row[-2].strip() for row in table[2:4]] == ["does not act", "acts"]
+    assert main("--recipe", "tiny.yaml", "--what", "effect", "effect.steps=1") == 0
+    assert "asam" in capsys.readouterr().out  # the recipe's own row
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--what", "effect,cka"], "ask for it alone"),
+        (["--what", "effect", "--domains", "weather"], "--domains: --what effect reads"),
+        (["--what", "effect", "--rows", "3"], "--rows: --what effect reads"),
+        (["--what", "effect", "effect.algorithms=[sam, asm]"], "did you mean"),
+        (["--what", "effect", "effect.algorithms=[{name: sam, sigma: 1}]"], "does not read"),
+        (["--what", "effect", "effect.algorithms=[]"], "effect.algorithms"),
+        (["--what", "effect", "effect.steps=0"], "effect.steps"),
+        (["--what", "effet"], "did you mean 'effect'"),
         (["--what", "sharpnes"], "did you mean 'sharpness'"),
         (["--export", "nowhere"], "nowhere holds no exported weights"),
         (["train.seed=4"], "train the recipe first"),

@@ -54,6 +54,14 @@ def test_an_epsilon_per_micro_batch_is_the_global_one_where_there_is_one(engine:
     assert found(engine)["micro"] < 1e-6
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_step_did_is_the_oracles_and_leaves_no_trace(engine: str) -> None:
+    row = dict(found(engine)["effect"])
+    assert row.pop("large") > 0.05  # there is something to measure
+    assert row.pop("theta") <= TOLERANCE
+    assert max(row.values()) < 1e-5, row
+
+
 @pytest.mark.parametrize("form", plain.FORMS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_plain_form_of_an_optimisation_gives_the_same_weights(engine: str, form: str) -> None:

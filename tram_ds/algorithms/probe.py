@@ -13,6 +13,8 @@ from tram_ds.algorithms.ascent import Gauge
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Lazy
 
+KINDS = ("norm", "embedding", "matrix")
+
 
 @dataclass
 class Robustness:
@@ -21,10 +23,11 @@ class Robustness:
     perturbation_norm: |epsilon|_2. perturbation_length: in the units of the radius (|epsilon / T|),
     where a gauge is given.
     perturbation_cosine, perturbation_projection: of the realised on the intended epsilon (1.0 where
-    nothing is lost to the working copy's precision). perturbation_norm_share: of |epsilon|^2 in
-    normalisation
-    layers. Not `full`: only the first. One all-reduce of four numbers and one of the length.
-    Epsilon is computed anew for each of them, part by part.
+    nothing is lost to the working copy's precision). perturbation_norm_share, _embedding_share,
+    _matrix_share: of |epsilon|^2 in normalisation layers, in embeddings (also one tied to the
+    head), in the other matrices; the rest is in biases. first_grad_norm: |g|_2 of pass 1, which
+    grad_norm is compared with. Not `full`: only the first and the last. One all-reduce of seven
+    numbers and one of the length. Epsilon is computed anew for each of them, part by part.
     """
 
     full: bool = True
@@ -32,17 +35,21 @@ class Robustness:
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, engine: Engine, epsilon: Lazy) -> None:
-        intended = epsilon.square_sum(engine.device).to(engine.device)
-        zero = torch.zeros_like(intended)
-        sums = torch.stack([intended, *(_realised(engine, epsilon) if self.full else [zero] * 3)])
-        if engine.shard_group is not None:
-            dist.all_reduce(sums, group=engine.shard_group)
-        intended, along, realised, norms = sums.unbind()
-        self.values["perturbation_norm"] = intended.sqrt()
+        sums = [epsilon.square_sum(engine.device), engine.grads().square_sum(engine.device)]
         if self.full:
+            sums += [*_realised(engine, epsilon), *_by_kind(engine, epsilon)]
+        found = torch.stack([x.to(engine.device) for x in sums])
+        if engine.shard_group is not None:
+            dist.all_reduce(found, group=engine.shard_group)
+        intended, first = found[:2].unbind()
+        self.values["perturbation_norm"] = intended.sqrt()
+        self.values["first_grad_norm"] = first.sqrt()
+        if self.full:
+            along, realised, *kinds = found[2:].unbind()
             self.values["perturbation_cosine"] = along / (intended * realised).sqrt()
             self.values["perturbation_projection"] = along / intended
-            self.values["perturbation_norm_share"] = norms / intended
+            for kind, squares in zip(KINDS, kinds, strict=True):
+                self.values[f"perturbation_{kind}_share"] = squares / intended
         if self.full and self.gauge is not None:  # the gradient of pass 1 is still there
             self.values["perturbation_length"] = self.gauge(
                 engine.params(), engine.grads(), epsilon, engine.norm
@@ -50,16 +57,32 @@ class Robustness:
 
 
 def _realised(engine: Engine, epsilon: Lazy) -> list[Tensor]:
-    """[<realised, epsilon>, |realised|^2, |epsilon|^2 in normalisation layers] of this rank."""
+    """[<realised, epsilon>, |realised|^2] of this rank."""
     rounded = Lazy(lambda theta: theta.rounded(engine.dtype), engine.params())
     delta = engine.working() - rounded
-    names = normalisation_parameters(engine.module)
-    inside = epsilon.map(lambda span, t: t if span.name in names else t[:0])
-    sums = (delta.dot(epsilon), delta.square_sum(engine.device), inside.square_sum(engine.device))
-    return [x.to(engine.device) for x in sums]
+    return [delta.dot(epsilon), delta.square_sum(engine.device)]
 
 
-def normalisation_parameters(module: nn.Module) -> set[str]:
-    """Names of the parameters of LayerNorm, RMSNorm and their like."""
-    layers = {name for name, m in module.named_modules() if "Norm" in type(m).__name__}
-    return {name for name, _ in module.named_parameters() if name.rpartition(".")[0] in layers}
+def _by_kind(engine: Engine, epsilon: Lazy) -> list[Tensor]:
+    """|epsilon|^2 of this rank, for each of KINDS."""
+    kinds = kinds_of(engine.module)
+
+    def inside(kind: str) -> Lazy:
+        return epsilon.map(lambda span, t: t if kinds.get(span.name) == kind else t[:0])
+
+    return [inside(kind).square_sum(engine.device) for kind in KINDS]
+
+
+def kinds_of(module: nn.Module) -> dict[str, str]:
+    """Parameter name -> one of KINDS, for LayerNorm, RMSNorm and their like, for embeddings and for
+    what else has two dimensions or more (before it was sharded)."""
+    found: dict[str, str] = {}
+    for name, part in module.named_modules():
+        for own, p in part.named_parameters(prefix=name, recurse=False):
+            if "Norm" in type(part).__name__:
+                found[own] = "norm"
+            elif "Embedding" in type(part).__name__:
+                found[own] = "embedding"
+            elif len(getattr(p, "ds_shape", p.shape)) > 1:
+                found.setdefault(own, "matrix")
+    return found

@@ -6,11 +6,11 @@ import warnings
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tram_ds.algorithms.step import StepReport
 from tram_ds.algorithms.table import Algorithm
-from tram_ds.algorithms.trust_region import TrustRegion
+from tram_ds.algorithms.trust_region import AtWeights, Previous, TrustRegion
 
 NO_DISTANCE = (
     "the distance of step {step} is exactly 0, so nothing is perturbed and the step is the base "
@@ -22,6 +22,48 @@ NO_EFFECT = (
     "the base optimizer's: the perturbation is below the weights' precision (a larger rho or "
     "radius_scale), or the loss does not depend on them"
 )
+NO_DROPOUT = (
+    "the model has no active dropout, so {what} of {row} is {movement} alone{cause}: hardly more "
+    "than the base optimizer's step. Measure it (launch/analyze.py --what effect), raise {key}, "
+    "turn dropout on in the model's config, or choose asam or tram_x"
+)
+
+
+def dropout_is_active(module: nn.Module) -> bool:
+    """Whether a layer in train mode drops anything, as far as the layers say: by their type, or by
+    a number above 0 under a name with `drop` in it, as attention keeps it."""
+    for part in module.modules():
+        named = [v for k, v in vars(part).items() if "drop" in k and isinstance(v, float)]
+        named += [part.p] if isinstance(part, nn.modules.dropout._DropoutNd) else []
+        if part.training and any(value > 0 for value in named):
+            return True
+    return False
+
+
+def without_dropout(row: Algorithm) -> str | None:
+    """What to say of `row` on a model without active dropout; None where it makes no difference:
+    a reference at earlier weights then differs by their movement alone."""
+    for region, what, key in (
+        (row.radius, "the radius", "algorithm.radius_scale"),
+        (row.penalty, "the penalty", "algorithm.weight"),
+    ):
+        if not isinstance(region, TrustRegion):
+            continue
+        reference = region.reference
+        if isinstance(reference, Previous):
+            movement, cause = "the last step's movement", ", which goes with the learning rate"
+        elif isinstance(reference, AtWeights):
+            movement, cause = MOVEMENTS[reference.name], ", nothing at first"
+        else:
+            continue
+        return NO_DROPOUT.format(what=what, row=row.name, movement=movement, cause=cause, key=key)
+    return None
+
+
+MOVEMENTS = {
+    "initial": "the movement since the start",
+    "average": "the distance of the weights from their average",
+}
 
 
 @dataclass
@@ -31,6 +73,16 @@ class Said:
 
     messages: set[str] = field(default_factory=set)
     pending: tuple[int, Tensor] | None = None
+    started: bool = False
+
+    def start(self, algorithm: Algorithm, module: nn.Module) -> None:
+        """Before the first step: what the model makes of the row."""
+        if self.started:
+            return
+        self.started = True
+        text = without_dropout(algorithm)
+        if text is not None and (algorithm.student_mode == "eval" or not dropout_is_active(module)):
+            warnings.warn(text, stacklevel=4)
 
     def note(self, step: int, algorithm: Algorithm, report: StepReport) -> None:
         """step: counted from 0."""

@@ -93,8 +93,10 @@ class Stepper:
         if not micro_batches:
             raise ValueError("step() needs at least one micro-batch on every rank")
         self._follow()
+        if self.engine.rank == 0:
+            self.said.start(self.algorithm, self.engine.module)
         self.unfinished = True
-        share = self._share(micro_batches, counts)
+        share = self.share(micro_batches, counts)
         run = self.bind(forward, micro_batches)
         buffers = run.state.take()
         undo = references.remembered(self.algorithm) if self.recovers else None
@@ -138,7 +140,7 @@ class Stepper:
 
         return Pass.over(self.engine, output, draws)
 
-    def _share(self, batches: Sequence[Any], counts: Counts | None) -> Tensor | None:
+    def share(self, batches: Sequence[Any], counts: Counts | None) -> Tensor | None:
         """Counted targets per position of the global batch; one small all-reduce, only for penalty
         methods."""
         penalty = self.algorithm.penalty

@@ -40,6 +40,8 @@ from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.ranks import Job, detect, joined
 from tram_ds.surface import cka, hessian, landscape, sharpness
 from tram_ds.surface.cka import Options as CkaOptions
+from tram_ds.surface.effect import Options as EffectOptions
+from tram_ds.surface.effect import recipes, run_rows, show_rows
 from tram_ds.surface.hessian import Options as HessianOptions
 from tram_ds.surface.landscape import Options as LandscapeOptions
 from tram_ds.surface.sharpness import Options as SharpnessOptions
@@ -62,6 +64,8 @@ class Analyses(Section):
     """Loss along random directions."""
     hessian: HessianOptions = HessianOptions()
     """Largest Hessian eigenvalue."""
+    effect: EffectOptions = EffectOptions()
+    """What a step does, before a run."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,17 @@ class Request:
     split: Literal["validation", "test"] = "validation"
     rows: int | None = None
     local_rank: int | None = None
+
+
+def before_a_run(options: Namespace) -> None:
+    """`--what effect` of launch/analyze.py's command line. Collective; ValueError names what is
+    wrong with it."""
+    for given in ("export", "domains", "rows", "sharpness"):
+        if getattr(options, given) is not None:
+            raise ValueError(f"--{given}: --what effect reads training rows only; leave it out")
+    overrides, settings = split_overrides(options.overrides)
+    rows = recipes(options, overrides, settings.effect)
+    show_rows(rows[0], *run_rows(rows, settings.effect, options.local_rank))
 
 
 def request(options: Namespace) -> tuple[Recipe, Request]:
@@ -96,7 +111,8 @@ def request(options: Namespace) -> tuple[Recipe, Request]:
 def split_overrides(words: Sequence[str]) -> tuple[list[str], Analyses]:
     """(those for the recipe, the analyses' settings): `sharpness.epsilon=1e-4` is an analysis's,
     `eval.batch=64` the recipe's."""
-    own = [word for word in words if word.partition("=")[0].partition(".")[0] in WHAT]
+    known = Analyses.model_fields
+    own = [word for word in words if word.partition("=")[0].partition(".")[0] in known]
     source = recipe_file.Source("command line", {})
     recipe_file.override(source, own)
     try:
@@ -106,13 +122,19 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], Analyses]:
 
 
 def names(text: str) -> list[str]:
-    """`sharpness,cka` as a list; ValueError for what is not an analysis."""
+    """`sharpness,cka` as a list; ValueError for what is not an analysis of weights."""
     found = [name.strip() for name in text.split(",") if name.strip()]
+    if "effect" in found:
+        raise ValueError(
+            "--what effect looks at a recipe before its run, the others at its weights: ask for "
+            "it alone"
+        )
     for name in found:
         if name not in WHAT:
             raise ValueError(
-                f"--what {name}: no such analysis{recipe_file.hint(name, WHAT)} (there are "
-                f"{', '.join(WHAT)})"
+                f"--what {name}: no such analysis"
+                f"{recipe_file.hint(name, Analyses.model_fields)} (there are "
+                f"{', '.join(Analyses.model_fields)})"
             )
     return found
 

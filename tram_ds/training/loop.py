@@ -17,6 +17,7 @@ from tram_ds.algorithms.self_check import self_check
 from tram_ds.algorithms.step import StepReport
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.data.order import batch_indices
+from tram_ds.engines.protocol import Engine
 from tram_ds.evaluation.judge import Judge
 from tram_ds.models.output import Batch
 from tram_ds.recipe.recipe import Recipe, accumulation
@@ -133,17 +134,9 @@ class Loop:
 
     def read(self, step: int, pool: ThreadPoolExecutor) -> list[Future[Batch]]:
         """Global micro-batches rank * K to rank * K + K - 1 of step `step`, being collated."""
-        train, engine = self.recipe.train, self.stepper.engine
-        indices = batch_indices(train.seed, step, train.global_batch, len(self.rows))
-        micros = accumulation(self.recipe, engine.world_size)
-        first = engine.rank * micros
-        cuts = [
-            indices[j * train.micro_batch : (j + 1) * train.micro_batch]
-            for j in range(first, first + micros)
-        ]
         return [
             pool.submit(lambda cut=cut: self.task.collate([self.rows[i] for i in cut]))
-            for cut in cuts
+            for cut in cuts(self.recipe, self.stepper.engine, step, len(self.rows))
         ]
 
     def take(
@@ -183,6 +176,16 @@ class Loop:
             self.judge.keep_if_best(done, loss)
 
 
+def cuts(recipe: Recipe, engine: Engine, step: int, rows: int) -> list[list[int]]:
+    """Row numbers of this rank's micro-batches of step `step`."""
+    train, micros = recipe.train, accumulation(recipe, engine.world_size)
+    indices = batch_indices(train.seed, step, train.global_batch, rows)
+    return [
+        indices[j * train.micro_batch : (j + 1) * train.micro_batch]
+        for j in range(engine.rank * micros, (engine.rank + 1) * micros)
+    ]
+
+
 def step_record(step: int, report: StepReport, seconds: float, probed: dict[str, Tensor]) -> Record:
     """Plain numbers of a step: the one place that reads its tensors back from the device, once."""
     values = {
@@ -195,6 +198,8 @@ def step_record(step: int, report: StepReport, seconds: float, probed: dict[str,
         "tokens": report.targets,
         **probed,
     }
+    if "first_grad_norm" in probed:
+        values["grad_norm_change"] = report.grad_norm / probed["first_grad_norm"] - 1.0
     numbers = dict(
         zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True)
     )
