@@ -45,6 +45,11 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "--no-pretrained", action="store_true", help="leave out the row of the recipe's own model"
     )
     parser.add_argument(
+        "--interpolate",
+        metavar="0,0.25,0.5,0.75,1",
+        help="score each --model at these points of the line from the recipe's own model to it",
+    )
+    parser.add_argument(
         "--domains", help="domains or languages to score, with commas; default: the recipe's"
     )
     parser.add_argument("--split", default="test", choices=["test", "validation"])
@@ -73,6 +78,8 @@ def main(given: list[str] | None = None) -> int:
             refuse_unwritable(options.out, "--out")
         job = distributed.detect(options.local_rank)
         models = evaluation.candidates(options.model, not options.no_pretrained)
+        if options.interpolate is not None:
+            models = evaluation.interpolated(models, options.interpolate)
         domains = options.domains.split(",") if options.domains else None
         report = evaluation.score_all(chosen, models, domains, options.split, job)
     except (ValueError, exits.CheckpointError) as error:

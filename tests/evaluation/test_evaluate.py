@@ -17,8 +17,10 @@ import torch
 from tests.ranks import environment
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.evaluation import models
 from tram_ds.evaluation.score import evaluate
 from tram_ds.recipe.recipe import load
+from tram_ds.runtime.errors import DataError
 from tram_ds.tasks import choose as tasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,3 +253,63 @@ def test_real_domains_against_the_pretrained_row(place):
     before, after = (entry["scores"] for entry in report["models"])
     assert list(before) == list(after) and len(after) == 13 and next(iter(after)) == "math"
     assert after["math"]["perplexity"] < 0.7 * before["math"]["perplexity"]
+
+
+def test_the_line_from_the_pretrained_model_to_the_trained_one(place):
+    """Its ends are the two models, bit for bit; its middle is neither."""
+    words = ["--recipe", "mine.yaml", "--model", "runs/one", "--out", "line.json"]
+    assert main(*words) == 0
+    pre, one = json.loads(Path("line.json").read_text())["models"]
+    assert main(*words, "--interpolate", "0,0.5,1") == 0
+    line = json.loads(Path("line.json").read_text())["models"]
+    assert [m["name"] for m in line] == ["pre-trained", "one at 0", "one at 0.5", "one at 1"]
+    assert [m["interpolation"] for m in line] == [None, 0.0, 0.5, 1.0]
+    assert [m["untrained_head"] for m in line] == [True, True, False, False]
+    assert line[0]["scores"] == line[1]["scores"] == pre["scores"]
+    assert line[3]["scores"] == one["scores"]
+    losses = [m["scores"]["en"]["loss"] for m in line]
+    assert len({losses[0], losses[2], losses[3]}) == 3
+
+
+@pytest.mark.parametrize("a", (0.0, 0.25, 1.0))
+def test_interpolated_weights_by_hand(a):
+    start, end = (torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)) for _ in "ab")
+    end[1].running_mean += 1.0
+    end[1].num_batches_tracked += 5
+    ours, theirs = ([*m.state_dict().values()] for m in (end, start))
+    want = [
+        (t + a * (o - t)) if o.is_floating_point() else (t if a == 0 else o)
+        for o, t in zip(map(torch.clone, ours), theirs, strict=True)
+    ]
+    ends = {0.0: list(map(torch.clone, theirs)), 1.0: list(map(torch.clone, ours))}
+    models.towards(start, end, a, "it")
+    found = [*end.state_dict().values()]
+    assert all(torch.allclose(f, w, atol=1e-7) for f, w in zip(found, want, strict=True))
+    if a in ends:
+        assert all(torch.equal(f, w) for f, w in zip(found, ends[a], strict=True))
+
+
+@pytest.mark.parametrize(
+    "own", (torch.nn.Linear(4, 2), torch.nn.Linear(3, 2, bias=False), torch.nn.Embedding(2, 3))
+)
+def test_models_of_another_shape_or_other_names_have_no_line_between(own):
+    with pytest.raises(DataError, match="'it' cannot be interpolated.*differ in name or shape"):
+        models.towards(own, torch.nn.Linear(3, 2), 0.5, "it")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "runs/one", "--interpolate", "0,1.01"], "from 0"),
+        (["--model", "runs/one", "--interpolate", "-0.1"], "from 0"),
+        (["--model", "runs/one", "--interpolate", "half"], "from 0"),
+        (["--model", "runs/one", "--interpolate", ""], "from 0"),
+        (["--model", "runs/one", "--interpolate", "nan"], "from 0"),
+        (["--interpolate", "0.5"], "name the trained model with --model"),
+    ],
+)
+def test_a_line_that_is_none_is_named(words, message, capsys):
+    words = [f"--interpolate={words[-1]}" if w == words[-1] else w for w in words]
+    words = [w for w in words if w != "--interpolate"]
+    assert main("--recipe", "mine.yaml", *words) == 2
+    assert message in capsys.readouterr().err

@@ -11,7 +11,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,11 +42,13 @@ Scores = dict[str, dict[str, float]]  # domain -> metric -> value
 @dataclass(frozen=True)
 class Candidate:
     """A model to score. path: an export; None is the recipe's own model. checkpoint: a folder of
-    weights for that."""
+    weights for that. interpolation: how far on the straight line from the recipe's own model to
+    this one; None is this one."""
 
     name: str
     path: str | None = None
     checkpoint: Path | None = None
+    interpolation: float | None = None
 
     @property
     def pretrained(self) -> bool:
@@ -69,6 +71,31 @@ def candidates(paths: Sequence[str], pretrained: bool) -> list[Candidate]:
                 Candidate(name, str(folder / "export") if (folder / "export").is_dir() else path)
             )
     return found
+
+
+def interpolated(chosen: Sequence[Candidate], text: str) -> list[Candidate]:
+    """Each candidate but the recipe's own at each of the points in `text`, numbers from 0 to 1 with
+    commas: weights (1 - a) theta_0 + a theta (WiSE-FT, Wortsman et al. 2022). ValueError."""
+    try:
+        points = [float(word) for word in text.split(",")]
+    except ValueError:
+        points = [math.nan]
+    if not all(0.0 <= a <= 1.0 for a in points):
+        raise ValueError(
+            f"--interpolate {text}: expected numbers from 0 (the pre-trained model) to 1 (the "
+            "trained one), with commas"
+        )
+    if all(c.pretrained for c in chosen):
+        raise ValueError("--interpolate: name the trained model with --model")
+    return [
+        one
+        for c in chosen
+        for one in (
+            [c]
+            if c.pretrained
+            else [replace(c, name=f"{c.name} at {a:g}", interpolation=a) for a in points]
+        )
+    ]
 
 
 def score_all(
@@ -111,6 +138,7 @@ def score_all(
             entry = {"name": name, "path": None if path is None else str(path), "scores": scores}
             entry |= {
                 "untrained_head": fresh,
+                "interpolation": candidate.interpolation,
                 "zero_shot_average": None if math.isnan(average) else average,
             }
             report["models"].append(entry)
@@ -166,6 +194,10 @@ def _score(
             f"({', '.join(model.new_weights[:3])}): it was not trained for this task; only the "
             "pre-trained row may lack them"
         )
+    if candidate.interpolation is not None:
+        own = _build(_evaluating(recipe, domains, split)).model()
+        towards(own, model, candidate.interpolation, candidate.path or str(candidate.checkpoint))
+        fresh = bool(own.new_weights) and candidate.interpolation == 0.0
     rows = {
         name: r for name, r in task.eval_sets(split).items() if domains is None or name in domains
     }
@@ -208,6 +240,36 @@ def fill(model: nn.Module, folder: Path) -> None:
     tensors = {f"theta/{name}": Flat.of(p.detach(), 0, p.numel()) for name, p in parameters.items()}
     tensors |= {f"buffer/{name}": Flat.of(b, 0, b.numel()) for name, b in buffers(model)}
     checkpoint_tensors.read(tensors, folder, Peers(1))
+
+
+def towards(own: nn.Module, model: nn.Module, a: float, name: str) -> None:
+    """`model` := (1 - a) own + a model, in place: every parameter once and every persistent buffer
+    of real numbers; at 0 and 1 bit for bit one of the two. DataError where they differ in more than
+    values.
+
+    Weights that the pre-trained model lacks, such as a new head, are those that a run of the recipe
+    starts from.
+    """
+    theirs, ours = (
+        {**{n: p for p, n in parameter_names(m).items()}, **dict(buffers(m))} for m in (own, model)
+    )
+    differing = sorted(
+        n
+        for n in {*theirs, *ours}
+        if n not in theirs or n not in ours or theirs[n].shape != ours[n].shape
+    )
+    if differing:
+        raise DataError(
+            f"'{name}' cannot be interpolated with the recipe's own model: "
+            f"{', '.join(differing[:3])} differ in name or shape"
+        )
+    with torch.no_grad():
+        for key, tensor in ours.items():
+            start = theirs[key].to(tensor.dtype)
+            if tensor.is_floating_point():
+                tensor.copy_(torch.lerp(start, tensor, a))
+            elif a == 0.0:
+                tensor.copy_(start)
 
 
 def _build(recipe: Recipe) -> Any:
