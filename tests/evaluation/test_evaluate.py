@@ -293,7 +293,7 @@ def test_interpolated_weights_by_hand(a):
     "own", (torch.nn.Linear(4, 2), torch.nn.Linear(3, 2, bias=False), torch.nn.Embedding(2, 3))
 )
 def test_models_of_another_shape_or_other_names_have_no_line_between(own):
-    with pytest.raises(DataError, match="'it' cannot be interpolated.*differ in name or shape"):
+    with pytest.raises(DataError, match=r"'it' cannot be interpolated.*differ in name or shape"):
         models.towards(own, torch.nn.Linear(3, 2), 0.5, "it")
 
 
