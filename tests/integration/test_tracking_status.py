@@ -156,7 +156,7 @@ timed(metrics.MetricsLog, "flush", "flush")
 timed(tracking, "start", "start")
 close = metrics.MetricsLog.close
 def close_and_report(self):
-    if self.path.name == metrics.FILE_NAME:
+    if self.path.name == metrics.RunFolder.metrics:
         (self.path.parent / "spent.json").write_text(json.dumps(spent))  # the training is over
     close(self)
 metrics.MetricsLog.close = close_and_report

@@ -211,7 +211,7 @@ def test_a_metric_the_server_refuses_does_not_hold_up_the_others(
 
 def test_a_second_tracker_of_a_live_folder_waits(tmp_path, uri):
     with (
-        tracking.locked(tmp_path / tracking.LOCK_FILE, 0.0),
+        tracking.locked(tracking.RunFolder(tmp_path).tracking_lock, 0.0),
         pytest.raises(TimeoutError, match="held by another"),
     ):
         begin(tmp_path, uri).finish("FINISHED", timeout=1)

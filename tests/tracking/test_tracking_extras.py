@@ -15,10 +15,11 @@ import pytest
 from tests.tracking.test_tracking import begin, server, write_steps
 from tram_ds.recipe.sections import TaskSection
 from tram_ds.runtime.git import git_commit
+from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.tracking import machine as system_metrics
 from tram_ds.tracking import tracker as tracking
 from tram_ds.tracking.dataset import dataset
-from tram_ds.tracking.machine import FILE_NAME, SystemMetrics
+from tram_ds.tracking.machine import SystemMetrics
 from tram_ds.tracking.metrics_log import read
 from tram_ds.tracking.results import curves, final_points, table_json
 
@@ -50,15 +51,15 @@ def uri(tmp_path_factory):
 
 def sampled(run_dir, count):
     sampler, deadline = SystemMetrics(run_dir, 0.02), time.monotonic() + 20
-    while len(read(run_dir, FILE_NAME)) < count and time.monotonic() < deadline:
+    while len(read(run_dir, RunFolder.system)) < count and time.monotonic() < deadline:
         time.sleep(0.01)
     sampler.stop()
-    return read(run_dir, FILE_NAME)
+    return read(run_dir, RunFolder.system)
 
 
 def test_samples_are_numbered_on_after_a_resume(tmp_path):
     first = sampled(tmp_path, 3)
-    with (tmp_path / FILE_NAME).open("a") as file:
+    with (tmp_path / RunFolder.system).open("a") as file:
         file.write('{"step": 99, "sys')  # the process was killed while it wrote
     second = sampled(tmp_path, len(first) + 2)
     assert [record["step"] for record in second] == list(range(len(second))) and len(second) > len(
@@ -134,7 +135,7 @@ def test_everything_reaches_the_server_once(tmp_path, uri):
     for name in ("final/test/Art/perplexity", "system/cpu_utilization_percentage"):
         steps = [point.step for point in client.get_metric_history(tracker.run_id, name)]
         assert steps == (
-            [40] if name.startswith("final") else list(range(len(read(tmp_path, FILE_NAME))))
+            [40] if name.startswith("final") else list(range(len(read(tmp_path, RunFolder.system))))
         ), name
     [given] = run.inputs.dataset_inputs
     assert given.dataset.digest == "d" * 36 and given.tags[0].value == "training"

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tram_ds.runtime.redact import redact
+from tram_ds.runtime.run_layout import RunFolder
 
 # These may change freely: they move no number, or only how the same numbers are computed and
 # reported.
@@ -50,15 +51,26 @@ def changed(recipe_then: Mapping[str, Any], recipe_now: Mapping[str, Any]) -> li
     ]
 
 
+def finished(run_dir: Path, recipe_now: Mapping[str, Any]) -> bool:
+    """Whether this very recipe was run to its end in this folder: these steps, this way, scored and
+    exported as it says."""
+    return RunFolder(run_dir).ended and not differences(run_dir, recipe_now)
+
+
+def another(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
+    """How the finished run in this folder differs from this recipe; empty where none is there."""
+    return differences(run_dir, recipe_now) if RunFolder(run_dir).ended else []
+
+
 def differences(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
     """Why the results in this run folder are not those of this recipe, one line per difference;
     none where they are. Of `eval`, which may change while a run goes, what its results depend on
     counts."""
     try:
-        then = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
+        then = yaml.safe_load(RunFolder(run_dir).recipe.read_text(encoding="utf-8"))
         scored = [_flat({"eval": _scoring(recipe["eval"])}) for recipe in (then, recipe_now)]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        return [f"recipe.yaml: {ABSENT} or not readable"]
+        return [f"{RunFolder.recipe}: {ABSENT} or not readable"]
     found = changed(then, recipe_now)
     return found + [
         f"{key}: {_show(scored[0], key)} -> {_show(scored[1], key)}"

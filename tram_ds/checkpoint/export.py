@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards, Span
 from tram_ds.runtime import run_folder
+from tram_ds.runtime.run_layout import partial
 
 
 def full_state(engine: Engine, shards: Shards | None = None) -> dict[str, Tensor]:
@@ -55,15 +56,15 @@ def export(engine: Engine, folder: Path, companion: Any = None) -> None:
     state = full_state(engine)
     if engine.rank != 0:
         return
-    partial = folder.with_name(folder.name + ".partial")
-    run_folder.discard_export(partial)
+    incomplete = partial(folder)
+    run_folder.discard_export(incomplete)
     module: Any = engine.module
     buffers = {k: v.detach().cpu() for k, v in module.named_buffers() if k in _persistent(module)}
     disable_progress_bar()
-    module.save_pretrained(partial, state_dict={**state, **buffers}, safe_serialization=True)
+    module.save_pretrained(incomplete, state_dict={**state, **buffers}, safe_serialization=True)
     if companion is not None:
-        companion.save_pretrained(partial)
-    run_folder.replace_export(partial, folder)
+        companion.save_pretrained(incomplete)
+    run_folder.replace_export(incomplete, folder)
 
 
 def _persistent(module: torch.nn.Module) -> set[str]:

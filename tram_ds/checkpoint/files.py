@@ -30,9 +30,9 @@ from typing import Any
 from tram_ds.runtime import files as disk
 from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.locks import locked
+from tram_ds.runtime.run_layout import LATEST, MANIFEST, WEIGHTS, RunFolder
 
 FORMAT = "tram_ds checkpoint 1"
-MANIFEST, LATEST, SUFFIX = "manifest.json", "latest", ".safetensors"
 _COMMIT = re.compile(r"step-(\d{8,})(\.old)?")
 
 Manifest = dict[str, Any]
@@ -40,7 +40,7 @@ Manifest = dict[str, Any]
 
 def folder(run_dir: Path | str) -> Path:
     """Where a run keeps its checkpoints."""
-    return Path(run_dir) / "checkpoints"
+    return RunFolder(run_dir).checkpoints
 
 
 def name(step: int) -> str:
@@ -106,7 +106,7 @@ def problems(path: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> l
     found = []
     if part == 0:
         unknown = sorted(
-            p.name for p in path.iterdir() if p.name.endswith(SUFFIX) and p.name not in files
+            p.name for p in path.iterdir() if p.name.endswith(WEIGHTS) and p.name not in files
         )
         found += [f"{path / extra}: is not in {MANIFEST}: remove it" for extra in unknown]
     for file_name in sorted(files)[part::parts]:
@@ -116,7 +116,7 @@ def problems(path: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> l
 
 def _problem(path: Path, file_name: str, expected: dict[str, Any]) -> list[str]:
     file = path / file_name
-    if Path(file_name).name != file_name or not file_name.endswith(SUFFIX):
+    if Path(file_name).name != file_name or not file_name.endswith(WEIGHTS):
         return [f"{path / MANIFEST}: names {file_name!r}, which is no file of a checkpoint"]
     try:
         status = os.lstat(file)
@@ -268,7 +268,7 @@ def _remove(path: Path) -> None:
 
 
 def _written_by_a_save(file: Path) -> bool:
-    ours = file.name == MANIFEST or file.name.endswith(SUFFIX)
+    ours = file.name == MANIFEST or file.name.endswith(WEIGHTS)
     return ours and file.is_file() and not file.is_symlink()
 
 

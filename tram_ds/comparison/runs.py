@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tram_ds.runtime.jsonl import decode
-from tram_ds.tracking.metrics_log import FILE_NAME as METRICS_FILE
+from tram_ds.runtime.run_layout import RunFolder
 
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
 ANALYSES = ("sharpness", "cka")  # files <run>/analysis/<name>.json: {domain: value}
@@ -72,7 +72,7 @@ class Run:
             "srun": f"srun --ntasks {self.ranks} python",
         }
         # from MLflow: the artifact of that name
-        recipe = f"{self.folder}/recipe.yaml" if self.folder else "recipe.yaml"
+        recipe = str(RunFolder(self.folder or "").recipe)
         return (
             f"{ways.get(self.tags.get('launcher', ''), 'python')} launch/train.py --recipe {recipe}"
         )
@@ -115,10 +115,10 @@ def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run
     )
     runs, notes = [], []
     for folder in folders:
-        if not folder.is_dir() or not (folder / "recipe.yaml").is_file():
+        if not folder.is_dir() or not RunFolder(folder).recipe.is_file():
             continue
-        if not (folder / "results.json").is_file():
-            notes.append(f"{folder}: not finished (no results.json)")
+        if not RunFolder(folder).results.is_file():
+            notes.append(f"{folder}: not finished (no {RunFolder.results})")
             continue
         try:
             runs.append(_read_folder(folder, split))
@@ -174,20 +174,19 @@ def _nothing(what: str, notes: Sequence[str]) -> str:
 
 
 def _read_folder(folder: Path, split: str) -> Run:
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    metrics = folder / METRICS_FILE
+    files = RunFolder(folder)
+    results = json.loads(files.results.read_text(encoding="utf-8"))
+    recipe = yaml.safe_load(files.recipe.read_text(encoding="utf-8"))
     records: Iterable[dict[str, Any]] = ()
-    if metrics.exists():
-        with metrics.open(encoding="utf-8", errors="replace") as lines:
+    if files.metrics.exists():
+        with files.metrics.open(encoding="utf-8", errors="replace") as lines:
             records = [_few(record) for record in map(decode, lines) if record is not None]
-    tracking, run_id = folder / "tracking.json", folder / "run_id"
     tags = (
-        json.loads(tracking.read_text(encoding="utf-8")).get("tags", {})
-        if tracking.exists()
+        json.loads(files.tracking.read_text(encoding="utf-8")).get("tags", {})
+        if files.tracking.exists()
         else {}
     )
-    analyses = {name: folder / "analysis" / f"{name}.json" for name in ANALYSES}
+    analyses = {name: files.analysis / f"{name}.json" for name in ANALYSES}
     return _run(
         str(folder),
         recipe,
@@ -195,9 +194,9 @@ def _read_folder(folder: Path, split: str) -> Run:
         split,
         course=course(records),
         tags=tags,
-        order=(folder / "results.json").stat().st_mtime,
+        order=files.results.stat().st_mtime,
         folder=str(folder),
-        run_id=run_id.read_text(encoding="utf-8").strip() if run_id.exists() else None,
+        run_id=files.run_id.read_text(encoding="utf-8").strip() if files.run_id.exists() else None,
         analyses={
             n: json.loads(f.read_text(encoding="utf-8")) for n, f in analyses.items() if f.exists()
         },
@@ -207,12 +206,11 @@ def _read_folder(folder: Path, split: str) -> Run:
 def _read_mlflow(client: Any, run: Any, uri: str, split: str) -> Run:
     run_id = run.info.run_id
     with tempfile.TemporaryDirectory() as folder:
-        files = {
-            n: Path(client.download_artifacts(run_id, n, folder))
-            for n in ("recipe.yaml", "results.json")
-        }
-        recipe = yaml.safe_load(files["recipe.yaml"].read_text(encoding="utf-8"))
-        results = json.loads(files["results.json"].read_text(encoding="utf-8"))
+        there = [
+            Path(client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
+            for name in (RunFolder.recipe, RunFolder.results)
+        ]
+    recipe, results = yaml.safe_load(there[0]), json.loads(there[1])
     records: list[dict[str, Any]] = []
     for key in ("seconds", "loss", "validation_loss"):
         if key in run.data.metrics:

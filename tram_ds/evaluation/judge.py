@@ -22,6 +22,7 @@ from tram_ds.runtime.files import remove_file, write_whole
 from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import barrier, from_rank_0
+from tram_ds.runtime.run_layout import RunFolder, partial
 
 Scores = dict[str, dict[str, dict[str, float]]]  # split -> domain -> metric -> value
 
@@ -34,7 +35,7 @@ class Judge:
     recipe: Recipe
     task: Any
     engine: Engine
-    run_dir: Path
+    folder: RunFolder
     beat: Callable[[str], None] = lambda _: None
     # (bytes, what, collective action): runs it when the disk has room, see checkpoint.space
     room: Callable[[int, str, Callable[[], None]], None] = lambda _, __, action: action()
@@ -58,9 +59,9 @@ class Judge:
 
     def initial(self) -> Scores | None:
         """The scores before the first step, kept in a file for a run that is resumed."""
-        file = self.run_dir / "initial.json"
+        file = self.folder.initial
         if self.engine.steps == 0:
-            self._write("initial.json", self.score())
+            self._write(self.folder.initial, self.score())
         return from_rank_0(lambda: json.loads(file.read_text()) if file.exists() else None)
 
     def _evaluate(self, rows: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -86,8 +87,8 @@ class Judge:
     def keep_if_best(self, step: int, loss: float) -> None:
         """Exports the weights to `best/` where their validation loss is the lowest so far."""
         if loss < from_rank_0(self._best)["validation_loss"]:
-            self.export("best")
-            self._write("best.json", {"step": step, "validation_loss": loss})
+            self.export(self.folder.best)
+            self._write(self.folder.best_loss, {"step": step, "validation_loss": loss})
         barrier()
 
     def go_back_to(self, step: int, total: int) -> None:
@@ -97,24 +98,24 @@ class Judge:
             return
         if self._best()["step"] > step:
             print(f"the best weights so far were those of step {self._best()['step']}: dropped")
-            run_folder.discard_export(self.run_dir / "best")
-            remove_file(self.run_dir / "best.json")
-        results = self.run_dir / "results.json"
+            run_folder.discard_export(self.folder.best)
+            remove_file(self.folder.best_loss)
+        results = self.folder.results
         if step < total and results.exists():
             if json.loads(results.read_text())["selected"]["step"] > step:
-                run_folder.discard_export(self.run_dir / "export")
+                run_folder.discard_export(self.folder.export)
             remove_file(results)
 
-    def export(self, folder: str) -> None:
+    def export(self, to: Path) -> None:
         """The current weights in Hugging Face format, with the tokenizer or image processor beside
         them."""
         companion = getattr(self.task, "tokenizer", None) or getattr(self.task, "processor", None)
-        self._in_room(folder, lambda: export(self.engine, self.run_dir / folder, companion))
+        self._in_room(to, lambda: export(self.engine, to, companion))
 
-    def _in_room(self, folder: str, write: Callable[[], None]) -> None:
-        """write(), a collective that makes `folder`, when the disk has room; CheckpointError on all
-        ranks alike where it fails."""
-        doing = f"writing {self.run_dir / folder}"
+    def _in_room(self, to: Path, write: Callable[[], None]) -> None:
+        """write(), a collective that makes the folder `to`, when the disk has room; CheckpointError
+        on all ranks alike where it fails."""
+        doing = f"writing {to}"
         peers = Peers(self.engine.world_size)
         try:
             needed = weights_bytes(self.engine.module)
@@ -124,15 +125,15 @@ class Judge:
 
     def conclude(self, initial: Scores | None) -> dict[str, Any]:
         """Scores and exports the selected weights; writes and returns results.json."""
-        measured = from_rank_0(lambda: (self.run_dir / "best.json").exists())
+        measured = from_rank_0(lambda: self.folder.best_loss.exists())
         best = self.recipe.eval.select == "best" and measured
-        weights = read_export(self.engine, self.run_dir / "best") if best else None
+        weights = read_export(self.engine, self.folder.best) if best else None
         with self.engine.moved(to=weights) if weights is not None else nullcontext():
             scores = self.score()
         if not best:
-            self.export("export")
+            self.export(self.folder.export)
         else:
-            self._in_room("export", self._publish_best)
+            self._in_room(self.folder.export, self._publish_best)
         results = {
             "train_domains": list(self.task.train_domains),
             "selected": self._selected(best),
@@ -144,15 +145,15 @@ class Judge:
             },
             "initial": initial,
         }
-        self._write("results.json", results)
+        self._write(self.folder.results, results)
         return results
 
     def _publish_best(self) -> None:
         if self.engine.rank == 0:
-            partial = self.run_dir / "export.partial"
-            run_folder.discard_export(partial)
-            shutil.copytree(self.run_dir / "best", partial)
-            run_folder.replace_export(partial, self.run_dir / "export")
+            incomplete = partial(self.folder.export)
+            run_folder.discard_export(incomplete)
+            shutil.copytree(self.folder.best, incomplete)
+            run_folder.replace_export(incomplete, self.folder.export)
 
     def _selected(self, best: bool) -> dict[str, Any]:
         last = {"step": self.engine.steps}
@@ -169,13 +170,13 @@ class Judge:
         return {m: None if math.isnan(v) else v for m, v in averages.items()}
 
     def _best(self) -> dict[str, float]:
-        file = self.run_dir / "best.json"
+        file = self.folder.best_loss
         return (
             json.loads(file.read_text())
             if file.exists()
             else {"step": -1, "validation_loss": math.inf}
         )
 
-    def _write(self, name: str, content: Any) -> None:
+    def _write(self, file: Path, content: Any) -> None:
         if self.engine.rank == 0:
-            write_whole(self.run_dir / name, json.dumps(strict(content, []), indent=2) + "\n")
+            write_whole(file, json.dumps(strict(content, []), indent=2) + "\n")

@@ -34,6 +34,7 @@ from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, joined
+from tram_ds.runtime.run_layout import RunFolder
 
 Split = Literal["validation", "test"]
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
@@ -67,9 +68,8 @@ def candidates(paths: Sequence[str], pretrained: bool) -> list[Candidate]:
         if (folder / MANIFEST).is_file():
             found.append(Candidate(name, checkpoint=folder))
         else:
-            found.append(
-                Candidate(name, str(folder / "export") if (folder / "export").is_dir() else path)
-            )
+            export = RunFolder(folder).export
+            found.append(Candidate(name, str(export) if export.is_dir() else path))
     return found
 
 

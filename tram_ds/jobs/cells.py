@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tram_ds.checkpoint.changes import differences
+from tram_ds.checkpoint.changes import another, finished
 from tram_ds.jobs import sweep
 from tram_ds.jobs.sweep import Sweep
 from tram_ds.recipe import recipe
@@ -27,14 +27,13 @@ class Cell:
 
         RecipeError where a finished run of another recipe is in the folder.
         """
-        if not sweep.done(self.run_dir):
-            return False
-        if there := differences(self.run_dir, recipe.to_dict(self.recipe)):
+        now = recipe.to_dict(self.recipe)
+        if there := another(self.run_dir, now):
             raise RecipeError(
                 f"{self.run_dir} holds a finished run of another recipe: choose another run_dir, "
                 f"or undo the change; {'; '.join(there)}"
             )
-        return True
+        return finished(self.run_dir, now)
 
 
 def cells(

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from tram_ds.checkpoint.changes import differences
+from tram_ds.checkpoint.changes import another, finished
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe import recipe
 from tram_ds.recipe.errors import explain
@@ -67,11 +67,6 @@ class Sweep(Section):
         return grid
 
 
-def done(run_dir: Path) -> bool:
-    """Whether a run, of whatever recipe, is finished in this folder."""
-    return (run_dir / "DONE").is_file()
-
-
 @dataclass(frozen=True)
 class Cell:
     """One run. overrides: what is added to the recipe `base` on the command line; recipe: what it
@@ -86,12 +81,12 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether its folder holds a finished run of this very recipe."""
-        return done(self.run_dir) and not self.differences
+        return finished(self.run_dir, to_dict(self.recipe))
 
     @property
     def differences(self) -> list[str]:
         """What the finished run in its folder was made with, where that is another recipe."""
-        return differences(self.run_dir, to_dict(self.recipe)) if done(self.run_dir) else []
+        return another(self.run_dir, to_dict(self.recipe))
 
     def command(self, launcher: Sequence[str]) -> list[str]:
         """The command that runs it, or goes on with it where it has begun."""

@@ -47,6 +47,14 @@ def detect(local_rank: int | None = None) -> Job:
     return Job(found.rank, found.local_rank, found.world_size, found.launcher, device)
 
 
+def threads_per_rank(job: Job) -> int:
+    """Cores of this node shared by its ranks; OMP_NUM_THREADS wins where it is set."""
+    ranks = int(
+        os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or job.world_size
+    )
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // ranks))
+
+
 def _device(local_rank: int) -> torch.device:
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

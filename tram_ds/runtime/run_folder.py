@@ -1,9 +1,8 @@
-"""What a run makes in its folder, where a run may live, and the only place that empties a run
-folder.
+"""Where a run may live, what is in its folder, and the only place that empties one.
 
-The law: nothing that a run did not make is ever removed. `MADE` is the whole list of what a run
-makes; whatever else lies in a folder is somebody's, and then the folder is refused, whatever was
-asked for. Symbolic links are somebody's too.
+The law: nothing that a run did not make is ever removed. `run_layout.MADE` is the whole list of
+what a run makes; whatever else lies in a folder is somebody's, and then the folder is refused,
+whatever was asked for. Symbolic links are somebody's too.
 """
 
 from __future__ import annotations
@@ -11,82 +10,12 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tram_ds.runtime import files
-
-# .nfs*: what NFS leaves of a removed file that somebody still holds open
-LOCKS = ("lock", "lock.*", ".nfs*")
-# A submission's own folder, slurm-20260131T101500-4242: the job may be running from it.
-JOBS = ("slurm-[0-9]*T[0-9]*-[0-9]*",)
-_TOP = (
-    "recipe.yaml",
-    "metrics.jsonl",
-    "metrics.superseded.jsonl",
-    "system.jsonl",
-    "system.superseded.jsonl",
-    "initial.json",
-    "best.json",
-    "results.json",
-    "run_id",
-    "tracking.json",
-    "DONE",
-    "REQUEUE",
-    ".tracking.lock",
-    ".*.tmp",
-    "analysis.json",
-    *LOCKS,
-)
-_CHECKPOINTS = (
-    "latest",
-    "latest.tmp-*",
-    "probe.tmp-*",
-    ".*.tmp",
-    "step-*/manifest.json",
-    "step-*/.*.tmp",
-    "step-*/*.safetensors",
-)
-_ANALYSIS = ("sharpness.json", "cka.json", "*.png", "*.svg", ".*.tmp")
-# What save_pretrained of a model, a tokenizer and an image processor write.
-_EXPORT = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
-EXPORTS = ("export", "export.partial", "best", "best.partial")
-
-MADE: tuple[str, ...] = (
-    *_TOP,
-    *(f"checkpoints/{pattern}" for pattern in _CHECKPOINTS),
-    *(f"analysis/{pattern}" for pattern in _ANALYSIS),
-    *(f"{folder}/{pattern}" for folder in EXPORTS for pattern in _EXPORT),
-)
-"""Patterns of the paths, below a run folder, of every file that a run makes; `*` stays inside one
-name."""
+from tram_ds.runtime.run_layout import JOBS, LOCKS, MADE, RunFolder, is_one_of, made, matches
 
 SHOWN = 3  # strangers that a message names
-
-
-def made(path: str) -> bool:
-    """Whether a run makes the file with this relative path."""
-    return any(_matches(path.split("/"), pattern.split("/")) for pattern in MADE)
 
 
 def strangers(folder: Path, root: Path | None = None) -> list[str]:
@@ -157,11 +86,11 @@ def empty(run_dir: Path) -> None:
     entries = list(_entries(run_dir, run_dir))
     assert all(known for _, known in entries), "refuse() comes first"
     for path, _ in entries:
-        if path.parent != run_dir or not _is_one_of(LOCKS, path.name):
+        if path.parent != run_dir or not is_one_of(LOCKS, path.name):
             files.remove_file(path)
     folders = [Path(found) for found, _, _ in os.walk(run_dir)]
     for folder in sorted(folders, key=lambda path: -len(path.parts)):
-        if folder != run_dir and not _is_one_of(JOBS, folder.relative_to(run_dir).parts[0]):
+        if folder != run_dir and not is_one_of(JOBS, folder.relative_to(run_dir).parts[0]):
             files.remove_empty(folder)  # fails where something came in meanwhile
 
 
@@ -191,12 +120,12 @@ def _entries(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
     """Files of a run (path, True), and whatever else is there (path, False); known folders are gone
     through."""
     for path in _listed(folder):
-        if path.parent == root and path.is_dir() and _is_one_of(JOBS, path.name):
+        if path.parent == root and path.is_dir() and is_one_of(JOBS, path.name):
             continue  # neither a stranger nor the run's: left alone
         parts = path.relative_to(root).parts
         if path.is_dir() and not path.is_symlink():
             if any(
-                _matches(list(parts), pattern.split("/")[: len(parts)])
+                matches(list(parts), pattern.split("/")[: len(parts)])
                 for pattern in MADE
                 if pattern.count("/") >= len(parts)
             ):
@@ -218,26 +147,17 @@ def _listed(folder: Path) -> list[Path]:
         return []
 
 
-def _matches(parts: list[str], patterns: list[str]) -> bool:
-    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
-
-
-def _is_one_of(patterns: tuple[str, ...], name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def begun(run_dir: Path) -> str:
     """What shows that a run was here; "" where none was: no folder, or nothing in it but locks."""
     if not run_dir.is_dir():
         return ""
-    saved = sorted(
-        p.name for p in (run_dir / "checkpoints").glob("step-*") if ".tmp-" not in p.name
-    )
-    if (run_dir / "DONE").exists():
+    folder = RunFolder(run_dir)
+    saved = sorted(p.name for p in folder.checkpoints.glob("step-*") if ".tmp-" not in p.name)
+    if folder.ended:
         return "finished"
     if saved:
         return f"saved up to {saved[-1]}"
-    left = [p.name for p in sorted(run_dir.iterdir()) if not _is_one_of((*LOCKS, *JOBS), p.name)]
+    left = [p.name for p in sorted(run_dir.iterdir()) if not is_one_of((*LOCKS, *JOBS), p.name)]
     return f"not saved yet: {', '.join(left[:SHOWN])}" if left else ""
 
 

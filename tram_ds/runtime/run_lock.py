@@ -31,6 +31,7 @@ from tram_ds.runtime.exits import RunLocked
 from tram_ds.runtime.files import remove_file
 from tram_ds.runtime.locks import locked
 from tram_ds.runtime.peers import Peers
+from tram_ds.runtime.run_layout import RunFolder
 
 STALE_AFTER, BEAT = 120.0, 10.0
 
@@ -52,7 +53,7 @@ class RunLock:
         stale_after: float = STALE_AFTER,
         beat: float = BEAT,
     ):
-        self.path = Path(run_dir) / "lock"
+        self.path = RunFolder(run_dir).lock
         self.stale_after, self.beat = stale_after, beat
         self.holder = {
             **_myself(),
@@ -93,12 +94,12 @@ class RunLock:
 
     def _take(self) -> dict[str, Any] | None:
         """None once the lock is ours, otherwise its holder."""
-        mine = self.path.with_name(f"lock.{self.holder['token']}")
+        mine = self.path.with_name(f"{RunFolder.lock}.{self.holder['token']}")
         mine.write_text(json.dumps(self.holder))
         try:
             # two jobs that both find a stale lock must not both take it; without flock (some
             # mounts) a short race remains
-            with locked(self.path.with_name("lock.mutex")):
+            with locked(RunFolder(self.path.parent).lock_mutex):
                 for _ in range(2):
                     try:
                         os.link(mine, self.path)

@@ -37,7 +37,8 @@ from tram_ds.recipe.sections import OptimizerSection, ScheduleSection, Section
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.files import private_dir, write_whole
 from tram_ds.runtime.jsonl import strict
-from tram_ds.runtime.ranks import Job, detect, joined
+from tram_ds.runtime.ranks import Job, detect, joined, threads_per_rank
+from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.surface import cka, hessian, landscape, sharpness
 from tram_ds.surface.cka import Options as CkaOptions
 from tram_ds.surface.effect import Options as EffectOptions
@@ -46,7 +47,7 @@ from tram_ds.surface.hessian import Options as HessianOptions
 from tram_ds.surface.landscape import Options as LandscapeOptions
 from tram_ds.surface.sharpness import Options as SharpnessOptions
 from tram_ds.surface.subject import Subject, parameter_shapes
-from tram_ds.training.build import build_engine, threads_per_rank
+from tram_ds.training.build import build_engine
 
 # name -> column of the table
 WHAT = {"sharpness": "sharpness", "cka": "CKA", "landscape": "rise", "hessian": "top eigenvalue"}
@@ -183,7 +184,7 @@ def run(recipe: Recipe, request: Request) -> tuple[Job, Report]:
     if job.rank == 0 and "landscape" in request.what:
         landscape.plot(
             lines,
-            folder / "analysis",
+            RunFolder(folder).analysis,
             f"{report['recipe']}, {report['algorithm']}, seed {report['seed']}",
         )
     return job, report
@@ -193,8 +194,8 @@ def find_export(recipe: Recipe, given: Path | None) -> tuple[Path, Path]:
     """(the folder with the weights, the folder for the results: its run's, or the recipe's run
     folder)."""
     run_dir = recipe.resolved_run_dir()
-    export = run_dir / "export" if given is None else given
-    export = export / "export" if (export / "export").is_dir() else export
+    export = RunFolder(run_dir).export if given is None else given
+    export = inner if (inner := RunFolder(export).export).is_dir() else export
     if not list(export.glob("*.safetensors")):
         way_out = (
             "train the recipe first, or name a folder with --export"
@@ -202,7 +203,7 @@ def find_export(recipe: Recipe, given: Path | None) -> tuple[Path, Path]:
             else "name a run's export folder"
         )
         raise DataError(f"{export} holds no exported weights (*.safetensors): {way_out}")
-    return export, export.parent if (export.parent / "recipe.yaml").is_file() else run_dir
+    return export, export.parent if RunFolder(export.parent).recipe.is_file() else run_dir
 
 
 def weights(engine: Engine, kind: Any, export: Path) -> Shards:
@@ -313,10 +314,11 @@ def measure_all(
 
 def write(report: Report, folder: Path) -> None:
     """analysis.json, and for launch/compare.py analysis/{sharpness,cka}.json: {domain: value}."""
+    files = RunFolder(folder)
     write_whole(
-        folder / "analysis.json", json.dumps(strict(report, []), indent=1, allow_nan=False) + "\n"
+        files.analysis_report, json.dumps(strict(report, []), indent=1, allow_nan=False) + "\n"
     )
-    private_dir(folder / "analysis")
+    private_dir(files.analysis)
     for name in ("sharpness", "cka"):
         values = {
             d: found[name]["value"] for d, found in report["domains"].items() if name in found
@@ -325,7 +327,7 @@ def write(report: Report, folder: Path) -> None:
             d: value for d, value in values.items() if value is not None and math.isfinite(value)
         }
         if values:
-            write_whole(folder / "analysis" / f"{name}.json", json.dumps(values, indent=1) + "\n")
+            write_whole(files.analysis / f"{name}.json", json.dumps(values, indent=1) + "\n")
 
 
 def header(recipe: Recipe, request: Request, task: Any, export: Path) -> Report:
@@ -353,7 +355,7 @@ def opened(folder: Path, about: Report) -> Report:
     one."""
     private_dir(folder)
     try:
-        before = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))
+        before = json.loads(RunFolder(folder).analysis_report.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return about
     same = all(

@@ -21,9 +21,9 @@ from tram_ds.algorithms.table import ALGORITHMS, algorithm
 from tram_ds.engines import choose as engines
 from tram_ds.recipe.recipe import Recipe, accumulation, load
 from tram_ds.recipe.sections import Positive, ScheduleSection, Section
-from tram_ds.runtime.ranks import Job, detect, joined
+from tram_ds.runtime.ranks import Job, detect, joined, threads_per_rank
 from tram_ds.tasks import choose as tasks
-from tram_ds.training.build import build_engine, threads_per_rank
+from tram_ds.training.build import build_engine
 from tram_ds.training.loop import cuts
 
 Found = list[tuple[str, Effect]]

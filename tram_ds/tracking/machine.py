@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.tracking.metrics_log import MetricsLog, read
 
-FILE_NAME = "system.jsonl"
 MEGABYTE = 1e6
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class SystemMetrics:
     def _sample_regularly(self) -> None:
         gpus = gpu_reader()
         processor()  # the first call only starts the measurement
-        spool = MetricsLog(self._run_dir, flush_seconds=3600.0, name=FILE_NAME)
-        records = read(self._run_dir, FILE_NAME)
+        spool = MetricsLog(self._run_dir, flush_seconds=3600.0, name=RunFolder.system)
+        records = read(self._run_dir, RunFolder.system)
         step = int(records[-1].get("step", -1)) + 1 if records else 0
         stopped = False
         while not stopped:

@@ -12,8 +12,7 @@ from typing import Any
 
 from tram_ds.runtime.files import private_dir, write_whole
 from tram_ds.runtime.jsonl import decode, encode
-
-FILE_NAME = "metrics.jsonl"
+from tram_ds.runtime.run_layout import RunFolder, superseded
 
 
 class MetricsLog:
@@ -27,7 +26,7 @@ class MetricsLog:
     """
 
     def __init__(
-        self, run_dir: str | Path, flush_seconds: float = 2.0, name: str = FILE_NAME
+        self, run_dir: str | Path, flush_seconds: float = 2.0, name: str = RunFolder.metrics
     ) -> None:
         self.path = Path(run_dir) / name
         self._flush_seconds = flush_seconds
@@ -88,9 +87,7 @@ class MetricsLog:
                     for line in lines
                     if (record := decode(line)) is not None and record.get("step", 0) > step
                 ]
-                _append_text(
-                    self.path.with_name(f"{self.path.stem}.superseded.jsonl"), "".join(dropped)
-                )
+                _append_text(superseded(self.path), "".join(dropped))
                 write_whole(self.path, "".join(kept))
 
     def close(self) -> None:
@@ -109,7 +106,7 @@ class MetricsLog:
                 continue  # disk full or file server away: kept in memory, and close() reports it
 
 
-def read(run_dir: str | Path, name: str = FILE_NAME) -> list[dict[str, Any]]:
+def read(run_dir: str | Path, name: str = RunFolder.metrics) -> list[dict[str, Any]]:
     """All records of a run folder in order; an unreadable (torn) line is left out. No file means no
     records."""
     path = Path(run_dir) / name

@@ -15,8 +15,8 @@ from typing import Any
 
 from tram_ds.runtime.files import private_dir, write_whole
 from tram_ds.runtime.redact import redact, redact_yaml
+from tram_ds.runtime.run_layout import RunFolder
 
-FILE_NAME = "tracking.json"
 MAX_PARAM = 6000  # characters MLflow stores of a parameter
 MAX_TAG = 8000  # of a tag
 MAX_KEY = 250  # of any key
@@ -71,10 +71,11 @@ class StateFile:
             self.state = replace(self.state, **changes)
             saved = asdict(self.state) | {"uri": redact(self.state.uri)}
             write_whole(
-                self.run_dir / FILE_NAME, json.dumps(saved, indent=1, allow_nan=False) + "\n"
+                RunFolder(self.run_dir).tracking,
+                json.dumps(saved, indent=1, allow_nan=False) + "\n",
             )
             if "run_id" in changes and self.state.run_id:
-                write_whole(self.run_dir / "run_id", self.state.run_id + "\n")
+                write_whole(RunFolder(self.run_dir).run_id, self.state.run_id + "\n")
 
     def acknowledge(self, what: str, content: str) -> None:
         """Remembers that the server has this content."""
@@ -85,7 +86,7 @@ def load(run_dir: Path) -> State | None:
     """The saved state, or None where the folder has none or an unreadable one (everything is then
     sent again)."""
     try:
-        saved = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
+        saved = json.loads(RunFolder(run_dir).tracking.read_text(encoding="utf-8"))
         known = {key: value for key, value in saved.items() if key in State.__dataclass_fields__}
         return State(**known)
     except (OSError, ValueError, TypeError, AttributeError):
@@ -110,7 +111,7 @@ def begin(
     earlier = load(run_dir) or State(uri, experiment, run_name, parent_name)
     run_id = earlier.run_id
     with contextlib.suppress(OSError):
-        run_id = run_id or (run_dir / "run_id").read_text(encoding="utf-8").strip() or None
+        run_id = run_id or RunFolder(run_dir).run_id.read_text(encoding="utf-8").strip() or None
     file = StateFile(run_dir, earlier)
     file.update(
         uri=uri,

@@ -21,6 +21,7 @@ from tram_ds.runtime.git import DIRTY
 from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.locks import locked
 from tram_ds.runtime.redact import HIDDEN, redact
+from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.tracking import state as tracking_state
 from tram_ds.tracking.address import URI
 from tram_ds.tracking.machine import SystemMetrics
@@ -32,7 +33,6 @@ Status = Literal["FINISHED", "KILLED", "FAILED"]
 log = logging.getLogger(__name__)
 
 LAST_ATTEMPTS = 3  # after finish(), before the rest is left to sync
-LOCK_FILE = ".tracking.lock"
 
 
 class Tracker(Protocol):
@@ -151,7 +151,7 @@ class MlflowTracker:
         while not self._stop.is_set():
             finishing = self._finishing.is_set()
             try:
-                with locked(self._file.run_dir / LOCK_FILE, timeout=0.0):
+                with locked(RunFolder(self._file.run_dir).tracking_lock, timeout=0.0):
                     uploader.push()
                     self._complete = finishing and uploader.complete()
                 failures = 0
@@ -265,7 +265,7 @@ def sync(run_dir: str | Path, uri: str | None = None, wait: float = 15.0) -> Syn
             f"the address {state.uri} was saved without its password: give it with --uri, or "
             f"set {URI} to it"
         )
-    with locked(run_dir / LOCK_FILE, wait):
+    with locked(RunFolder(run_dir).tracking_lock, wait):
         file = StateFile(run_dir, state)
         file.update(
             uri=uri or state.uri, status=state.status or "KILLED", ended=state.ended or now()

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tram_ds.runtime.locks import locked
 from tram_ds.runtime.redact import redact
-from tram_ds.tracking.machine import FILE_NAME as SYSTEM_FILE
-from tram_ds.tracking.metrics_log import FILE_NAME as METRICS_FILE
+from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.tracking.points import (
     MAX_METRICS,
     Point,
@@ -37,7 +36,10 @@ log = logging.getLogger(__name__)
 MAX_PARAMS = 100
 KEY_TAG = "tram_ds.run_key"
 # spools -> the names of the fields of State that say how far the server has them
-SPOOLS = {METRICS_FILE: ("offset", "last_line"), SYSTEM_FILE: ("system_offset", "system_last_line")}
+SPOOLS = {
+    RunFolder.metrics: ("offset", "last_line"),
+    RunFolder.system: ("system_offset", "system_last_line"),
+}
 TABLE, CURVES = "results_table.json", "curves.png"
 
 
@@ -269,9 +271,11 @@ class Uploader:
 
     def _artifacts(self) -> dict[str, str]:
         state = self._file.state
-        artifacts = {"recipe.yaml": state.recipe_yaml} if state.recipe_yaml else {}
+        artifacts = {RunFolder.recipe: state.recipe_yaml} if state.recipe_yaml else {}
         if state.results is not None:
-            artifacts["results.json"] = json.dumps(state.results, indent=2, allow_nan=False) + "\n"
+            artifacts[RunFolder.results] = (
+                json.dumps(state.results, indent=2, allow_nan=False) + "\n"
+            )
         if self._final():
             artifacts[TABLE] = table_json(state.results or {})
         return artifacts

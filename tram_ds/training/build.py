@@ -1,25 +1,43 @@
-"""From a recipe to the engine that trains it."""
+"""From a recipe to the engine that trains it, and from an opened run to one that can train."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from tram_ds.algorithms.stepper import Stepper
+from tram_ds.algorithms.table import algorithm
 from tram_ds.engines import choose as engines
+from tram_ds.evaluation.judge import Judge
 from tram_ds.recipe.engine_config import engine_config
-from tram_ds.recipe.recipe import Recipe
+from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.ranks import Job
+from tram_ds.training.opening import Opened
 from tram_ds.training.optimizer import make, schedule
 
 
-def threads_per_rank(job: Job) -> int:
-    """Cores of this node shared by its ranks; OMP_NUM_THREADS wins where it is set."""
-    ranks = int(
-        os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or job.world_size
-    )
-    return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // ranks))
+@dataclass(frozen=True)
+class Run(Opened):
+    """One run, made once and handed on: what was opened (its fields), and what trains and judges
+    it."""
+
+    stepper: Stepper
+    judge: Judge
+
+
+def build(opened: Opened) -> Run:
+    """The model on its engine, the recipe's algorithm around it. Collective."""
+    recipe, task, job = opened.recipe, opened.task, opened.job
+    micros = accumulation(recipe, job.world_size)
+    engine = build_engine(recipe, opened.engine, task.model(), job, micros, opened.total_steps)
+    options = recipe.algorithm.options()
+    # where noise goes is the task's choice unless the recipe's
+    site = options.get("noise_site") or task.noise_site
+    row = algorithm(recipe.algorithm.name, **{**options, "noise_site": site})
+    judge = Judge(recipe, task, engine, opened.folder, opened.watchdog.beat)
+    return Run(**vars(opened), stepper=Stepper(engine, row, recipe.train.seed), judge=judge)
 
 
 def build_engine(

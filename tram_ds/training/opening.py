@@ -1,0 +1,155 @@
+"""From the command line to a run that may begin: the job's ranks, its data, its folder and lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from tram_ds.checkpoint.changes import another, finished
+from tram_ds.engines import choose as engines
+from tram_ds.recipe.recipe import Recipe, accumulation, check_length, dump, to_dict
+from tram_ds.runtime import run_folder
+from tram_ds.runtime.exits import CheckpointError
+from tram_ds.runtime.files import private_dir, remove_file, write_whole
+from tram_ds.runtime.peers import Peers
+from tram_ds.runtime.ranks import Job, detect, from_rank_0, joined, threads_per_rank
+from tram_ds.runtime.run_layout import RunFolder
+from tram_ds.runtime.run_lock import RunLock, held
+from tram_ds.runtime.shared_folder import refuse_unshared
+from tram_ds.runtime.signals import StopRequest, Watchdog
+from tram_ds.tasks import choose as tasks
+
+# seconds after train.timeout: a collective's own timeout comes first and says more
+WATCHDOG_GRACE = 5.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks beside the recipe.
+
+    resume: continue from the newest checkpoint, if there is one. overwrite: remove what a run made
+    here, start afresh. allow_change: resume although the recipe changed. fallback: resume from an
+    older checkpoint if the newest is damaged.
+    """
+
+    resume: bool = False
+    overwrite: bool = False
+    allow_change: bool = False
+    fallback: bool = False
+    local_rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that may begin, on one rank. lock: the folder's, on rank 0. engine: its name."""
+
+    recipe: Recipe
+    request: Request
+    job: Job
+    folder: RunFolder
+    engine: str
+    stop: StopRequest
+    watchdog: Watchdog
+    task: Any
+    rows: Sequence[Any]
+    total_steps: int
+    lock: RunLock | None
+
+
+@contextmanager
+def opened(recipe: Recipe, request: Request) -> Iterator[Opened | None]:
+    """Joins the ranks, reads the data, takes the folder; None where the run is finished already.
+    Collective.
+
+    ValueError for the recipe, its data or its folder, before anything is written.
+    """
+    job, folder = detect(request.local_rank), RunFolder(recipe.resolved_run_dir())
+    torch.set_num_threads(threads_per_rank(job))
+    accumulation(recipe, job.world_size)  # refuses a batch that these ranks cannot share
+    run_folder.refuse_place(folder.path)
+    if request.resume and request.overwrite:
+        raise ValueError("--resume continues a run and --overwrite removes it: give one of the two")
+    engine = engines.choose(recipe.engine.name, job)
+    stop, watchdog = StopRequest(), Watchdog(job.rank, recipe.train.timeout + WATCHDOG_GRACE)
+    with ExitStack() as stack:
+        stack.enter_context(stop.listening())
+        stack.enter_context(watchdog.watching())
+        watchdog.beat("joining the other ranks")
+        stack.enter_context(joined(job, engine, timedelta(seconds=recipe.train.timeout)))
+        # before the lock, which is a file in it
+        refuse_folder(folder, request, job.world_size)
+        if request.resume and from_rank_0(lambda: nothing_to_do(folder, recipe, request)):
+            if job.rank == 0:
+                print(f"{folder} is finished: nothing to do")
+            yield None
+            return
+        watchdog.beat("reading the data")
+        task, rows, total = read_data(recipe, job)
+        watchdog.beat("building the model")
+        lock = stack.enter_context(held(folder.path, job.world_size))
+        take_folder(folder, recipe, request, job)
+        yield Opened(recipe, request, job, folder, engine, stop, watchdog, task, rows, total, lock)
+
+
+def read_data(recipe: Recipe, job: Job) -> tuple[Any, Sequence[Any], int]:
+    """(task, its training rows, steps of the whole run). Rank 0 says what the task resolved."""
+    task = tasks.build(recipe)
+    rows, train = task.train_rows(), recipe.train
+    # rounded up: the last step of the last epoch may read rows of a next one
+    total = train.steps or -(-len(rows) * (train.epochs or 1) // train.global_batch)
+    check_length(recipe, total)
+    if job.rank == 0 and hasattr(task, "said"):
+        print("".join(f"task.{key}: {value}\n" for key, value in task.said().items()), end="")
+    return task, rows, total
+
+
+def nothing_to_do(folder: RunFolder, recipe: Recipe, request: Request) -> bool:
+    """Whether this very recipe was run here to its end. With --allow-change another one is not
+    finished, and goes on from its newest checkpoint; without it is refused (CheckpointError)."""
+    if not folder.ended:
+        return False
+    run_folder.refuse(folder.path, resume=True, overwrite=False)
+    changes = another(folder.path, to_dict(recipe))
+    if changes and not request.allow_change:
+        raise CheckpointError(
+            f"{folder} holds a finished run of another recipe: choose another run_dir, undo the "
+            "change, go on from its last checkpoint with --allow-change, or remove that run with "
+            f"--overwrite; {'; '.join(changes)}"
+        )
+    return finished(folder.path, to_dict(recipe))
+
+
+def refuse_folder(folder: RunFolder, request: Request, world_size: int) -> None:
+    """ValueError, on every rank alike, where a run in this folder could cost somebody a file.
+    Collective; changes nothing."""
+    peers, text = Peers(world_size), ""
+    if peers.rank == 0:
+        try:
+            run_folder.refuse(folder.path, resume=request.resume, overwrite=request.overwrite)
+        except (ValueError, OSError) as error:
+            text = str(error)
+    text = peers.gather(text)[0]
+    peers.close()
+    if text:
+        raise ValueError(text)
+
+
+def take_folder(folder: RunFolder, recipe: Recipe, request: Request, job: Job) -> None:
+    """Continues the folder, or makes it an empty one, by rank 0, whose lock this job holds.
+    Collective."""
+    refuse_folder(folder, request, job.world_size)  # again: it was without a lock before
+    if job.rank == 0:
+        private_dir(folder.path)
+    refuse_unshared(folder.path, job.world_size)
+    if job.rank != 0:
+        return
+    if request.overwrite and not request.resume:
+        run_folder.empty(folder.path)
+    write_whole(folder.recipe, dump(recipe))
+    for marker in (folder.done, folder.requeue):
+        remove_file(marker)

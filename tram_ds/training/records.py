@@ -1,0 +1,110 @@
+"""What a run leaves of its steps: metrics.jsonl, the progress bar, MLflow's copy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tram_ds.recipe.recipe import Recipe, dump, to_dict
+from tram_ds.runtime.git import git_commit
+from tram_ds.tracking import tracker as tracking
+from tram_ds.tracking.address import Address, address
+from tram_ds.tracking.dataset import dataset
+from tram_ds.tracking.metrics_log import MetricsLog
+from tram_ds.training.build import Run
+from tram_ds.training.loop import Record
+from tram_ds.training.progress import Progress
+
+SYSTEM_SECONDS = 10.0  # between two samples of the machine for MLflow
+
+
+@dataclass
+class Records:
+    """Takes what the loop measures: rank 0 keeps it, elsewhere log is None and nothing happens.
+
+    status: what the tracker says of the run at its end.
+    """
+
+    log: MetricsLog | None
+    progress: Progress
+    tracker: tracking.Tracker
+    status: tracking.Status = "FAILED"
+
+    def add(self, values: Record) -> None:
+        """One record of a step or of a validation."""
+        if self.log is None:
+            return
+        self.log.append(values)
+        if "loss" in values:
+            self.progress.update(values)
+        else:
+            self.progress.message(
+                f"step {values['step']}: validation loss {values['validation_loss']:.4f}"
+            )
+
+    def flush(self) -> None:
+        """metrics.jsonl holds all that was added. OSError where the disk refuses."""
+        if self.log is not None:
+            self.log.flush()
+
+
+@contextmanager
+def recording(run: Run) -> Iterator[Records]:
+    """Records from here on; what an earlier process recorded of later steps is set aside. Ends with
+    the log closed and the tracker told records.status."""
+    with ExitStack() as files:
+        progress = Progress(run.job.rank, run.total_steps, initial=run.stepper.steps)
+        files.callback(progress.close)
+        log, tracker = None, tracking.NullTracker()
+        if run.job.rank == 0:
+            log = MetricsLog(run.folder.path)
+            log.truncate_after(run.stepper.steps)
+            files.callback(log.close)
+            if run.recipe.tracking.enabled:
+                tracker = start_tracking(run)
+        records = Records(log, progress, tracker)
+        try:
+            yield records
+        finally:
+            files.close()  # the log before the tracker's last upload, which reads it
+            # whoever stopped it may kill it soon
+            tracker.finish(records.status, timeout=60.0 if records.status == "FINISHED" else 10.0)
+
+
+def tracked_at(recipe: Recipe) -> Address:
+    """The recipe's tracking section, else MLflow's own variables, else mlflow.db in this folder."""
+    return address(recipe.tracking.uri, recipe.tracking.experiment, recipe.name, os.environ)
+
+
+def start_tracking(run: Run) -> tracking.Tracker:
+    """The MLflow run: a child, by seed, of the run of (recipe, algorithm). Never raises for a
+    server's sake."""
+    recipe, task, digest = run.recipe, run.task, run.task.data_digest()
+    tags: dict[str, Any] = {
+        "algorithm": recipe.algorithm.name,
+        "task": recipe.task.name,
+        "engine": run.engine,
+        "world_size": run.job.world_size,
+        "launcher": run.job.launcher,
+        "git_commit": git_commit(),
+        "data_digest": digest,
+    }
+    parent = f"{recipe.name}-{recipe.algorithm.name}"
+    where = tracked_at(recipe)
+    print(f"tracking: {where.told}")
+    return tracking.start(
+        run.folder.path,
+        where.uri,
+        where.experiment,
+        f"{parent}-{recipe.train.seed}",
+        parent,
+        to_dict(recipe),
+        tags,
+        dump(recipe),
+        dataset=dataset(recipe.task, digest, task.train_domains, task.eval_domains),
+        system_seconds=SYSTEM_SECONDS,
+        experiment_by_id=where.by_id,
+    )
