@@ -149,17 +149,8 @@ def begin(run_dir, uri):
     }
     tags = {"algorithm": "tram_prev"}
     yaml = "task: {name: language_modeling}\n"
-    return tracking.start(
-        run_dir,
-        uri,
-        "faults",
-        run_dir.name,
-        "group",
-        parameters,
-        tags,
-        yaml,
-        every_seconds=0.2,
-    )
+    about = tracking.Identity(uri, "faults", run_dir.name, "group", parameters, tags, yaml)
+    return tracking.start(run_dir, about, every_seconds=0.2)
 
 
 def train(log, steps, between=lambda step: None):

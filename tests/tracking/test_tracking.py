@@ -37,8 +37,9 @@ def begin(run_dir, uri, **changes):
         "tags": {"algorithm": "tram_prev", "world_size": 2, "git_commit": None},
         "recipe_yaml": "# launch\ntask: {name: language_modeling}\n",
         "every_seconds": 0.2,
-    }
-    return tracking.start(run_dir, uri, **(given | changes))
+    } | changes
+    about = {key: given.pop(key) for key in tracking.Identity.__dataclass_fields__ if key in given}
+    return tracking.start(run_dir, tracking.Identity(uri, **about), **given)
 
 
 def write_steps(run_dir, steps, **values):

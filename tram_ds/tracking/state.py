@@ -93,36 +93,46 @@ def load(run_dir: Path) -> State | None:
         return None
 
 
-def begin(
-    run_dir: Path,
-    uri: str,
-    experiment: str,
-    run_name: str,
-    parent_name: str,
-    params: Mapping[str, Any],
-    tags: Mapping[str, Any],
-    recipe_yaml: str,
-    dataset: Mapping[str, str] | None = None,
-    experiment_by_id: bool = False,
-) -> StateFile:
+@dataclass(frozen=True)
+class Identity:
+    """What MLflow is told of a run at its start.
+
+    uri: `sqlite:///ABSOLUTE/mlflow.db` or a server's http(s) address. experiment: one per task, by
+    its name or, experiment_by_id, its number; parent_name: one per (recipe, algorithm); run_name:
+    one per seed. params: the resolved recipe, nested. tags: algorithm, task, engine, world_size,
+    git_commit, data_digest; None values are left out. dataset: see tracking.dataset.
+    """
+
+    uri: str
+    experiment: str
+    run_name: str
+    parent_name: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, Any]
+    recipe_yaml: str
+    dataset: Mapping[str, str] | None = None
+    experiment_by_id: bool = False
+
+
+def begin(run_dir: Path, run: Identity) -> StateFile:
     """Writes the state at the start of a process: a new run, or the continuation of the folder's
     earlier one."""
     private_dir(run_dir)
-    earlier = load(run_dir) or State(uri, experiment, run_name, parent_name)
+    earlier = load(run_dir) or State(run.uri, run.experiment, run.run_name, run.parent_name)
     run_id = earlier.run_id
     with contextlib.suppress(OSError):
         run_id = run_id or RunFolder(run_dir).run_id.read_text(encoding="utf-8").strip() or None
     file = StateFile(run_dir, earlier)
     file.update(
-        uri=uri,
-        experiment=redact(experiment),
-        experiment_by_id=experiment_by_id,
-        run_name=redact(run_name),
-        parent_name=redact(parent_name),
-        params=flatten(redact(dict(params))),
-        tags=clean_tags(earlier.tags | dict(tags)),
-        recipe_yaml=redact_yaml(recipe_yaml),
-        dataset=redact(dict(dataset)) if dataset else None,
+        uri=run.uri,
+        experiment=redact(run.experiment),
+        experiment_by_id=run.experiment_by_id,
+        run_name=redact(run.run_name),
+        parent_name=redact(run.parent_name),
+        params=flatten(redact(dict(run.params))),
+        tags=clean_tags(earlier.tags | dict(run.tags)),
+        recipe_yaml=redact_yaml(run.recipe_yaml),
+        dataset=redact(dict(run.dataset)) if run.dataset else None,
         results=None,  # of an end that is none any more
         status=None,
         ended=None,

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,7 +26,7 @@ from tram_ds.tracking import state as tracking_state
 from tram_ds.tracking.address import URI
 from tram_ds.tracking.machine import SystemMetrics
 from tram_ds.tracking.server import prepare_environment
-from tram_ds.tracking.state import StateFile, now
+from tram_ds.tracking.state import Identity, StateFile, now
 from tram_ds.tracking.upload import TABLE, Uploader
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
@@ -185,46 +185,21 @@ class MlflowTracker:
 
 def start(
     run_dir: str | Path,
-    uri: str,
-    experiment: str,
-    run_name: str,
-    parent_name: str,
-    params: Mapping[str, Any],
-    tags: Mapping[str, Any],
-    recipe_yaml: str,
+    run: Identity,
     every_seconds: float = 5.0,
-    dataset: Mapping[str, str] | None = None,
     system_seconds: float | None = None,
-    experiment_by_id: bool = False,
 ) -> MlflowTracker:
     """Starts or, in a run folder that was tracked before, continues the MLflow run. Rank 0 only;
     never waits.
 
-    On resume call MetricsLog.truncate_after first. uri: `sqlite:///ABSOLUTE/mlflow.db` or a
-    server's http(s) address.
-    experiment: one per task, by its name or, experiment_by_id, its number;
-    parent_name: one per (recipe, algorithm); run_name: one per seed.
-    params: the resolved
-    recipe, nested. tags: algorithm, task, engine, world_size, git_commit, data_digest; None values
-    are left out.
-    dataset: see tracking_dataset. system_seconds: between two samples of the machine; None = no
-    system metrics.
+    On resume call MetricsLog.truncate_after first. every_seconds: between two uploads.
+    system_seconds: between two samples of the machine; None = no system metrics.
     """
     prepare_environment()
-    if commit := tags.get("git_commit"):
-        tags = {**tags, "mlflow.source.git.commit": str(commit).removesuffix(DIRTY)}
-    file = tracking_state.begin(
-        Path(run_dir),
-        uri,
-        experiment,
-        run_name,
-        parent_name,
-        params,
-        tags,
-        recipe_yaml,
-        dataset,
-        experiment_by_id,
-    )
+    if commit := run.tags.get("git_commit"):
+        source = {"mlflow.source.git.commit": str(commit).removesuffix(DIRTY)}
+        run = replace(run, tags={**run.tags, **source})
+    file = tracking_state.begin(Path(run_dir), run)
     system = SystemMetrics(run_dir, system_seconds) if system_seconds else None
     return MlflowTracker(file, every_seconds, system=system)
 

@@ -14,6 +14,7 @@ from tram_ds.tracking import tracker as tracking
 from tram_ds.tracking.address import Address, address
 from tram_ds.tracking.dataset import dataset
 from tram_ds.tracking.metrics_log import MetricsLog
+from tram_ds.tracking.state import Identity
 from tram_ds.training.build import Run
 from tram_ds.training.loop import Record
 from tram_ds.training.progress import Progress
@@ -95,8 +96,7 @@ def start_tracking(run: Run) -> tracking.Tracker:
     parent = f"{recipe.name}-{recipe.algorithm.name}"
     where = tracked_at(recipe)
     print(f"tracking: {where.told}")
-    return tracking.start(
-        run.folder.path,
+    about = Identity(
         where.uri,
         where.experiment,
         f"{parent}-{recipe.train.seed}",
@@ -104,7 +104,7 @@ def start_tracking(run: Run) -> tracking.Tracker:
         to_dict(recipe),
         tags,
         dump(recipe),
-        dataset=dataset(recipe.task, digest, task.train_domains, task.eval_domains),
-        system_seconds=SYSTEM_SECONDS,
-        experiment_by_id=where.by_id,
+        dataset(recipe.task, digest, task.train_domains, task.eval_domains),
+        where.by_id,
     )
+    return tracking.start(run.folder.path, about, system_seconds=SYSTEM_SECONDS)
