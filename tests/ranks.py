@@ -3,10 +3,13 @@ imported everything once (tests/zygote.py)."""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -67,6 +70,22 @@ def script(
     end = zygote.run(job)
     code = next((code for code in end.codes if code), 0)
     return subprocess.CompletedProcess([str(program), *arguments], code, end.stdout, end.stderr)
+
+
+def store(folder: Path) -> None:
+    """An empty mlflow.db in `folder`, as a run there would make it: MLflow's migrations take longer
+    than most runs of the tests."""
+    shutil.copy(_store(), folder / "mlflow.db")
+
+
+@functools.cache
+def _store() -> Path:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = Path(tempfile.mkdtemp(prefix="store"))
+    atexit.register(shutil.rmtree, folder)
+    SqlAlchemyStore(f"sqlite:///{folder}/mlflow.db", str(folder / "artifacts")).engine.dispose()
+    return folder / "mlflow.db"
 
 
 def places(world: int) -> list[dict[str, str]]:

@@ -50,6 +50,7 @@ LIBRARIES = (
     "matplotlib.pyplot",
     "tram_ds.training.run",
 )
+RANK_HERE = "%rank%"
 GRACE = 20.0  # seconds for the peers of a rank that has failed to say what they saw
 START = dict(os.environ)  # before any test has changed it
 # What may differ from START: no library reads these when it is imported.
@@ -62,7 +63,8 @@ CHANGES = {"PYTEST_CURRENT_TEST", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WOR
 @dataclass(frozen=True)
 class Job:
     """`python program arguments` on each of `ranks`, one environment each. program: a script's path
-    or a module's name. alone: the end of rank 0 is the job's, its peers are meant to die."""
+    or a module's name; RANK_HERE in an argument stands for the rank's number. alone: the end of
+    rank 0 is the job's, its peers are meant to die."""
 
     program: str
     arguments: list[str]
@@ -231,7 +233,8 @@ OUTPUT = ("out", "err")
 
 
 def _program(job: Job) -> None:
-    sys.argv = [job.program, *job.arguments]
+    rank = os.environ.get("RANK", "0")
+    sys.argv = [job.program, *(word.replace(RANK_HERE, rank) for word in job.arguments)]
     if job.program.endswith(".py"):
         sys.path[0] = str(Path(job.program).parent)
         runpy.run_path(job.program, run_name="__main__")

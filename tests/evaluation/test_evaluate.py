@@ -7,14 +7,12 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.ranks import environment
+from tests.ranks import script
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.checkpoint import resume as checkpoint
 from tram_ds.evaluation import models
@@ -109,16 +107,7 @@ def test_two_ranks_and_another_batch_size_give_the_same_scores(place):
         "validation",
     ]
     assert main(*common, "--out", "one.json") == 0
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    command = [*launcher, str(SCRIPT), *common, "--out", "two.json", "eval.batch=5"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    done = script(SCRIPT, *common, "--out", "two.json", "eval.batch=5", world=2, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("accuracy on validation") == 1 and "one" in done.stderr, (
         "a table and a bar, on rank 0"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT, environment
+from tests.ranks import ROOT, environment, script
 from tram_ds.runtime import run_folder
 
 pytestmark = pytest.mark.faults
@@ -232,16 +232,8 @@ def test_a_new_export_takes_the_place_of_the_old_one_but_not_of_what_somebody_pu
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "tiny.yaml").write_text(RECIPE)
-    command = [
-        sys.executable,
-        str(ROOT / "launch" / "train.py"),
-        "--recipe",
-        "tiny.yaml",
-        *arguments,
-    ]
-    return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120
-    )
+    program = ROOT / "launch" / "train.py"
+    return script(program, "--recipe", "tiny.yaml", *arguments, cwd=folder, timeout=120)
 
 
 def steps_of(folder: Path) -> list[int]:

@@ -7,13 +7,12 @@ import csv
 import io
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests import made_runs
-from tests.ranks import ROOT, environment
+from tests.ranks import ROOT, script, store
 
 pytestmark = pytest.mark.integration
 
@@ -28,11 +27,8 @@ tracking: {experiment: tiny}
 """
 
 
-def start(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "launch" / script), *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
-    )
+def start(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return script(ROOT / "launch" / name, *arguments, cwd=folder)
 
 
 def cells(text: str, block: str) -> dict[tuple[str, str], float]:
@@ -49,6 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two real runs of 3 steps, tracked in a database beside them."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(RECIPE)
+    store(folder)
     for algorithm in ("base", "tram_x"):
         done = start(folder, "train.py", "--recipe", "tiny.yaml", f"algorithm={algorithm}")
         assert done.returncode == 0, done.stderr[-4000:]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.ranks import ROOT, environment
+from tests.ranks import ROOT, environment, free_port, script, store
 
 pytestmark = pytest.mark.integration
 
@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 LAUNCHERS = {
     "python": [sys.executable],
     "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2"],
-    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", "29631"],
+    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2"],
 }
 RECIPE = """
 task: {name: language_modeling, data: generated, seq_len: 16, max_eval_tokens: 400}
@@ -31,14 +31,24 @@ train: {steps: 4, global_batch: 4, micro_batch: 1, clip_norm: 1.0, probe_every: 
 """
 
 
-def train(
-    folder: Path, launcher: str, *arguments: str, recipe: str = RECIPE
+def launched(
+    folder: Path, launcher: str, *arguments: str, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    (folder / "tiny.yaml").write_text(recipe)
-    command = [*LAUNCHERS[launcher], TRAIN, "--recipe", "tiny.yaml", *arguments]
+    """launch/train.py as its users start it, on a port of its own."""
+    command = [*LAUNCHERS[launcher], TRAIN, *arguments]
+    if launcher == "deepspeed":
+        command[1:1] = ["--master_port", str(free_port())]
     return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout
     )
+
+
+def train(folder: Path, *arguments: str, world: int = 1) -> subprocess.CompletedProcess[str]:
+    """The same program on forked ranks."""
+    (folder / "tiny.yaml").write_text(RECIPE)
+    if not (folder / "mlflow.db").exists():
+        store(folder)
+    return script(TRAIN, "--recipe", "tiny.yaml", *arguments, cwd=folder, world=world)
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -56,7 +66,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("zero3", "deepspeed", "{name: zero, config: zero3.json}"),
     ):
         folder = tmp_path_factory.mktemp(name)
-        done = train(folder, launcher, f"engine={engine}")
+        (folder / "tiny.yaml").write_text(RECIPE)
+        if name != "single":  # that one makes its database itself
+            store(folder)
+        done = launched(folder, launcher, "--recipe", "tiny.yaml", f"engine={engine}")
         assert done.returncode == 0, done.stderr[-4000:]
         made[name] = folder / "runs" / "tiny-tram_x-0"
         (folder / "stdout").write_text(done.stdout)
@@ -114,24 +127,24 @@ def test_numbers_do_not_depend_on_the_engine(runs: dict[str, Path], name: str) -
 
 
 @pytest.mark.parametrize(
-    ("name", "launcher", "engine"),
+    ("name", "world", "engine"),
     [
-        ("single", "python", "replicated"),
-        ("fsdp2", "torchrun", "fsdp2"),
-        ("zero3", "deepspeed", "{name: zero, config: zero3.json}"),
+        ("single", 1, "replicated"),
+        ("fsdp2", 2, "fsdp2"),
+        ("zero3", 2, "{name: zero, config: zero3.json}"),
     ],
 )
 def test_mfu_is_recorded_where_the_recipe_gives_the_peak(
-    runs: dict[str, Path], tmp_path: Path, name: str, launcher: str, engine: str
+    runs: dict[str, Path], tmp_path: Path, name: str, world: int, engine: str
 ) -> None:
     """The pass that counts changes no number of the run."""
     done = train(
         tmp_path,
-        launcher,
         f"engine={engine}",
         "train.peak_tflops=0.5",
         "train.log_every=2",
         "tracking.enabled=false",
+        world=world,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     rows = records(tmp_path / "runs" / "tiny-tram_x-0")
@@ -184,14 +197,14 @@ def test_the_run_is_in_mlflow_and_finished(runs: dict[str, Path]) -> None:
 
 def test_a_finished_run_is_left_alone(runs: dict[str, Path]) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in runs["single"].iterdir()}
-    done = train(runs["single"].parents[1], "python", "engine=replicated", "--resume")
+    done = train(runs["single"].parents[1], "engine=replicated", "--resume")
     assert done.returncode == 0
     assert "nothing to do" in done.stdout
     assert {p.name: p.stat().st_mtime_ns for p in runs["single"].iterdir()} == before
 
 
 def test_dry_run_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
-    done = train(tmp_path, "python", "--dry-run", "train.seed=3")
+    done = train(tmp_path, "--dry-run", "train.seed=3")
     assert done.returncode == 0
     (tmp_path / "again.yaml").write_text(done.stdout)
     from tram_ds.recipe.recipe import dump, load
@@ -219,7 +232,7 @@ def test_dry_run_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line_and_exit_2(
     tmp_path: Path, overrides: list[str], words: list[str]
 ) -> None:
-    done = train(tmp_path, "python", *overrides)
+    done = train(tmp_path, *overrides)
     assert done.returncode == 2, done.stderr[-2000:]
     message = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(message) == 1
@@ -230,8 +243,8 @@ def test_a_mistake_is_one_line_and_exit_2(
 def test_numbers_that_stop_being_numbers_end_the_run_with_exit_3(tmp_path: Path) -> None:
     done = train(
         tmp_path,
-        "python",
         "optimizer.lr=1e30",
+        "tracking.enabled=false",
         "train.clip_norm=null",
         "train.steps=8",
         "train.max_skipped=2",
@@ -244,7 +257,7 @@ def test_numbers_that_stop_being_numbers_end_the_run_with_exit_3(tmp_path: Path)
 
 def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     (tmp_path / "runs" / "tiny-tram_x-0" / "checkpoints" / "step-00000002").mkdir(parents=True)
-    done = train(tmp_path, "python")
+    done = train(tmp_path)
     assert done.returncode == 2
     assert "--resume" in done.stderr and "--overwrite" in done.stderr
 
@@ -262,8 +275,9 @@ def test_the_switches_of_the_lean_step_change_no_number(tmp_path: Path) -> None:
             "algorithm={name: tram_prev, radius_scale: 50.0}",
             "checkpoint.every_steps=2",
             "model.dropout=0.1",
+            "tracking.enabled=false",
         )
-        done = train(tmp_path, "python", *arguments, key, f"run_dir={name}")
+        done = train(tmp_path, *arguments, key, f"run_dir={name}")
         assert done.returncode == 0, done.stderr[-4000:]
         found[name] = [
             {k: r[k] for k in ("loss", "distance", "perturbed_loss", "grad_norm")}

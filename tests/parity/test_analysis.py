@@ -7,8 +7,6 @@ import functools
 import importlib.util
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,19 +170,8 @@ def test_the_script_on_two_ranks_says_the_same_and_discards_results_of_other_wei
     words = ["--recipe", "tiny.yaml", "--domains", "weather", "--split", "test", "--rows", "9"]
     assert main(*words, *FEW) == 0
     one = report(place / "runs" / "tiny-asam-3")
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
     (place / "runs" / "tiny-asam-3" / "analysis.json").unlink()
-    command = [*launcher, str(SCRIPT), *words, *FEW, "engine=fsdp2"]
-    done = subprocess.run(
-        command, cwd=place, env=ranks.environment(), capture_output=True, text=True, timeout=240
-    )
+    done = ranks.script(SCRIPT, *words, *FEW, "engine=fsdp2", world=2)
     assert done.returncode == 0, done.stderr[-3000:]
     two = report(place / "runs" / "tiny-asam-3")
     # results on another split are not kept beside it
