@@ -1,6 +1,8 @@
 # make quickstart   install, pre-train a tiny GPT-2, fine-tune it with TRAM on 2 ranks, print the table
 # make test         install, run the tests
 # make test-slow    install, run the slow ones: every recipe on 2 ranks, a real SLURM, kills, a browser
+# make test-all     install, run all of them and the benchmarks' assertions, in one go
+# make coverage     install, run the tests with every line counted that they reach
 # make check        install, lint, format check, types, shellcheck of every generated script
 # Needs: Python 3.11 or newer with venv, make, gcc and g++ (DeepSpeed compiles one small operator at its first start).
 
@@ -17,7 +19,10 @@ export TOKENIZERS_PARALLELISM := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: venv quickstart test test-slow check format bench clean
+# Two workers, whole files each (tests/conftest.py); PYTEST_FLAGS="-n 0" for one process.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: venv quickstart test test-slow test-all coverage check format bench clean
 
 venv: $(VENV)/.installed
 
@@ -30,10 +35,19 @@ quickstart: venv
 	$(BIN)/python launch/quickstart.py
 
 test: venv
-	$(BIN)/python -m pytest -q -m 'not bench and not slow' $(PYTEST_FLAGS) tests
+	$(PYTEST) -m 'not bench and not slow' $(PYTEST_FLAGS) tests
 
 test-slow: venv
-	$(BIN)/python -m pytest -q -m 'slow and not bench' $(PYTEST_FLAGS) tests
+	$(PYTEST) -m 'slow and not bench' $(PYTEST_FLAGS) tests
+
+test-all: venv
+	$(PYTEST) $(PYTEST_FLAGS) tests
+
+coverage: venv
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q -m 'not bench and not slow' $(PYTEST_FLAGS) tests
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --skip-covered
 
 check: venv
 	$(BIN)/ruff check .
@@ -49,5 +63,5 @@ bench: venv
 	$(BIN)/python -m pytest -q -m bench $(PYTEST_FLAGS) tests/bench
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

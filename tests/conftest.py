@@ -1,13 +1,18 @@
 """One thread per process for every test: two ranks on two cores, and tiny tensors that threads only
-slow down."""
+slow down. Of two workers of pytest-xdist each takes whole files, the long ones first; a test that
+measures time has the machine to itself."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import zygote  # noqa: F401 - remembers the environment before any test has changed it
 from tests.made_recipes import MINIMAL
 from tram_ds.recipe.recipe import Recipe, RecipeError, load
 
@@ -15,6 +20,77 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+# Files that take a minute or more, the longest first: begun last, one would keep a worker alone.
+LONG = (
+    "bench/test_benchmark.py",
+    "integration/test_slurm.py",
+    "parity/test_parity.py",
+    "parity/test_special.py",
+    "faults/test_resume.py",
+    "faults/test_stop.py",
+    "integration/test_recipes.py",
+    "integration/test_tracking_status.py",
+    "integration/test_quickstart.py",
+    "faults/test_campaign.py",
+    "integration/test_mlflow_ui.py",
+    "integration/test_train.py",
+    "wrap/test_ranks.py",
+    "parity/test_identities.py",
+    "models/test_compile.py",
+    "integration/test_mlflow_server.py",
+    "planning/test_planning.py",
+    "integration/test_readme.py",
+)
+# Files whose tests share nothing: each case may go to either worker.
+APART = ("integration/test_recipes.py", "integration/test_readme.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file is a group, because its tests share costly fixtures and caches; what one engine found
+    in parity is a group of its own."""
+    root = Path(__file__).parent
+    for item in items:
+        name = item.path.relative_to(root).as_posix()
+        case: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+        if name in APART:
+            name += ":" + item.name
+        elif name in ("parity/test_parity.py", "parity/test_special.py"):
+            name += f":{case.get('engine', '')}"
+        item.add_marker(pytest.mark.xdist_group(name.replace("@", "")))
+        if item.get_closest_marker("bench"):
+            item.add_marker(pytest.mark.alone)
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(root).as_posix()
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)  # stable
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test marked `alone` waits until the tests of other workers have ended, and they for it."""
+    with _turn(item.config, item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextlib.contextmanager
+def _turn(config: pytest.Config, alone: bool) -> Iterator[None]:
+    """Shared, or alone. Who waits to be alone holds the gate, so that nobody new goes in."""
+    if not hasattr(config, "workerinput"):
+        yield
+        return
+    folder = config._tmp_path_factory.getbasetemp().parent  # type: ignore[attr-defined]
+    with (folder / "gate").open("w") as gate, (folder / "machine").open("w") as machine:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(machine, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:  # not left to close(): a fork that lives on has the file open too
+            fcntl.flock(machine, fcntl.LOCK_UN)
 
 
 @pytest.fixture

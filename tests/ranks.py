@@ -56,13 +56,14 @@ def script(
     **extra: str,
 ) -> subprocess.CompletedProcess[str]:
     """`python program arguments...`, on several ranks as torchrun places them; the return code is
-    that of the first rank that failed. A new interpreter where `extra` or the environment of the
+    that of the first rank that failed. New interpreters where `extra` or the environment of the
     test could change what the libraries do when imported."""
     env = environment(**extra)
     folder = str(cwd or Path.cwd())
     if extra or not zygote.same_start(env):
-        assert world == 1, "several ranks need the environment of the session"
-        command = [sys.executable, str(program), *arguments]
+        assert zygote.RANK_HERE not in arguments
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+        command = [sys.executable, *(torchrun if world > 1 else []), str(program), *arguments]
         return subprocess.run(
             command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout
         )

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import free_port
+
 HOSTS = Path("/etc/hosts")
 NODES = 2
 COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch")
@@ -187,7 +189,10 @@ class Cluster:
         return "127.0.0.1 " + " ".join(f"node{i}" for i in range(1, NODES + 1)) + "\n"
 
     def _configure(self) -> None:
-        host, ports = socket.gethostname().partition(".")[0], _free_ports(1 + NODES)
+        host, ports = (
+            socket.gethostname().partition(".")[0],
+            [free_port() for _ in range(1 + NODES)],
+        )
         nodes = [NODE.format(i=i, host=host, port=ports[i]) for i in range(1, NODES + 1)]
         conf = CONF.format(root=self.root, host=host, ports=ports, nodes="\n".join(nodes))
         (self.root / "slurm.conf").write_text(conf)
@@ -225,16 +230,6 @@ class Cluster:
     def _pid(self, name: str) -> int:
         file = self.root / name
         return int(file.read_text().strip() or 0) if file.exists() else 0
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def _processes() -> list[tuple[int, int, list[str]]]:

@@ -31,6 +31,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
+START = dict(os.environ)  # before any test has changed it
+# What may differ from START: no library reads these when it is imported.
+CHANGES = {
+    "PYTEST_CURRENT_TEST",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHINDUCTOR_CACHE_DIR",  # torch sets these two itself, in the process that runs the tests
+    "PYTORCH_NVML_BASED_CUDA_CHECK",
+}
 QUIET = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
@@ -52,12 +65,6 @@ LIBRARIES = (
 )
 RANK_HERE = "%rank%"
 GRACE = 20.0  # seconds for the peers of a rank that has failed to say what they saw
-START = dict(os.environ)  # before any test has changed it
-# What may differ from START: no library reads these when it is imported.
-CHANGES = {"PYTEST_CURRENT_TEST", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} | {
-    "MASTER_ADDR",
-    "MASTER_PORT",
-}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_train import RECIPE, TRAIN
-from tests.ranks import environment
+from tests.ranks import environment, free_port
 
 pytestmark = pytest.mark.faults
 
@@ -26,12 +26,6 @@ BASE = [
     "tracking.enabled=false",
     "checkpoint.every_steps=2",
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def start(

@@ -14,18 +14,13 @@ import urllib.request
 
 import pytest
 
+from tests.ranks import free_port
 from tram_ds.tracking import tracker as tracking
 from tram_ds.tracking.metrics_log import MetricsLog
 from tram_ds.tracking.server import prepare_environment
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.alone]
 CALLS = 200
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:

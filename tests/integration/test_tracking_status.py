@@ -165,6 +165,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.alone
 def test_a_server_that_never_answers_costs_less_than_one_per_cent_of_a_step(tmp_path: Path) -> None:
     """The training thread's time in tracking, against the time of the steps it was for; and the run
     ends well."""

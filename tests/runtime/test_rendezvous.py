@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from datetime import timedelta
 
 import pytest
 
+from tests.ranks import free_port
 from tram_ds.runtime import rendezvous
 from tram_ds.runtime.exits import PeerLost
 
 
 @pytest.fixture
 def address(monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.ranks import environment
+from tests.ranks import environment, free_port
 
 SCRIPT = """
 import torch
@@ -34,9 +33,7 @@ with joined(job, "replicated"):
 
 
 def test_a_folder_that_one_node_does_not_see_is_refused_on_all(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     ranks = []
     for rank in ("0", "1"):
         (tmp_path / rank).mkdir()

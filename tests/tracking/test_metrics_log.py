@@ -120,6 +120,7 @@ def test_errors_name_the_key(tmp_path):
         log.append({"step": 2})
 
 
+@pytest.mark.alone
 def test_append_is_cheap(tmp_path):
     log = MetricsLog(tmp_path)
     began = time.perf_counter()
@@ -185,6 +186,7 @@ def test_redact_yaml_keeps_comments_unless_something_is_hidden():
     assert "CANARY" not in redact_yaml("model:\n  token: |\n    first\n    CANARY\n")
 
 
+@pytest.mark.alone
 def test_redact_is_fast_on_long_strings():
     began = time.perf_counter()
     redact("a" * 100_000 + "a.-" * 30_000)

@@ -1,0 +1,101 @@
+"""The fork server that all rank workers and most scripts of the tests run in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import ranks, zygote
+
+PEERS = """
+import os, subprocess, sys, time
+rank = os.environ.get("RANK")
+print("rank", rank, "of", os.environ.get("WORLD_SIZE"), "in", os.getcwd(), sys.argv[1:])
+if "left" in sys.argv:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open("child", "w").write(str(child.pid))
+if "fail" in sys.argv and rank == "1":
+    raise KeyError("a bug on one rank")
+if "hang" in sys.argv:
+    time.sleep(600)
+sys.exit(7 if "seven" in sys.argv else None)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    (tmp_path / "peers.py").write_text(PEERS)
+    return tmp_path / "peers.py"
+
+
+def ended(pid: int) -> bool:
+    """Within seconds: a kill has been sent, but not waited for."""
+    status = Path(f"/proc/{pid}/stat")
+    for _ in range(100):
+        try:
+            if status.read_text().rpartition(") ")[2][0] in "ZX":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_each_rank_has_its_place_folder_arguments_and_output(program: Path) -> None:
+    done = ranks.script(program, "one", zygote.RANK_HERE, cwd=program.parent, world=2)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.splitlines() == [
+        f"rank {k} of 2 in {program.parent} ['one', '{k}']" for k in range(2)
+    ]
+    assert ranks.script(program, "seven", cwd=program.parent).returncode == 7
+
+
+def test_a_rank_that_fails_ends_its_peers_and_says_why(program: Path) -> None:
+    job = zygote.Job(str(program), ["fail", "hang"], ranks.places(2), str(program.parent))
+    began = time.monotonic()
+    end = zygote.run(job)
+    assert end.codes == [-9, 1] and time.monotonic() - began < job.timeout / 2
+    assert "KeyError: 'a bug on one rank'" in end.stderr and "rank 0 of 2" in end.stdout
+
+
+def test_a_job_that_hangs_is_ended_with_what_it_started(program: Path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired) as hung:
+        ranks.script(program, "hang", "left", cwd=program.parent, timeout=5)
+    assert "rank None" in str(hung.value.output)
+    assert ended(int((program.parent / "child").read_text()))
+
+
+def test_what_a_job_leaves_running_ends_with_it(program: Path) -> None:
+    assert ranks.script(program, "left", cwd=program.parent).returncode == 0
+    assert ended(int((program.parent / "child").read_text()))
+
+
+def test_another_environment_is_another_interpreter(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries read such variables when they are imported, which the server has done already."""
+    program.write_text("import sys; print(sys.orig_argv[1:])\n")
+    assert "tests.zygote" in ranks.script(program, cwd=program.parent).stdout
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert str(program) in ranks.script(program, cwd=program.parent).stdout
+
+
+def test_ports_are_free_differ_and_are_no_clients() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found = [ranks.free_port() for _ in range(50)]
+    assert len(set(found)) == 50 and max(found) < first and sys.platform == "linux"
+
+
+def test_a_prepared_store_has_what_a_new_one_has(tmp_path: Path) -> None:
+    import sqlite3
+
+    ranks.store(tmp_path)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        [(experiments,)] = database.execute("select count(*) from experiments where name='Default'")
+        assert experiments == 1 and not list(database.execute("select * from runs"))
+    assert os.listdir(tmp_path) == ["mlflow.db"]
