@@ -64,7 +64,7 @@ LIBRARIES = (
     "tram_ds.training.run",
 )
 RANK_HERE = "%rank%"
-GRACE = 20.0  # seconds for the peers of a rank that has failed to say what they saw
+GRACE = 10.0  # seconds for the peers of a rank that has failed to say what they saw
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,6 @@ def test_a_run_saves_by_the_clock_too(tmp_path: Path) -> None:
     """Every step is late at this pace; tram_prev looks ahead, so every second step can be saved."""
     done = launched(
         tmp_path,
-        "python",
         "algorithm={name: tram_prev, radius_scale: 50.0}",
         "checkpoint.every_minutes=1e-9",
         "checkpoint.keep=9",
@@ -154,7 +153,7 @@ def test_a_run_saves_by_the_clock_too(tmp_path: Path) -> None:
 def test_a_run_without_room_ends_before_its_first_step(tmp_path: Path) -> None:
     small = tmp_path / "small"
     with mounted(small, "-o", "size=8m"):
-        done = launched(tmp_path, "python", f"run_dir={small}/run", "tracking.enabled=false")
+        done = launched(tmp_path, f"run_dir={small}/run", "tracking.enabled=false")
         assert done.returncode == 4, done.stderr[-2000:]
         assert "needs 1" in done.stderr and "choose another run_dir" in done.stderr
         assert not (small / "run" / "metrics.jsonl").exists()

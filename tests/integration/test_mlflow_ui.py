@@ -41,9 +41,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("mlflow-ui")
     server = Server(folder)
     for seed in (0, 1):
-        done = train(
-            folder, "python", f"train.seed={seed}", f"tracking.uri=sqlite:///{folder}/server.db"
-        )
+        done = train(folder, f"train.seed={seed}", f"tracking.uri=sqlite:///{folder}/server.db")
         assert done.returncode == 0, done.stderr[-4000:]
     server.start()
     ids = [
