@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds.runtime import exits
+from tram_ds.runtime import exits, terminal
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -62,6 +62,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> int:
     """Analyses; rank 0 prints the table. The exit code."""
+    terminal.guard()
     options = arguments(given)
     try:
         from tram_ds.surface import analyze

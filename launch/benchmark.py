@@ -19,9 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tram_ds.runtime import terminal
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code."""
+    terminal.guard()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

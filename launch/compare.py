@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tram_ds.runtime import terminal
+
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
@@ -63,6 +65,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> int:
     """Prints the tables; returns the exit code."""
+    terminal.guard()
     options = arguments(given)
     # pandas and matplotlib are imported only when something is to be compared
     from tram_ds.comparison import main as compare
@@ -78,7 +81,7 @@ def main(given: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return terminal.reported()
 
 
 if __name__ == "__main__":

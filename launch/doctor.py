@@ -18,10 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tram_ds.jobs import slurm_config
 from tram_ds.recipe.recipe import load
+from tram_ds.runtime import terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line per check."""
+    terminal.guard()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tram_ds.recipe import recipe
-from tram_ds.runtime import exits
-from tram_ds.runtime.files import refuse_unwritable
+from tram_ds.runtime import exits, terminal
+from tram_ds.runtime.files import keep_text, refuse_unwritable
 from tram_ds.runtime.jsonl import strict
 
 
@@ -67,6 +67,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> int:
     """Prints the table on rank 0; returns the exit code."""
+    terminal.guard()
     options = arguments(given)
     try:
         chosen = recipe.load(options.recipe, options.overrides, smoke=options.smoke)
@@ -88,10 +89,9 @@ def main(given: list[str] | None = None) -> int:
         return exits.USAGE if isinstance(error, ValueError) else exits.CHECKPOINT
     if job.rank == 0:
         print(evaluation.table(report))
-        if options.out:
-            options.out.write_text(
-                json.dumps(strict(report, []), indent=2) + "\n", encoding="utf-8"
-            )
+        if not options.out:
+            return terminal.reported()
+        return keep_text(options.out, json.dumps(strict(report, []), indent=2) + "\n", "--out")
     return 0
 
 

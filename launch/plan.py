@@ -17,10 +17,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tram_ds.recipe.recipe import load
+from tram_ds.runtime import terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code."""
+    terminal.guard()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             options.gpu, options.gpu_memory, options.mfu, recipe.model.dtype
         )
         counts = report.gpu_counts(options.gpus)
-        return 0 if all([report.show(recipe, world, assumed) for world in counts]) else 1
+        fits = all([report.show(recipe, world, assumed) for world in counts])
+        return terminal.reported(0 if fits else 1)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,6 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tram_ds.runtime import terminal
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -34,7 +38,8 @@ def launch(recipe: str, flag: str, *overrides: str) -> None:
         *overrides,
     ]
     print("$", " ".join(command), flush=True)
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if code := terminal.Relay(command, {**os.environ, "OMP_NUM_THREADS": "1"}).wait():
+        raise subprocess.CalledProcessError(code, command)
 
 
 def arguments() -> argparse.Namespace:
@@ -61,6 +66,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     """The exit code of the first run that fails, or 0."""
+    terminal.guard()
     options = arguments()
     flag = "--overwrite" if options.overwrite else "--resume"
     source = [text for text in options.overrides if text.startswith("task.data=")]

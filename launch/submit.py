@@ -21,10 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tram_ds.jobs import cells as slurm_cells
 from tram_ds.jobs import slurm, slurm_config
 from tram_ds.recipe.file import RecipeError
+from tram_ds.runtime import terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the ids and how to watch; with --dry-run the job script and the commands."""
+    terminal.guard()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name in plan.scripts:
                 print(f"# {plan.folder / name}\n{plan.files[name]}")
             print("\n".join(f"# {shlex.join(command)}" for command in plan.commands()))
-            return 0
+            return terminal.reported()
         print(slurm.submit(plan).text())
     except (RecipeError, slurm.SlurmError, OSError) as error:
         print(f"submit: {error}", file=sys.stderr)

@@ -18,10 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tram_ds.jobs import sweep
 from tram_ds.recipe.file import RecipeError
+from tram_ds.runtime import terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line per cell; returns the exit code."""
+    terminal.guard()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
                     f"{sweep.state(cell):8}  {cell.run_dir}  {shlex.join(cell.command(launcher))}"
                 )
             print(f"{len(cells)} cells, {sum(cell.finished for cell in cells)} finished")
-            return 0
+            return terminal.reported()
         return sweep.run(cells, launcher, options.continue_on_error)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)

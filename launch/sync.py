@@ -15,11 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tram_ds.runtime import terminal
 from tram_ds.tracking.tracker import sync
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Uploads and says what happened in one line."""
+    terminal.guard()
     parser = argparse.ArgumentParser(description="Upload a run folder to MLflow.")
     parser.add_argument(
         "run_dir", type=Path, help="the run folder (it holds metrics.jsonl and tracking.json)"

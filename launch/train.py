@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tram_ds.recipe.recipe import dump, load
+from tram_ds.runtime import terminal
 from tram_ds.runtime.exits import USAGE, code_of
 
 
@@ -56,7 +57,7 @@ def main() -> int:
     recipe = load(options.recipe, options.overrides, smoke=options.smoke)
     if options.dry_run:
         print(dump(recipe), end="")
-        return 0
+        return terminal.reported()
     # torch is imported only when something is to be trained
     from tram_ds.training.run import Request, run
 
@@ -65,6 +66,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    terminal.guard()
     try:
         code = main()
     except Exception as error:

@@ -94,6 +94,37 @@ def test_a_place_that_cannot_be_written_is_found_first(place, capsys, monkeypatc
     assert [p.name for p in Path("new/folder").iterdir()] == ["out.json"]
 
 
+def test_scores_survive_a_place_that_goes_while_they_are_made(place, capsys, monkeypatch):
+    """The table is printed, the file is kept elsewhere; with no place left it is printed too."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("tempfile.tempdir", str(place / "kept"))
+    scored = models.score_all
+
+    def go(*words):
+        report = scored(*words)
+        Path("late").rmdir()
+        return report
+
+    monkeypatch.setattr(models, "score_all", go)
+    for folder in (True, False):
+        if folder:
+            Path("kept").mkdir()
+        else:
+            monkeypatch.setattr("tempfile.tempdir", str(place / "gone"))
+        assert main("--recipe", "mine.yaml", "--domains", "en", "--out", "late/out.json") == 2
+        out, err = capsys.readouterr()
+        assert "accuracy on test" in out
+        last = err.splitlines()[-1]
+        assert last.startswith("error: --out late/out.json: the results cannot be written")
+        if folder:
+            (kept,) = Path("kept").iterdir()
+            assert str(kept) in last
+            assert json.loads(kept.read_text())["metric"] == "accuracy"
+        else:
+            assert last.endswith("they are printed above")
+            assert json.loads(out[out.index("{") :])["metric"] == "accuracy"
+
+
 def test_two_ranks_and_another_batch_size_give_the_same_scores(place):
     common = [
         "--recipe",

@@ -10,7 +10,6 @@ import itertools
 import json
 import re
 import signal
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import RecipeError
 from tram_ds.recipe.recipe import to_dict
 from tram_ds.recipe.sections import Section, refusal
-from tram_ds.runtime import exits, run_folder
+from tram_ds.runtime import exits, run_folder, terminal
 
 FOLDER = recipe_file.RECIPES / "sweeps"
 TRAIN = recipe_file.ROOT / "launch" / "train.py"
@@ -154,7 +153,7 @@ def _run(command: list[str]) -> tuple[int, bool]:
     """(exit code, whether this process was told to stop). Signals are passed on, so that the run
     saves and stops."""
     try:
-        process = subprocess.Popen(command)
+        relay = terminal.Relay(command)
     except OSError as error:
         raise RecipeError(f"--launcher: cannot start {command[0]}: {error}") from None
     received: list[int] = []
@@ -162,11 +161,11 @@ def _run(command: list[str]) -> tuple[int, bool]:
     def pass_on(number: int, _: Any) -> None:
         received.append(number)
         if number != signal.SIGINT:  # the terminal sends that one to the run too
-            process.send_signal(number)
+            relay.process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in STOPPING}
     try:
-        code = process.wait()
+        code = relay.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +49,29 @@ def refuse_unwritable(path: Path, key: str) -> None:
         remove_file(probe)
     except (OSError, ValueError) as error:
         raise ValueError(f"{key} {path}: cannot be written ({error}): give another") from error
+
+
+def keep_text(path: Path, text: str, key: str) -> int:
+    """Writes results that cost hours to `path`, which could be written when they were begun.
+
+    Where it no longer can they are kept in the system's folder for temporary files, and failing
+    that too they are printed; which, and why, is said in one line. Returns the exit code, 2 then.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+        return 0
+    except OSError as error:
+        why = error
+    try:
+        place, kept = tempfile.mkstemp(f"-{path.name[-40:]}", "tram_ds-")
+        with open(place, "w", encoding="utf-8") as file:
+            file.write(text)
+        where = f"they are kept as {kept}"
+    except OSError:
+        print(text, end="")
+        where = "they are printed above"
+    print(f"error: {key} {path}: the results cannot be written ({why}): {where}", file=sys.stderr)
+    return 2
 
 
 def private_dir(path: Path) -> None:

@@ -16,7 +16,8 @@ from types import FrameType
 
 from tram_ds.runtime.exits import PEER
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# SIGHUP: the terminal is gone; nohup has it ignored, and then it stays so
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 @dataclass
@@ -31,8 +32,8 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handles SIGTERM, SIGUSR1 and SIGUSR2 inside; afterwards they are ignored, not restored to
-        killing.
+        """Handles SIGNALS inside, but those that our parent had ignored; afterwards they are
+        ignored, not restored to killing.
 
         A launcher that signals a job which is just finishing must not make it look failed.
         """
@@ -40,7 +41,8 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in heard}
         try:
             yield self
         finally:
