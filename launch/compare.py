@@ -1,88 +1,11 @@
-"""Compares finished runs: the paper's tables with ours, statistics, cost, figures and a report.
+"""`tram compare` of this checkout: `python launch/compare.py --help`."""
 
-    python launch/compare.py runs/xnli_xlmr-* --table xnli --baseline adam
-    python launch/compare.py --experiment xnli --uri http://127.0.0.1:5000 --report out --log
-    python launch/compare.py --table m2d2_s2orc --paper      # the paper's numbers, recomputed
-
-Exit codes: 0 done, 2 nothing to compare or not as asked.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds.runtime import terminal
-
-
-def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "runs", nargs="*", help="run folders or patterns; default: runs/*, or those of --experiment"
-    )
-    parser.add_argument(
-        "--experiment",
-        help="MLflow experiment: where runs come from if no folder is named, and --log goes",
-    )
-    parser.add_argument(
-        "--uri",
-        default=f"sqlite:///{Path.cwd() / 'mlflow.db'}",
-        help="MLflow; default: mlflow.db here",
-    )
-    parser.add_argument(
-        "--table",
-        default="auto",
-        help="xnli, m2d2_s2orc, ...; auto: whatever domains the runs have",
-    )
-    parser.add_argument("--paper", action="store_true", help="the paper's tables alone")
-    parser.add_argument(
-        "--baseline", help="the row others are tested against; default: plain training"
-    )
-    parser.add_argument(
-        "--alpha", type=float, default=0.01, help="level of the tests; default: the paper's, 0.01"
-    )
-    parser.add_argument("--split", default="test", choices=["test", "validation"])
-    parser.add_argument(
-        "--only", help="blocks to print, with commas: scores, summary, significance, compute, ..."
-    )
-    parser.add_argument(
-        "--format", default="terminal", choices=["terminal", "markdown", "latex", "csv"]
-    )
-    parser.add_argument(
-        "--report", type=Path, help="folder for report.html, the tables and the figures"
-    )
-    parser.add_argument(
-        "--log", action="store_true", help="log tables, figures and the report to MLflow"
-    )
-    return parser.parse_intermixed_args(given)
-
-
-def main(given: list[str] | None = None) -> int:
-    """Prints the tables; returns the exit code."""
-    terminal.guard()
-    options = arguments(given)
-    # pandas and matplotlib are imported only when something is to be compared
-    from tram_ds.comparison import main as compare
-
-    try:
-        print(
-            compare.main(
-                options,
-                ["python", "launch/compare.py", *(sys.argv[1:] if given is None else given)],
-            ),
-            end="",
-        )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return terminal.reported()
-
+from tram_ds.cli.main import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script("compare")

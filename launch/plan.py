@@ -1,56 +1,11 @@
-"""What a recipe needs on N GPUs, before it queues: memory by part, bytes and FLOPs per step, hours;
-fits, or what to change.
+"""`tram plan` of this checkout: `python launch/plan.py --help`."""
 
-    python launch/plan.py --recipe m2d2_gpt2xl.yaml --gpus 2,4 --gpu-memory 80
-    python launch/plan.py --recipe llama7b_fsdp2.yaml --gpus 64 --gpu h100 \\
-        train.global_batch=256 algorithm=tram_x
-
-Needs neither GPUs nor weights. Exit codes: 0 it fits, 1 it does not, 2 a wrong recipe or argument.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tram_ds.recipe.recipe import load
-from tram_ds.runtime import terminal
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The exit code."""
-    terminal.guard()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", required=True, help="a file, or a name in recipes/")
-    parser.add_argument("--gpus", required=True, metavar="N[,M]", help="numbers of GPUs, 1 to 4096")
-    parser.add_argument("--gpu", default="a100", help="whose arithmetic: a100, h100 or h200")
-    parser.add_argument(
-        "--gpu-memory", type=float, help="GB of one GPU; default: as that GPU is sold"
-    )
-    parser.add_argument(
-        "--mfu", type=float, default=0.45, help="share of the GPUs' peak that becomes model FLOPs"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        recipe = load(options.recipe, options.overrides)
-        from tram_ds.planning import report  # torch is imported only for a recipe that can be read
-
-        assumed = report.assumptions(
-            options.gpu, options.gpu_memory, options.mfu, recipe.model.dtype
-        )
-        counts = report.gpu_counts(options.gpus)
-        fits = all([report.show(recipe, world, assumed) for world in counts])
-        return terminal.reported(0 if fits else 1)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
+from tram_ds.cli.main import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script("plan")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests import made_runs
 from tests.browser import chromium
-from tests.ranks import ROOT
+from tram_ds.cli import main as tram
 from tram_ds.comparison import comparison, report, runs
 
 CHROMIUM = [
@@ -179,19 +179,14 @@ def test_mlflow_gets_tables_figures_and_the_page(
 def test_launch_compare_in_this_process(
     made: tuple[list[comparison.Section], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sys.path.insert(0, str(ROOT / "launch"))
-    try:
-        import compare  # type: ignore[import-not-found]
-    finally:
-        sys.path.pop(0)
     folder = str(made[1].parent / "runs" / "*")
-    assert compare.main([folder, "--format", "markdown", "--only", "scores"]) == 0
+    assert tram.main(["compare", folder, "--format", "markdown", "--only", "scores"]) == 0
     assert capsys.readouterr().out.startswith("### made, perplexity, trained on home")
-    assert compare.main([folder, "--table", "xnli"]) == 2
+    assert tram.main(["compare", folder, "--table", "xnli"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: --table xnli: no run fits") and said.count("\n") == 1
-    assert compare.main([folder, "--alpha", "5"]) == 2
-    assert compare.main(["--paper", "--table", "m2d2_wiki", "--format", "csv"]) == 0
+    assert tram.main(["compare", folder, "--alpha", "5"]) == 2
+    assert tram.main(["compare", "--paper", "--table", "m2d2_wiki", "--format", "csv"]) == 0
     assert "averages,tram_prev,recomputed,22.55" in capsys.readouterr().out.replace(
         "0000000000003", ""
     )

@@ -3,7 +3,6 @@ two."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import torch
 from tests.ranks import script
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.cli import main as tram
 from tram_ds.evaluation import models
 from tram_ds.evaluation.score import evaluate
 from tram_ds.recipe.recipe import load
@@ -54,11 +54,7 @@ def here(place, monkeypatch):
 
 
 def main(*words):
-    spec = importlib.util.spec_from_file_location("launch_evaluate", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([*words])
+    return tram.main(["evaluate", *words])
 
 
 def test_the_pretrained_model_and_an_export_are_rows_of_one_table(place, capsys):

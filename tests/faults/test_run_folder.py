@@ -3,18 +3,16 @@ folder and every flag."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT, environment, script
+from tests.ranks import ROOT, script
 from tram_ds.runtime import run_folder
 
 pytestmark = pytest.mark.faults
@@ -293,44 +291,3 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_its_record(tmp_path: 
     done = train(tmp_path, "--resume")
     assert done.returncode == 0 and "no checkpoint: starting at step 0" in done.stdout
     assert (tmp_path / "run" / "metrics.superseded.jsonl").read_text().count('"loss"') == 2
-
-
-SCRIPTS = sorted(p.name for p in (ROOT / "launch").glob("*.py"))
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_answers_imports_no_torch_and_changes_nothing(tmp_path: Path, script: str) -> None:
-    """Asked of the imports, not of a clock: torch, pandas and mlflow are what takes seconds."""
-    command = [sys.executable, "-X", "importtime", str(ROOT / "launch" / script), "--help"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0 and "usage:" in done.stdout
-    imported = {
-        line.rsplit("|", 1)[-1].strip()
-        for line in done.stderr.splitlines()
-        if line.startswith("import time:")
-    }
-    assert not imported & {"torch", "pandas", "mlflow", "transformers", "deepspeed", "matplotlib"}
-    assert tree(tmp_path) == {}
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_prints_each_command_on_a_line_of_its_own(script: str) -> None:
-    """One that is too long goes on after a backslash, so that it can be copied."""
-    text = ast.get_docstring(ast.parse((ROOT / "launch" / script).read_text())) or ""
-    lines = [line.strip() for line in text.splitlines() if f"launch/{script}" in line]
-    assert lines
-    for line in lines:
-        assert line.startswith(("python ", "torchrun ", "deepspeed ", "srun ")), line
-        assert line.count("launch/") == 1, line
-    whole = text.replace("\\\n", " ").splitlines()
-    assert not [line for line in whole if line.strip().startswith(("--", "section."))]
-
-
-def test_quickstart_takes_nothing_for_a_recipe_key_that_is_none(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "launch" / "quickstart.py"), "sam"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2 and "section.key=value" in done.stderr and tree(tmp_path) == {}

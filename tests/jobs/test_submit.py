@@ -213,12 +213,8 @@ def test_an_array_has_a_cell_per_seed_and_a_job_after_it():
     )
 
 
-def test_no_job_after_an_array_if_it_is_not_wanted_or_there_is_nothing_to_run(monkeypatch, folder):
+def test_no_job_after_an_array_if_it_is_not_wanted(folder):
     assert slurm.AFTER not in planned(seeds="1-2", keys=["after.command=none"]).files
-    monkeypatch.setattr(slurm_script, "ROOT", folder)
-    assert slurm.AFTER not in planned(seeds="1-2").files
-    (folder / "launch").mkdir()
-    (folder / "launch" / "compare.py").touch()
     assert "launch/compare.py" in planned(seeds="1-2").files[slurm.AFTER]
 
 

@@ -4,7 +4,6 @@ says."""
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tram_ds.cli import main as tram
 from tram_ds.jobs import slurm_config, sweep
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.file import RecipeError
@@ -71,14 +71,6 @@ def calls(place):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def script():
-    spec = importlib.util.spec_from_file_location("launch_sweep", ROOT / "launch" / "sweep.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def tell_the_fake(overrides=()):
     """What a run would find out for itself: the folder and the algorithm of every command line."""
     known = {}
@@ -94,9 +86,8 @@ def tell_the_fake(overrides=()):
 
 
 def run(*words):
-    return script().main(
-        ["--sweep", "four.yaml", "--launcher", f"{sys.executable} fake.py", *words]
-    )
+    launcher = f"{sys.executable} fake.py"
+    return tram.main(["sweep", "--sweep", "four.yaml", "--launcher", launcher, *words])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -287,7 +278,7 @@ def test_a_wrong_sweep_is_refused_before_anything_runs(place, capsys, text, mess
 def test_unknown_files_and_launchers_are_named(place):
     with pytest.raises(RecipeError, match="no such sweep file; did you mean 'table10_gpt2xl"):
         sweep.read("table10_gpt2")
-    assert script().main(["--sweep", "four.yaml", "--launcher", "/no/such/launcher"]) == 2
+    assert tram.main(["sweep", "--sweep", "four.yaml", "--launcher", "/no/such/launcher"]) == 2
 
 
 def of_engine(name):

@@ -4,7 +4,6 @@ users."""
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from tests import ranks
+from tram_ds.cli import main as tram
 from tram_ds.recipe.recipe import load
 from tram_ds.tasks import choose as tasks
 
@@ -98,11 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def main(*words: str) -> int:
-    spec = importlib.util.spec_from_file_location("launch_analyze", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([*words])
+    return tram.main(["analyze", *words])
 
 
 def report(folder: Path) -> dict[str, Any]:

@@ -196,7 +196,11 @@ def test_what_a_launcher_leaves_behind_does_not_hold_the_end_up(
 def test_every_command_guards_first() -> None:
     scripts = sorted((ROOT / "launch").glob("*.py"))
     assert len(scripts) >= 11
-    assert not [p.name for p in scripts if "terminal.guard()" not in p.read_text()]
+    assert not [p.name for p in scripts if "cli.main import script" not in p.read_text()]
+    lines = (ROOT / "tram_ds" / "cli" / "main.py").read_text().splitlines()
+    begins = next(n for n, line in enumerate(lines) if line.startswith("def main("))
+    body = [line.strip() for line in lines[begins : begins + 6]]
+    assert body[body.index("terminal.guard()") - 1].endswith('"""'), "before anything else"
 
 
 @pytest.mark.parametrize(("start", "heard"), [("", "SIGHUP"), ("trap '' HUP; ", "None")])

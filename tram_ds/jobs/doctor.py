@@ -31,7 +31,7 @@ from tram_ds.jobs import slurm
 from tram_ds.jobs.slurm_config import Slurm
 from tram_ds.planning import states
 from tram_ds.planning.plan import rank_bytes
-from tram_ds.recipe.file import ROOT
+from tram_ds.recipe.file import LAUNCH
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime import ranks as distributed
 from tram_ds.runtime.files import remove_file, remove_tree
@@ -292,7 +292,7 @@ def smoke(context: Context) -> str:
         "tracking.enabled=false",
         f"run_dir={place / 'run'}",
     ]
-    script = str(ROOT / "launch" / "train.py")
+    script = str(LAUNCH / "train.py")
     extra = {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"} if port else {}
     try:
         done = subprocess.run(

@@ -17,11 +17,11 @@ from pathlib import Path
 from tram_ds.jobs.cells import Cell
 from tram_ds.jobs.slurm_config import Slurm
 from tram_ds.jobs.slurm_script import AFTER, JOB, after_command, after_script, job_script, plain
-from tram_ds.recipe.file import ROOT
+from tram_ds.recipe.file import CONFIGS, LAUNCH, PACKAGE, RECIPES
 from tram_ds.recipe.recipe import accumulation, dump
 from tram_ds.runtime.files import private_dir, remove_tree, write_whole
 
-SNAPSHOT = ("tram_ds", "launch", "configs", "recipes")
+BESIDE = (LAUNCH, CONFIGS, RECIPES)  # of the package, in a snapshot as in a checkout
 NO_SLURM = "sbatch: not found; submit from a login node of the cluster (--dry-run shows the job)"
 
 
@@ -127,9 +127,9 @@ def write(plan: Plan) -> None:
     for name, text in plan.files.items():
         write_whole(plan.folder / name, text)
     skipped = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-    for part in SNAPSHOT:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, plan.folder / "code" / part, ignore=skipped)
+    shutil.copytree(PACKAGE, plan.folder / "code" / PACKAGE.name, ignore=skipped)
+    for part in BESIDE:
+        shutil.copytree(part, plan.folder / "code" / part.name, ignore=skipped)
 
 
 def submit(plan: Plan) -> Submitted:

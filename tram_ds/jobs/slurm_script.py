@@ -12,7 +12,7 @@ import jinja2
 
 from tram_ds.jobs.shell import expanded, word
 from tram_ds.jobs.slurm_config import Slurm
-from tram_ds.recipe.file import ROOT, short
+from tram_ds.recipe.file import short
 from tram_ds.runtime.git import git_commit
 
 JOB, AFTER = "job.sbatch", "after.sbatch"
@@ -59,8 +59,6 @@ def after_command(slurm: Slurm) -> str | None:
     """The shell command that follows an array, if any."""
     if slurm.after.command is not None:
         return None if slurm.after.command == "none" else slurm.after.command
-    if not (ROOT / "launch" / "compare.py").exists():
-        return None
     inside = '"${inside[@]}" ' if slurm.container else ""
     return f'{inside}"$python" "$submitted/code/launch/compare.py" "$@"'
 

@@ -27,7 +27,7 @@ from tram_ds.recipe.sections import Section, refusal
 from tram_ds.runtime import exits, run_folder, terminal
 
 FOLDER = recipe_file.RECIPES / "sweeps"
-TRAIN = recipe_file.ROOT / "launch" / "train.py"
+TRAIN = recipe_file.LAUNCH / "train.py"
 # keys the default run_dir already tells apart
 IN_RUN_DIR = ("algorithm", "algorithm.name", "train.seed")
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

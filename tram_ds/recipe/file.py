@@ -9,16 +9,20 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-# the checkout: recipes/ and configs/ stand beside the package
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "recipes"
-CONFIGS = ROOT / "configs"
+PACKAGE = Path(str(files("tram_ds"))).resolve()
+ROOT = PACKAGE.parent  # of a checkout
+# what stands beside the package in a checkout, and within it where it was installed
+SHIPPED = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else ROOT
+RECIPES = SHIPPED / "recipes"
+CONFIGS = SHIPPED / "configs"
+LAUNCH = SHIPPED / "launch"
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_TAG + name for name in ("map", "seq", "str", "int", "float", "bool", "null")}

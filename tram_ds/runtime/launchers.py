@@ -163,4 +163,5 @@ def _command() -> str:
 
 
 def _script() -> str:
-    return shlex.join(sys.argv)
+    module = sys.argv[0].endswith("tram_ds/__main__.py")  # -m tram_ds
+    return shlex.join(["-m", "tram_ds", *sys.argv[1:]] if module else sys.argv)

@@ -1,0 +1,75 @@
+"""Scores exports, hub models and the pre-trained model on a recipe's domains: a table, and JSON
+with --out.
+
+    tram evaluate --recipe m2d2_s2orc_gpt2.yaml --model runs/m2d2_s2orc_gpt2-tram_prev-0 \\
+        --out scores.json
+    torchrun --nproc_per_node 8 -m tram_ds evaluate --recipe xnli_xlmr.yaml --model EXPORT \\
+        --domains en,sw,ur
+
+Exit codes: 0 done, 2 recipe, data or model, 4 checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from tram_ds.cli import shared
+from tram_ds.runtime import terminal
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Its command line."""
+    shared.recipe(parser, ": the task and the pre-trained model")
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        help="an export, run folder, checkpoint or hub id; repeatable",
+    )
+    parser.add_argument(
+        "--no-pretrained", action="store_true", help="leave out the row of the recipe's own model"
+    )
+    parser.add_argument(
+        "--interpolate",
+        metavar="0,0.25,0.5,0.75,1",
+        help="score each --model at these points of the line from the recipe's own model to it",
+    )
+    parser.add_argument(
+        "--domains", help="domains or languages to score, with commas; default: the recipe's"
+    )
+    parser.add_argument("--split", default="test", choices=["test", "validation"])
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny model, data that is on every machine"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file for all metrics")
+    shared.local_rank(parser)
+    shared.overrides(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the table on rank 0; returns the exit code."""
+    from tram_ds.recipe import recipe
+    from tram_ds.runtime.files import keep_text, refuse_unwritable
+    from tram_ds.runtime.jsonl import strict
+
+    chosen = recipe.load(options.recipe, options.overrides, smoke=options.smoke)
+    # torch is imported only for a recipe that holds
+    from tram_ds.evaluation import models as evaluation
+    from tram_ds.runtime import ranks
+
+    if options.out:
+        refuse_unwritable(options.out, "--out")
+    job = ranks.detect(options.local_rank)
+    models = evaluation.candidates(options.model, not options.no_pretrained)
+    if options.interpolate is not None:
+        models = evaluation.interpolated(models, options.interpolate)
+    domains = options.domains.split(",") if options.domains else None
+    report = evaluation.score_all(chosen, models, domains, options.split, job)
+    if job.rank == 0:
+        print(evaluation.table(report))
+        if not options.out:
+            return terminal.reported()
+        return keep_text(options.out, json.dumps(strict(report, []), indent=2) + "\n", "--out")
+    return 0

@@ -1,0 +1,27 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def recipe(parser: argparse.ArgumentParser, more: str = "", required: bool = True) -> None:
+    """--recipe. more: what this command takes from it."""
+    text = f"a file, or a name in recipes/{more}"
+    parser.add_argument("--recipe", required=required, help=text)
+
+
+def overrides(parser: argparse.ArgumentParser, text: str = "recipe keys to change") -> None:
+    """`section.key=value`, any number of them, wherever they stand."""
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=text)
+
+
+def local_rank(parser: argparse.ArgumentParser) -> None:
+    """What the deepspeed launcher adds."""
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def slurm_keys(words: list[str]) -> tuple[list[str], list[str]]:
+    """(overrides of the SLURM config, without `slurm.`; those of the recipe)."""
+    ours = [text.removeprefix("slurm.") for text in words if text.startswith("slurm.")]
+    return ours, [text for text in words if not text.startswith("slurm.")]
