@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from tests.parity import problem
+from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.effect import Effect, keys, measure
 from tram_ds.algorithms.probe import Robustness, kinds_of
 from tram_ds.algorithms.said import dropout_is_active
 from tram_ds.algorithms.stepper import Stepper, wrap
-from tram_ds.algorithms.table import ALGORITHMS, algorithm
+from tram_ds.algorithms.table import ALGORITHMS
 
 STEPS = problem.global_batches(3, 2)
 

@@ -76,8 +76,8 @@ def test_a_reduction_per_backward_pass_and_no_more(measured, engine):
 
 
 def test_the_plan_predicts_the_traffic(measured):
+    from tram_ds.algorithms.bound import algorithm
     from tram_ds.algorithms.cost import cost
-    from tram_ds.algorithms.table import algorithm
     from tram_ds.planning.cost import traffic
     from tram_ds.planning.memory import setup_of
 

@@ -244,7 +244,7 @@ def test_real_domains_against_the_pretrained_row(place):
     model = task.model()
     for folder, steps in (("before", 0), ("after", 40)):
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        stepper = wrap(model, optimizer, "tram_prev", noise_site=task.noise_site)
+        stepper = wrap(model, optimizer, "tram_prev")
         rows = task.train_rows()
         for step in range(steps):
             stepper.step(

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from tests.parity import build, problem
+from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.stepper import Stepper
-from tram_ds.algorithms.table import ALGORITHMS, algorithm
+from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.checkpoint import resume as checkpoint
 from tram_ds.engines.shards import Shards
 

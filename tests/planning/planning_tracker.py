@@ -24,8 +24,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.step import climb
-from tram_ds.algorithms.table import algorithm
 from tram_ds.engines.fsdp2 import over, transformer_blocks
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS, Chunked

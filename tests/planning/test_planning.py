@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import ranks
-from tram_ds.algorithms.table import ALGORITHMS, algorithm
+from tram_ds.algorithms.bound import algorithm
+from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.planning import cost, memory, plan, report, sizes
 from tram_ds.recipe.recipe import Recipe, load
 

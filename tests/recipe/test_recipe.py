@@ -9,11 +9,10 @@ import pytest
 import yaml
 
 from tests.made_recipes import MINIMAL, SHIPPED, section_models
-from tram_ds.algorithms.table import ALGORITHMS
-from tram_ds.algorithms.table import algorithm as bind
+from tram_ds.algorithms.bound import bind
+from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection
 from tram_ds.recipe import docs as recipe_docs
 from tram_ds.recipe import file as recipe_file
-from tram_ds.recipe.algorithm import AlgorithmSection
 from tram_ds.recipe.recipe import dump, load
 
 ROOT = recipe_file.ROOT
@@ -66,7 +65,7 @@ def test_every_algorithm_survives_dumping(name, recipe_of, tmp_path):
     recipe = recipe_of(MINIMAL, f"algorithm={name}")
     (tmp_path / "again.yaml").write_text(dump(recipe), encoding="utf-8")
     assert load(str(tmp_path / "again.yaml")).algorithm == recipe.algorithm
-    bind(name, **recipe.algorithm.options())
+    assert bind(recipe.algorithm).name == name
 
 
 @pytest.mark.parametrize(

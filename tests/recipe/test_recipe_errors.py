@@ -10,10 +10,11 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tests.made_recipes import MINIMAL, section_models
-from tram_ds.algorithms.table import ALGORITHMS, Options
-from tram_ds.recipe.algorithm import KNOWN, READ_BY, AlgorithmSection
+from tram_ds.algorithms.bound import algorithm
+from tram_ds.algorithms.table import ALGORITHMS, OPTIONS, AlgorithmSection, readers
+from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.recipe.recipe import Recipe, RecipeError, check_length, load
-from tram_ds.recipe.sections import Section
+from tram_ds.runtime.checked import Section
 
 # What errors say
 
@@ -199,7 +200,7 @@ def test_an_option_its_row_does_not_read_is_refused_naming_both_keys(name, refus
         "radius_scale": 2.0,
     }
     for key, value in values.items():
-        if name not in READ_BY[key]:
+        if name not in readers(key):
             (line,) = refusal(MINIMAL, f"algorithm={{name: {name}, {key}: {value}}}")
             assert (
                 f"algorithm.{key} = {value!r}" in line
@@ -207,30 +208,21 @@ def test_an_option_its_row_does_not_read_is_refused_naming_both_keys(name, refus
             )
 
 
-def test_the_table_of_options_agrees_with_the_rows():
-    """Derived from the rows: a constant radius reads rho, a region's distance is scaled, a penalty
-    has a weight."""
-    climbs = {name for name, row in ALGORITHMS.items() if row.ascent}
-    from_region = {name for name, row in ALGORITHMS.items() if callable(row.radius)}
-    penalised = {name for name, row in ALGORITHMS.items() if row.penalty}
-    assert set(ALGORITHMS) == KNOWN
-    assert READ_BY["rho"] == climbs - from_region
-    assert READ_BY["radius_scale"] == from_region
-    assert READ_BY["weight"] == penalised
-    assert READ_BY["distance"] == from_region | penalised
-    assert READ_BY["penalty_passes"] == penalised & climbs
-    assert READ_BY["pass2_dropout"] == climbs
-    noised = {name for name, row in ALGORITHMS.items() if row.noised}
-    assert READ_BY["fisher"] == noised
-
-
-def test_options_are_those_of_the_algorithm_table_with_the_same_defaults():
-    table = vars(Options())
-    section = {
-        key: field.default for key, field in AlgorithmSection.model_fields.items() if key != "name"
-    }
-    assert section == table
-    assert set(section) == set(READ_BY)
+def test_what_a_row_reads_agrees_with_what_it_is_bound_to():
+    """A constant radius reads rho, a region's distance is scaled, a penalty has a weight."""
+    rows = {name: algorithm(name) for name in ALGORITHMS}
+    climbs = {name for name, row in rows.items() if row.ascent}
+    from_region = {name for name, row in rows.items() if isinstance(row.radius, TrustRegion)}
+    penalised = {name for name, row in rows.items() if row.penalty}
+    read = {key: set(readers(key)) for key in OPTIONS}
+    assert read["rho"] == climbs - from_region
+    assert read["radius_scale"] == from_region
+    assert read["weight"] == penalised
+    assert read["distance"] == from_region | penalised
+    assert read["penalty_passes"] == penalised & climbs
+    assert read["pass2_dropout"] == climbs
+    assert read["fisher"] == {name for name, row in rows.items() if row.noised}
+    assert set(AlgorithmSection.model_fields) == {"name", *OPTIONS}
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,6 @@ def test_real_xnli_with_a_sentencepiece_model_and_no_tokenizer_json(recipe_for, 
         fresh,
         torch.optim.AdamW(fresh.parameters(), lr=1e-3),
         "tram_prev",
-        noise_site=task.noise_site,
     )
     rows = task.train_rows()
     losses = [

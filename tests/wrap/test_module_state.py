@@ -113,7 +113,7 @@ def test_a_frozen_parameter_that_forward_writes_is_state_too() -> None:
 def test_a_reference_leaves_no_trace(name: str, row: str) -> None:
     """Reference and noise passes in train mode: the buffers are those of the same step without
     them, which is pass 1 of the plain step."""
-    options: dict[str, Any] = {"tram_prev": {"reference_mode": "train"}}.get(row, {})
+    options: dict[str, Any] = {"tram_prev": {"reference_mode": "paired"}}.get(row, {})
     found = []
     for algorithm, chosen in ((row, options), ("base", {})):
         model = mlp(LAYERS[name]())
@@ -166,7 +166,7 @@ def test_a_skipped_step_leaves_every_buffer_as_before(at: int, layer: str) -> No
 ROWS = {
     "base": {},
     "sam": {},
-    "tram_prev": {"reference_mode": "train"},
+    "tram_prev": {"reference_mode": "paired"},
     "tram_init": {},
     "mesa": {},
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tram_ds.algorithms.options import BesideAscent, Climb, Radius
+
 if TYPE_CHECKING:
-    from tram_ds.algorithms.table import Algorithm
+    from tram_ds.algorithms.bound import Algorithm
 
 # a backward pass costs two forward passes: one product for the inputs, one for the weights
 BACKWARD = 2
@@ -37,19 +39,17 @@ def cost(section: Mapping[str, Any]) -> Cost:
 
     A penalty is taken to be on from the first step (algorithm.penalty_start = 0).
     """
-    from tram_ds.algorithms.table import Options, algorithm  # lazily: they import torch
+    from tram_ds.algorithms.bound import algorithm  # lazily: it imports torch
 
-    known = {field.name for field in fields(Options)}
-    return mean_cost(
-        algorithm(section["name"], **{key: value for key, value in section.items() if key in known})
-    )
+    return mean_cost(algorithm(section))
 
 
 def mean_cost(row: Algorithm) -> Cost:
-    """Of `row.every` steps, one of which climbs, divided by their number."""
+    """Of `perturb_every` steps, one of which climbs, divided by their number."""
     climbing, flat = cost_of(row), cost_of(row.at(1))
-    forward = flat.forward + (climbing.forward - flat.forward) / row.every
-    return Cost(forward, flat.backward + (climbing.backward - flat.backward) / row.every)
+    every = row.of(Climb).perturb_every
+    forward = flat.forward + (climbing.forward - flat.forward) / every
+    return Cost(forward, flat.backward + (climbing.backward - flat.backward) / every)
 
 
 def cost_of(row: Algorithm) -> Cost:
@@ -62,10 +62,10 @@ def cost_of(row: Algorithm) -> Cost:
     forward = backward = passes + (row.ascent is not None and row.fisher_pass is not None)
     if isinstance(row.radius, TrustRegion):
         # the reference and, if asked for, the student once more
-        forward += 1 + (row.student_mode == "eval")
+        forward += 1 + (row.of(Radius).student_mode == "eval")
     if row.penalty is not None:
         reference = row.penalty.reference
-        times = passes if row.penalty_in_descent else 1
+        times = passes if row.of(BesideAscent).penalty_passes == "both" else 1
         # logits at other weights are kept for both passes
         forward += 1 if isinstance(reference, AtWeights | Previous) else times
         backward += times if isinstance(reference, NoisedInput) and reference.differentiable else 0

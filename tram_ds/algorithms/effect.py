@@ -16,10 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tram_ds.algorithms import references
+from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.probe import Robustness
 from tram_ds.algorithms.step import climb, climb_each, objective
 from tram_ds.algorithms.stepper import Counts, Stepper, UserForward
-from tram_ds.algorithms.table import Algorithm
 from tram_ds.algorithms.trust_region import NoisedInput, TrustRegion
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Lazy, Shards
@@ -110,8 +111,10 @@ def measure(
             g = engine.grads().realise()
             engine.backward(micro_batches, base(descent=True))  # the masks of pass 2
             masks = _between(engine, g, engine.grads())[0]
-            passes = climb_each if row.per_micro_batch else climb
-            same = replace(row, pass2_masks="pass_1")
+            o = row.of(Climb)
+            passes = climb_each if o.accumulation == "micro" else climb
+            replayed = o.model_copy(update={"pass2_dropout": "replay"})
+            same = replace(row, parts={**row.parts, Climb: replayed})
             climbed = passes(run, same, micro_batches, share, probe)
             change, cosine = _between(engine, g, engine.grads())
     finally:

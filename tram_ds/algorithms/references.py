@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from tram_ds.algorithms.table import Algorithm
+from tram_ds.algorithms.bound import Algorithm
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 

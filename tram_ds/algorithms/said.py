@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.options import Radius
 from tram_ds.algorithms.step import StepReport
-from tram_ds.algorithms.table import Algorithm
 from tram_ds.algorithms.trust_region import AtWeights, Previous, TrustRegion
 
 NO_DISTANCE = (
@@ -81,7 +82,9 @@ class Said:
             return
         self.started = True
         text = without_dropout(algorithm)
-        if text is not None and (algorithm.student_mode == "eval" or not dropout_is_active(module)):
+        if text is not None and (
+            algorithm.of(Radius).student_mode == "eval" or not dropout_is_active(module)
+        ):
             warnings.warn(text, stacklevel=4)
 
     def note(self, step: int, algorithm: Algorithm, report: StepReport) -> None:

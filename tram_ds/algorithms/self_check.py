@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.step import objective
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.algorithms.trust_region import TrustRegion
@@ -33,8 +34,14 @@ def self_check(stepper: Stepper, batches: Sequence[Any], forward: Forward) -> No
     if algorithm.ascent is None:
         return
     radius = 0.5 if isinstance(algorithm.radius, TrustRegion) else algorithm.radius
+    replayed = algorithm.of(Climb).model_copy(update={"pass2_dropout": "replay"})
     plain = replace(
-        algorithm, radius=radius, penalty=None, noised=None, fisher_pass=None, pass2_masks="pass_1"
+        algorithm,
+        parts={**algorithm.parts, Climb: replayed},
+        radius=radius,
+        penalty=None,
+        noised=None,
+        fisher_pass=None,
     )
     problems = []
     run = stepper.bind(forward, batches)

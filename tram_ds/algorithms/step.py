@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tram_ds.algorithms.table import Algorithm
+from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.options import BesideAscent, Climb, Penalty, Radius
 from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.engines.protocol import Engine, Means, Objective, Terms
 from tram_ds.engines.shards import Lazy, Shards
@@ -82,7 +83,8 @@ def train_step(
         ahead = upcoming if upcoming is None or then.asks(region) else ()
         region.reference.prepare(run, batches if now.asks(region) else (), ahead)
 
-    passes = climb_each if algorithm.per_micro_batch else climb
+    each = algorithm.of(Climb).accumulation == "micro"
+    passes = climb_each if each else climb
     climbed = passes(run, now, batches, share, probe)  # (2) to (6): g = grad L(theta_t + epsilon)
 
     for region in algorithm.regions:  # theta_t becomes the next step's theta_{t-1}
@@ -109,7 +111,7 @@ def climb(
     terms = partial(objective, run, algorithm, share, offset)
     ascent = algorithm.ascent
     weighted = ascent.weighted if ascent and ascent.linear else None
-    alone = algorithm.per_rank and ascent is not None
+    alone = algorithm.of(Climb).perturbation_scope == "rank" and ascent is not None
     # (2) g = grad L(theta_t), and ||T g||
     first = second = engine.backward(batches, terms(), weighted, alone)
     distance = distance_of(algorithm, engine, first)  # (3) d = D(p_ref, p_theta)
@@ -126,7 +128,7 @@ def climb(
         # (4) d T^2 g / ||T g||
         epsilon = ascent(theta, g, radius, norm.known if ascent.linear else norm, f)
         # (5) theta_t + epsilon
-        until_descent = not algorithm.per_micro_batch
+        until_descent = algorithm.of(Climb).accumulation == "global"
         with run.aside(), engine.moved(to=theta + epsilon, until_descent=until_descent):
             if probe:
                 probe(engine, epsilon)
@@ -230,19 +232,19 @@ def _terms(
     index: int,
     batch: Any,
 ) -> Terms:
-    masks = algorithm.pass2_masks if descent else "pass_1"
+    replayed = algorithm.of(Climb).pass2_dropout == "replay"
+    masks = "pass_2" if descent and not replayed else "pass_1"
     radius, penalty = algorithm.radius, algorithm.penalty
     asked, apart = [], []
     if (
         penalty
-        and run.draws.step >= algorithm.penalty_start
-        and (algorithm.penalty_in_descent or not descent)
+        and run.draws.step >= algorithm.of(Penalty).penalty_start
+        and (algorithm.of(BesideAscent).penalty_passes == "both" or not descent)
     ):
-        asked.append(
-            penalty.compare(run, index, batch, partial(_penalty_weight, algorithm.weight, share))
-        )
+        weight = partial(_penalty_weight, algorithm.of(Penalty).weight, share)
+        asked.append(penalty.compare(run, index, batch, weight))
     if isinstance(radius, TrustRegion) and not descent:
-        (apart if algorithm.student_mode == "eval" else asked).append(
+        (apart if algorithm.of(Radius).student_mode == "eval" else asked).append(
             radius.compare(run, index, batch)
         )
 

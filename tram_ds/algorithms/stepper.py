@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from tram_ds.algorithms import references
+from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.bound import algorithm as bound
+from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.said import Said
 from tram_ds.algorithms.step import Probe, StepReport, train_step
-from tram_ds.algorithms.table import Algorithm
-from tram_ds.algorithms.table import algorithm as build_algorithm
 from tram_ds.engines import choose
 from tram_ds.engines.optimizer_state import Extras
 from tram_ds.engines.protocol import Engine
@@ -61,7 +62,8 @@ class Stepper:
     said: Said = field(default_factory=Said)
 
     def __post_init__(self) -> None:
-        if self.algorithm.per_rank and not self.engine.undivided:
+        by_rank = self.algorithm.of(Climb).perturbation_scope == "rank"
+        if by_rank and not self.engine.undivided:
             raise ValueError(
                 "perturbation_scope: rank needs every rank to have a whole gradient of its own, "
                 "which a sharded engine never "
@@ -201,13 +203,15 @@ def wrap(
     engine_or_model: what deepspeed.initialize returned (any ZeRO stage), a fully_shard'ed model
         (FSDP2), a DistributedDataParallel model, or a plain module.
     optimizer: a torch optimizer over its parameters; DeepSpeed engines bring their own.
-    algorithm: a row of ALGORITHMS; `options` are the fields of tram_ds.algorithms.table.Options.
+    algorithm: a row of ALGORITHMS, or it and options as in a recipe: {"name": "tram_x", "sigma":
+        0.2}; `options` are more of these. recipes/README.md has them all, with the rows that read
+        each; `noise_site` may also be a module.
     clip_norm: global 2-norm the second gradient is clipped to. schedule: base step -> factor on
         every group's lr; None leaves the learning rate to you.
     ValueError names what cannot be trained right, and the way out: docs/wrap.md has the list.
     Collective where there are several ranks.
     """
-    rule = build_algorithm(str(algorithm), **options)
+    rule = bound(algorithm, **options)
     engine = choose.over(engine_or_model, optimizer, clip_norm, schedule)
     return Stepper(engine, rule, seed, recovers=True)
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.stepper import Stepper
-from tram_ds.algorithms.table import algorithm
 from tram_ds.engines import choose as engines
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.replicated import Replicated

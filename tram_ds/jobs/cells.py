@@ -11,7 +11,8 @@ from tram_ds.checkpoint.changes import another, finished
 from tram_ds.jobs import sweep
 from tram_ds.jobs.sweep import Sweep
 from tram_ds.recipe import recipe
-from tram_ds.recipe.file import RecipeError, short
+from tram_ds.recipe.file import RecipeError
+from tram_ds.runtime.wording import short
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from tram_ds.jobs.shell import check_expanded, expanded, word
-from tram_ds.recipe.file import RecipeError, short
-from tram_ds.recipe.sections import Section, refusal
+from tram_ds.recipe.file import RecipeError
+from tram_ds.runtime.checked import Section, refusal
+from tram_ds.runtime.wording import short
 
 
 def _one_line(value: str) -> str:

@@ -8,9 +8,10 @@ import shlex
 import subprocess
 from typing import Any
 
-from tram_ds.recipe.file import RecipeError, short
-from tram_ds.recipe.sections import refusal
+from tram_ds.recipe.file import RecipeError
+from tram_ds.runtime.checked import refusal
 from tram_ds.runtime.redact import is_secret_key, redact
+from tram_ds.runtime.wording import short
 
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[A-Za-z_]\w*)\}|(?P<bare>[A-Za-z_]\w*))")
 _COMMAND = re.compile(r"`|\$[({]")

@@ -22,7 +22,7 @@ from tram_ds.jobs.shell import check_setup, secret_in, secret_name
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import CONFIGS, RecipeError
-from tram_ds.recipe.sections import NotNegative, Positive, Section, refusal
+from tram_ds.runtime.checked import NotNegative, Positive, Section, refusal
 from tram_ds.runtime.redact import redact
 
 FOLDER = CONFIGS / "slurm"

@@ -12,8 +12,8 @@ import jinja2
 
 from tram_ds.jobs.shell import expanded, word
 from tram_ds.jobs.slurm_config import Slurm
-from tram_ds.recipe.file import short
 from tram_ds.runtime.git import git_commit
+from tram_ds.runtime.wording import short
 
 JOB, AFTER = "job.sbatch", "after.sbatch"
 # of the job script, and what the image of a container must not replace

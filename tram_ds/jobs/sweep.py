@@ -23,8 +23,8 @@ from tram_ds.recipe import recipe
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import RecipeError
 from tram_ds.recipe.recipe import to_dict
-from tram_ds.recipe.sections import Section, refusal
 from tram_ds.runtime import exits, run_folder, terminal
+from tram_ds.runtime.checked import Section, refusal
 
 FOLDER = recipe_file.RECIPES / "sweeps"
 TRAIN = recipe_file.LAUNCH / "train.py"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.cost import mean_cost
-from tram_ds.algorithms.table import Algorithm
+from tram_ds.algorithms.options import BesideAscent, Climb
 from tram_ds.algorithms.trust_region import AtWeights, Previous
 from tram_ds.planning.memory import FP32, Setup, differentiable
 from tram_ds.planning.sizes import Size
@@ -61,20 +62,22 @@ def traffic(setup: Setup, n: int, row: Algorithm, forwards: float) -> dict[str, 
     """
     if setup.world == 1:
         return {}
-    climbs = 1 / row.every if row.ascent is not None else 0
+    o, every = row.of(Climb), row.of(Climb).perturb_every
+    climbs = 1 / every if row.ascent is not None else 0
     # passes whose graph goes through the model twice
-    twice = differentiable(row) * (1 + climbs * row.penalty_in_descent)
+    twice = differentiable(row) * (1 + climbs * (row.of(BesideAscent).penalty_passes == "both"))
     backwards = 1 + climbs * (1 + (row.fisher_pass is not None))
-    moves = sum(1 / row.every if r is row.radius else 1 for r in row.regions if _moves(r.reference))
+    moves = sum(1 / every if r is row.radius else 1 for r in row.regions if _moves(r.reference))
     micros, working = setup.micros, setup.working
     # ascents of a step that climbs, and reductions of a pass
-    each = micros if row.per_micro_batch else 1
+    each = micros if o.accumulation == "micro" else 1
     fresh, stay = micros * (forwards + backwards + twice), micros * backwards + moves
     reduced = micros * backwards
     if setup.engine == "fsdp2":
         found = _fsdp2(setup, fresh if setup.reshard else stay, reduced)
     elif setup.engine in ("replicated", "zero0"):
-        found = {"allreduce": each * (1 if row.per_rank else backwards) * setup.gradient}
+        passes = 1 if o.perturbation_scope == "rank" else backwards
+        found = {"allreduce": each * passes * setup.gradient}
     elif setup.engine == "zero3":
         # Kept from forward to backward once DeepSpeed has seen a plain pass, which is the
         # self-check's, where there is one.
@@ -84,7 +87,7 @@ def traffic(setup: Setup, n: int, row: Algorithm, forwards: float) -> dict[str, 
             "reduce_scatter": reduced * working,
         }
     else:  # the descent is the way back from theta + epsilon, except between micro-batches
-        gathers = 1 + 2 * moves + climbs * each * (1 + row.per_micro_batch)
+        gathers = 1 + 2 * moves + climbs * each * (2 if o.accumulation == "micro" else 1)
         found = {
             "allgather": gathers * working,
             "allreduce": (reduced if setup.engine == "zero2" else each * backwards) * working,

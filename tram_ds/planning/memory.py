@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tram_ds.algorithms.table import Algorithm
+from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.trust_region import AtWeights, NoisedInput, Previous
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS
@@ -221,7 +222,7 @@ def _copies(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
     if row.ascent is None:
         return 0, 0
     shard = _shard(setup, size)
-    total = shard if row.per_micro_batch and setup.micros > 1 else 0
+    total = shard if row.of(Climb).accumulation == "micro" and setup.micros > 1 else 0
     return total, shard if row.fisher_pass is not None else 0
 
 

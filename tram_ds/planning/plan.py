@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from tram_ds.algorithms.table import ALGORITHMS, algorithm
+from tram_ds.algorithms.bound import bind
+from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection
 from tram_ds.engines import choose as engines
 from tram_ds.planning import sizes
 from tram_ds.planning.cost import Cost, cost
 from tram_ds.planning.memory import Memory, Setup, peak, setup_of
-from tram_ds.recipe.algorithm import AlgorithmSection
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.ranks import Job
@@ -47,7 +47,7 @@ def plan(recipe: Recipe, world: int, name: str | None = None) -> Plan:
     """
     own = name is None or name == recipe.algorithm.name
     section = recipe.algorithm if own else AlgorithmSection(name=str(name))
-    row = algorithm(section.name, **{**section.options(), "noise_site": "embedding"})
+    row = bind(section)
     setup = setup_for(recipe, world)
     size = sizes.size(recipe, autocast=setup.engine == "replicated")
     return Plan(section.name, setup, size, peak(setup, size, row), cost(setup, size, row))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tram_ds.algorithms.table import algorithm
+from tram_ds.algorithms.bound import bind
 from tram_ds.recipe.recipe import Recipe
 
 FP32 = 4
@@ -31,10 +31,8 @@ def parameters(recipe: Recipe, task: Any) -> int:
 def references(recipe: Recipe) -> int:
     """Weights beside theta that the algorithm keeps from step to step: theta_{t-1}, theta_0,
     EMA."""
-    section = recipe.algorithm
-    # where noise goes changes no count, and a recipe may leave it to the task
-    row = algorithm(section.name, **{**section.options(), "noise_site": "embedding"})
-    return sum(len(region.reference.names()) for region in row.regions)
+    regions = bind(recipe.algorithm).regions
+    return sum(len(region.reference.names()) for region in regions)
 
 
 def moments(recipe: Recipe) -> int:

@@ -1,18 +1,23 @@
 """`python -m tram_ds.recipe.docs` writes recipes/README.md and recipes/recipe.schema.json from the
-recipe models."""
+recipe models; with the name of an algorithm it prints the options of that row instead."""
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import sys
+import textwrap
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from tram_ds.algorithms.table import ALGORITHMS, OPTIONS, AlgorithmSection, readers
 from tram_ds.recipe.file import RECIPES
 from tram_ds.recipe.recipe import Recipe
-from tram_ds.recipe.sections import NamedSection
+from tram_ds.runtime.checked import NamedSection
 
 INTRO = """# Recipes
 
@@ -42,8 +47,6 @@ the same command goes on where it was stopped.
 
 def schema() -> dict[str, Any]:
     """JSON Schema of a recipe file, with the short form of named sections."""
-    from tram_ds.algorithms.table import ALGORITHMS
-
     document = Recipe.model_json_schema(mode="validation")
     _unwrap_descriptions(document)
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
@@ -78,10 +81,11 @@ def reference_markdown() -> str:
     for key, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             section = field.annotation
+            readers = read_by if section is AlgorithmSection else None
             parts += [
                 f"\n## {key}\n",
                 f"{_line(section.__doc__)}\n",
-                *_table(section, definitions[section.__name__]),
+                *_table(section, definitions[section.__name__], readers),
             ]
     own = {key: field for key, field in Recipe.model_fields.items() if field.annotation is str}
     parts += ["\n## Top level\n", "| key | type | default | meaning |", "|---|---|---|---|"]
@@ -90,7 +94,10 @@ def reference_markdown() -> str:
 
 
 def main() -> None:
-    """Writes both files."""
+    """Writes both files; with the name of an algorithm, prints what can be set of it instead."""
+    if len(sys.argv) > 1:
+        print(help_of(sys.argv[1]))
+        return
     for name, text in files().items():
         (RECIPES / name).write_text(text, encoding="utf-8")
         print(f"wrote recipes/{name}")
@@ -104,12 +111,38 @@ def files() -> dict[str, str]:
     }
 
 
-def _table(section: type[BaseModel], definition: dict[str, Any]) -> list[str]:
+def read_by(key: str) -> str:
+    """The rows of ALGORITHMS that read an option, in words."""
+    found = readers(key) if key in OPTIONS else list(ALGORITHMS)
+    if len(found) == len(ALGORITHMS):
+        return "all"
+    others = [name for name in ALGORITHMS if name not in found]
+    return f"all but {', '.join(others)}" if len(others) < 4 else ", ".join(found)
+
+
+def help_of(row: str) -> str:
+    """What can be set of one algorithm: a line for each option that the row reads."""
+    definition = schema()["$defs"]["AlgorithmSection"]["properties"]
+    lines = [f"algorithm.name = {row} reads:"]
+    for key, field in OPTIONS.items():
+        if row in readers(key):
+            kind = html.unescape(_kind(definition[key]))
+            meaning = textwrap.wrap(f"{kind}. {_line(field.description)}", 90)
+            lines.append(f"  algorithm.{key}={json.dumps(field.default)}")
+            lines += [f"      {line}" for line in meaning]
+    return "\n".join(lines)
+
+
+def _table(
+    section: type[BaseModel], definition: dict[str, Any], readers: Callable[[str], str] | None
+) -> list[str]:
     rows = [
         _row(key, _kind(definition["properties"][key]), field)
+        + (f" {readers(key)} |" if readers else "")
         for key, field in section.model_fields.items()
     ]
-    return ["| key | type | default | meaning |", "|---|---|---|---|", *rows]
+    more = (" read by |", "---|") if readers else ("", "")
+    return [f"| key | type | default | meaning |{more[0]}", f"|---|---|---|---|{more[1]}", *rows]
 
 
 def _row(key: str, kind: str, field: Any, computed: str = "required") -> str:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tram_ds.recipe.file import CONFIGS, RecipeError, find, hint, read, read_json, short
+from tram_ds.recipe.file import CONFIGS, RecipeError, find, read, read_json
 from tram_ds.recipe.sections import EngineSection
+from tram_ds.runtime.wording import hint, short
 
 DEFAULTS = {"zero": "zero2.json", "fsdp2": "shard.yaml"}
 FOLDERS = {"zero": CONFIGS / "deepspeed", "fsdp2": CONFIGS / "fsdp2"}

@@ -3,11 +3,10 @@ no key by name."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from tram_ds.runtime.wording import hint, short
 
 PACKAGE = Path(str(files("tram_ds"))).resolve()
 ROOT = PACKAGE.parent  # of a checkout
@@ -159,19 +160,6 @@ def override(source: Source, overrides: Sequence[str]) -> None:
 def write(data: dict[str, Any]) -> str:
     """YAML that `read` turns into the same data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
-def short(value: Any, limit: int = 60) -> str:
-    """A value for a one-line message."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def hint(word: Any, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known word, or nothing."""
-    lowered = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.6)
-    return f"; did you mean '{lowered[near[0]]}'?" if near else ""
 
 
 def _parse(text: str, file: str, lines: dict[str, int]) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
+from tram_ds.algorithms.table import AlgorithmSection
 from tram_ds.models.architecture import family, tiny
 from tram_ds.recipe import file as recipe_file
-from tram_ds.recipe.algorithm import AlgorithmSection
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import RecipeError, Source
@@ -23,12 +23,11 @@ from tram_ds.recipe.sections import (
     ModelSection,
     OptimizerSection,
     ScheduleSection,
-    Section,
     TaskSection,
     TrackingSection,
     TrainSection,
-    refusal,
 )
+from tram_ds.runtime.checked import Section, refusal
 
 __all__ = ["Recipe", "RecipeError", "accumulation", "check_length", "dump", "load", "smoke"]
 

@@ -4,16 +4,12 @@ values it takes."""
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tram_ds.recipe.file import hint
+from tram_ds.runtime.checked import NamedSection, NotNegative, Positive, Section, chosen, refusal
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Pair = Annotated[
     tuple[Momentum, Momentum],
@@ -24,56 +20,6 @@ Pair = Annotated[
 REMOTE_CODE = (
     "code from a model repository is never run, and this cannot be turned on; remove the key"
 )
-
-
-class Section(BaseModel):
-    """Strict and frozen: unknown keys, text where a number belongs, NaN and infinity are
-    refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    def given(self) -> list[str]:
-        """Keys somebody set to something."""
-        keys = [key for key in type(self).model_fields if key in self.model_fields_set]
-        return [key for key in keys if getattr(self, key) is not None]
-
-    def unread(self) -> dict[str, str]:
-        """key -> why nothing reads it, given the values of this section's other keys."""
-        return {}
-
-    @model_validator(mode="after")
-    def _refuse_unread(self) -> Any:
-        unread = self.unread()
-        if problems := [(key, unread[key]) for key in self.given() if key in unread]:
-            raise refusal(*problems)
-        return self
-
-
-class NamedSection(Section):
-    """A section that may be written as its name alone: `algorithm: sam` means `algorithm: {name:
-    sam}`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-
-def refusal(*problems: tuple[str, str]) -> PydanticCustomError:
-    """An error for values that do not go together: (key or "" for this one, what is wrong and the
-    way out) for each."""
-    text = "; ".join(text for _, text in problems)
-    return PydanticCustomError("refused", "{text}", {"problems": problems, "text": text})
-
-
-def chosen(value: str, known: Iterable[str]) -> str:
-    """`value` if it is known; else an error that lists what is, nearest first."""
-    known = list(known)
-    if value not in known:
-        raise refusal(("", f"unknown name{hint(value, known)} (one of {', '.join(known)})"))
-    return value
 
 
 def task_names() -> list[str]:
@@ -101,7 +47,7 @@ class TaskSection(NamedSection):
     train: str | None = None
     """Domain or language to train on; `all` = every domain not in task.exclude; null = the source's
     first (images: its only one)."""
-    exclude: list[str] = []
+    exclude: list[str] = Field(default=[])
     """Domains left out of `train: all` and of `eval: null`."""
     eval: list[str] | None = None
     """Domains or languages for zero-shot evaluation; null = all except the training one. The
@@ -343,7 +289,7 @@ class EvalSection(Section):
     select: Literal["final", "best"] = "final"
     """Which weights are evaluated and exported: the last, or those with the lowest validation loss
     on the training domain."""
-    splits: list[Literal["validation", "test"]] = ["test"]
+    splits: list[Literal["validation", "test"]] = Field(default=["test"])
     """Splits scored at the end, for every domain, in results.json."""
 
     @model_validator(mode="after")

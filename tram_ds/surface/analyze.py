@@ -33,12 +33,14 @@ from tram_ds.engines.shards import Shards, Span
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.recipe import Recipe, load
-from tram_ds.recipe.sections import OptimizerSection, ScheduleSection, Section
+from tram_ds.recipe.sections import OptimizerSection, ScheduleSection
+from tram_ds.runtime.checked import Section
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.files import private_dir, write_whole
 from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.ranks import Job, detect, joined, threads_per_rank
 from tram_ds.runtime.run_layout import RunFolder
+from tram_ds.runtime.wording import hint
 from tram_ds.surface import cka, hessian, landscape, sharpness
 from tram_ds.surface.cka import Options as CkaOptions
 from tram_ds.surface.effect import Options as EffectOptions
@@ -133,8 +135,7 @@ def names(text: str) -> list[str]:
     for name in found:
         if name not in WHAT:
             raise ValueError(
-                f"--what {name}: no such analysis"
-                f"{recipe_file.hint(name, Analyses.model_fields)} (there are "
+                f"--what {name}: no such analysis{hint(name, Analyses.model_fields)} (there are "
                 f"{', '.join(Analyses.model_fields)})"
             )
     return found

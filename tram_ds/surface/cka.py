@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tram_ds.engines.shards import Shards
-from tram_ds.recipe.sections import Section
+from tram_ds.runtime.checked import Section
 from tram_ds.surface.subject import Subject
 
 

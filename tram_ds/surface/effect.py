@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 
+from tram_ds.algorithms.bound import bind
 from tram_ds.algorithms.effect import Effect, measure
 from tram_ds.algorithms.stepper import Stepper
-from tram_ds.algorithms.table import ALGORITHMS, algorithm
+from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.engines import choose as engines
 from tram_ds.recipe.recipe import Recipe, accumulation, load
-from tram_ds.recipe.sections import Positive, ScheduleSection, Section
+from tram_ds.recipe.sections import ScheduleSection
+from tram_ds.runtime.checked import Positive, Section
 from tram_ds.runtime.ranks import Job, detect, joined, threads_per_rank
 from tram_ds.tasks import choose as tasks
 from tram_ds.training.build import build_engine
@@ -72,10 +74,7 @@ def effect_of(
     at_full_rate = recipe.model_copy(update={"schedule": ScheduleSection()})
     micros = accumulation(recipe, job.world_size)
     engine = build_engine(at_full_rate, name, task.model(), job, micros, steps)
-    options = recipe.algorithm.options()
-    site = options.get("noise_site") or task.noise_site
-    row = algorithm(recipe.algorithm.name, **{**options, "noise_site": site})
-    stepper = Stepper(engine, row, recipe.train.seed)
+    stepper = Stepper(engine, bind(recipe.algorithm, task.noise_site), recipe.train.seed)
     forward = task.chunked(engine.module) or task.forward
 
     def batches(step: int) -> list[dict[str, torch.Tensor]]:

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
-from tram_ds.recipe.sections import Positive, Section
+from tram_ds.runtime.checked import Positive, Section
 from tram_ds.surface.sharpness import Above0
 from tram_ds.surface.subject import Subject, dots, random_direction
 

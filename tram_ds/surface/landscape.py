@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards, Span
-from tram_ds.recipe.sections import Positive, Section
+from tram_ds.runtime.checked import Positive, Section
 from tram_ds.surface.sharpness import Above0
 from tram_ds.surface.subject import Subject, parameter_shapes, random_direction, shard_sum
 

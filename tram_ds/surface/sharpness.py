@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 
 from tram_ds.engines.shards import Shards
-from tram_ds.recipe.sections import Positive, Section
+from tram_ds.runtime.checked import Positive, Section
 from tram_ds.surface.subject import Subject
 
 Above0 = Annotated[float, Field(gt=0)]

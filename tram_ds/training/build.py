@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from tram_ds.algorithms.bound import bind
 from tram_ds.algorithms.stepper import Stepper
-from tram_ds.algorithms.table import algorithm
 from tram_ds.engines import choose as engines
 from tram_ds.evaluation.judge import Judge
 from tram_ds.recipe.engine_config import engine_config
@@ -32,10 +32,7 @@ def build(opened: Opened) -> Run:
     recipe, task, job = opened.recipe, opened.task, opened.job
     micros = accumulation(recipe, job.world_size)
     engine = build_engine(recipe, opened.engine, task.model(), job, micros, opened.total_steps)
-    options = recipe.algorithm.options()
-    # where noise goes is the task's choice unless the recipe's
-    site = options.get("noise_site") or task.noise_site
-    row = algorithm(recipe.algorithm.name, **{**options, "noise_site": site})
+    row = bind(recipe.algorithm, task.noise_site)
     judge = Judge(recipe, task, engine, opened.folder, opened.watchdog.beat)
     return Run(**vars(opened), stepper=Stepper(engine, row, recipe.train.seed), judge=judge)
 

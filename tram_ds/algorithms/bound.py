@@ -1,0 +1,230 @@
+"""A row of the table with its options bound: what a step needs of an algorithm.
+
+ascent    how the weights climb before the second pass; none: one pass
+radius    how far: a constant, or a trust region's distance (TRAM)
+penalty   a trust region in the loss (TRPO, R3F, MESA)
+noised    pass 1 takes its gradient on x + z (TRAM-Fisher)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from tram_ds.algorithms import trust_region as regions
+from tram_ds.algorithms.ascent import (
+    Ascent,
+    Gauge,
+    adaptive_scale,
+    asam,
+    asam_length,
+    fisher,
+    fisher_length,
+    gradient_free,
+    sam,
+    sam_length,
+)
+from tram_ds.algorithms.distance import NOT_ADDITIVE, distance
+from tram_ds.algorithms.options import (
+    Adaptive,
+    Average,
+    BothBranches,
+    Climb,
+    Constant,
+    Fisher,
+    FisherOnNoise,
+    Gradient,
+    Initial,
+    Noised,
+    Part,
+    Penalty,
+    Previous,
+    Radius,
+    Region,
+)
+from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection, asked, checked
+from tram_ds.algorithms.trust_region import Reference, TrustRegion
+from tram_ds.models.passes import Noise
+
+P = TypeVar("P", bound=Part)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A row with its options bound; `step.train_step` reads nothing else.
+
+    parts: the row's, by kind, with its options; `of` asks for one.
+    ascent: (theta, g, radius, norm) -> epsilon, or None for one pass. radius: rho, or the region
+    whose distance it is.
+    penalty: the region whose distance is in the loss.
+    gauge: measures an epsilon in the units of the radius, for the self-check; None where nothing is
+    promised.
+    noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher
+    diagonal (Algorithm 2).
+    """
+
+    name: str
+    parts: Mapping[type[Part], Part] = field(default_factory=dict)
+    ascent: Ascent | None = None
+    gauge: Gauge | None = None
+    radius: float | TrustRegion = 0.0
+    penalty: TrustRegion | None = None
+    noised: Noise | None = None
+    fisher_pass: Noise | None = None
+
+    def of(self, kind: type[P]) -> P:
+        """A part's options; of a part that the row does not have, the defaults, which change
+        nothing."""
+        found = self.parts[kind] if kind in self.parts else kind()
+        assert isinstance(found, kind)
+        return found
+
+    @property
+    def regions(self) -> list[TrustRegion]:
+        return [r for r in (self.radius, self.penalty) if isinstance(r, TrustRegion)]
+
+    def asks(self, region: TrustRegion) -> bool:
+        """Whether this algorithm measures `region`."""
+        return region is self.radius or region is self.penalty
+
+    def at(self, step: int) -> Algorithm:
+        """The algorithm of one step: itself, or without its ascent where `perturb_every` leaves
+        that out."""
+        climbs = step % self.of(Climb).perturb_every == 0
+        if climbs:
+            return self
+        return replace(self, ascent=None, gauge=None, radius=0.0, noised=None)
+
+
+MakeAscent = Callable[[Algorithm], tuple[Ascent, Gauge | None]]
+MakeReference = Callable[[Algorithm, Noise], Reference]  # what it adds where the row has noise
+
+
+def _sam(_: Algorithm) -> tuple[Ascent, Gauge | None]:
+    return sam(), sam_length
+
+
+def _asam(row: Algorithm) -> tuple[Ascent, Gauge | None]:
+    o = row.of(Adaptive)
+    t = adaptive_scale(o.adaptive_filter, o.samsung_eta)
+    if row.of(Radius).perturbation == "gradient":
+        return asam(t), partial(asam_length, t=t)
+    return gradient_free(t), None
+
+
+def _fisher(row: Algorithm) -> tuple[Ascent, Gauge | None]:
+    o = row.of(Fisher)
+    gauge = partial(fisher_length, eta=o.eta, inverse=o.fisher_inverse)
+    shared = row.of(FisherOnNoise).fisher == "shared"
+    return fisher(o.eta, o.fisher_inverse), gauge if shared else None
+
+
+def _previous(row: Algorithm, _: Noise) -> Reference:
+    return regions.Previous(row.of(Region).reference_mode or "eval", row.of(Previous).lookahead)
+
+
+def _initial(row: Algorithm, _: Noise) -> Reference:
+    return regions.initial(row.of(Region).reference_mode or "eval")
+
+
+def _average(row: Algorithm, _: Noise) -> Reference:
+    return regions.average(row.of(Average).decay, row.of(Region).reference_mode or "eval")
+
+
+def _noised(row: Algorithm, noise: Noise) -> Reference:
+    both = BothBranches in row.parts and row.of(BothBranches).reference_gradient == "both"
+    return regions.NoisedInput(noise, row.of(Region).reference_mode or "train", both)
+
+
+# the part that names it -> how it is made and, of an ascent, the paper's rho
+ASCENTS: dict[type[Part], tuple[MakeAscent, float]] = {
+    Gradient: (_sam, 0.05),
+    Adaptive: (_asam, 0.5),
+    Fisher: (_fisher, 0.1),
+}
+REFERENCES: dict[type[Part], MakeReference] = {
+    Previous: _previous,
+    Initial: _initial,
+    Average: _average,
+    Noised: _noised,
+}
+
+
+def algorithm(name: str | Mapping[str, Any], **options: Any) -> Algorithm:
+    """The row `name` with `options` bound: the keys of a recipe's `algorithm` section, of which
+    noise_site may also be a module. ValueError for what a recipe refuses."""
+    given = asked(name, options)
+    site = given.get("noise_site")
+    if not isinstance(site, nn.Module):
+        return bind(checked(given))
+    section = checked({**given, "noise_site": "embedding"})  # does the row read it?
+    return bind(section.model_copy(update={"noise_site": site}))
+
+
+def bind(section: AlgorithmSection, site: str = "embedding") -> Algorithm:
+    """The row of a checked section. site: where noise goes if the section leaves that open."""
+    parts = {
+        kind: kind.model_construct(**{key: getattr(section, key) for key in kind.model_fields})
+        for kind in ALGORITHMS[section.name]
+    }
+    row = Algorithm(section.name, parts)
+    o = row.of(Noised)
+    # a module may be empty, or compiled, and say nothing of whether it is true
+    noise = Noise(site if o.noise_site is None else o.noise_site, o.sigma, o.noise)
+    row = _climbing(row)
+    if FisherOnNoise in parts:
+        key = "noised" if row.of(FisherOnNoise).fisher == "shared" else "fisher_pass"
+        row = replace(row, **{key: noise})
+    if Radius in parts:
+        row = replace(row, radius=_radius_region(row, noise))
+    if Penalty in parts:
+        row = replace(row, penalty=_region(row, noise))
+    return row
+
+
+def _climbing(row: Algorithm) -> Algorithm:
+    """With its ascent, and rho if the radius is constant."""
+    if Climb not in row.parts:
+        return row
+    make, rho = next(ASCENTS[kind] for kind in row.parts if kind in ASCENTS)
+    ascent, gauge = make(row)
+    own = row.of(Constant).rho
+    return replace(row, ascent=ascent, gauge=gauge, radius=rho if own is None else own)
+
+
+def _region(row: Algorithm, noise: Noise) -> TrustRegion:
+    """The region of a penalty: always additive over micro-batches, because its gradient is taken
+    one by one."""
+    o = row.of(Region)
+    reference = next(REFERENCES[kind] for kind in row.parts if kind in REFERENCES)
+    measure: Callable[[Tensor, Tensor], Tensor] = distance(
+        o.distance,
+        on=o.distance_on,
+        temperature=o.temperature,
+        kernel=o.mmd_kernel,
+        order=o.renyi_order,
+    )
+    return TrustRegion(
+        reference(row, noise),
+        measure,
+        official=o.kl_norm == "official",
+        labelled=o.positions == "labelled",
+    )
+
+
+def _radius_region(row: Algorithm, noise: Noise) -> TrustRegion:
+    """The region of a radius: scaled and bounded, and over the whole job where the distance asks
+    for that."""
+    o, job = row.of(Radius), row.of(Climb).perturbation_scope == "job"
+    whole = row.of(Region).distance in NOT_ADDITIVE and o.mmd_scope == "global" and job
+    return replace(
+        _region(row, noise),
+        scale=o.radius_scale,
+        minimum=o.radius_min,
+        maximum=o.radius_max,
+        gathered=whole,
+    )
