@@ -38,7 +38,7 @@ def test_not_a_model() -> None:
 
 def test_unknown_algorithm_and_option() -> None:
     model = problem.model()
-    with pytest.raises(ValueError, match=r"unknown algorithm 'tram'.*tram_prev"):
+    with pytest.raises(ValueError, match=r"^algorithm.name = 'tram': unknown name.*tram_prev"):
         wrap(model, sgd(model), "tram")
     with pytest.raises(ValueError, match="sigmo"):
         wrap(model, sgd(model), "tram_x", sigmo=1.0)
