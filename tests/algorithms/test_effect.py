@@ -12,7 +12,7 @@ from torch import nn
 from tests.parity import problem
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.effect import Effect, keys, measure
-from tram_ds.algorithms.probe import Robustness, kinds_of
+from tram_ds.algorithms.probe import EpsilonProbe, kinds_of
 from tram_ds.algorithms.said import dropout_is_active
 from tram_ds.algorithms.stepper import Stepper, wrap
 from tram_ds.algorithms.table import ALGORITHMS
@@ -160,7 +160,7 @@ def test_the_shares_of_epsilon_by_kind_of_layer() -> None:
     assert kinds["transformer.h.0.attn.c_attn.weight"] == "matrix"
     assert "transformer.h.0.attn.c_attn.bias" not in kinds
     for name, total in (("all", None), ("matrices", 1.0)):
-        built, probe = stepper("asam", adaptive_filter=name), Robustness()
+        built, probe = stepper("asam", adaptive_filter=name), EpsilonProbe()
         seen: dict[str, float] = {}
 
         def watch(engine: Any, epsilon: Any, probe: Any = probe, seen: Any = seen) -> None:
@@ -188,7 +188,7 @@ def test_the_shares_of_epsilon_by_kind_of_layer() -> None:
 def test_the_change_of_the_gradients_norm_is_recorded() -> None:
     from tram_ds.training.loop import step_record
 
-    built, probe = stepper("sam"), Robustness(full=False)
+    built, probe = stepper("sam"), EpsilonProbe(full=False)
     report = built.step(STEPS[0], problem.forward, probe=probe)
     record = step_record(1, report, 1.0, probe.values)
     want = record["grad_norm"] / record["first_grad_norm"] - 1.0

@@ -64,7 +64,7 @@ def digest(built: Stepper) -> dict[str, str]:
         (f"{kind}/{span.name}", span.start, piece.detach().reshape(-1).numpy().tobytes())
         for kind, shards in kinds.items()
         for span, piece in zip(shards.layout, shards, strict=True)
-        if span.length and built.engine.owns
+        if span.length and built.engine.writes
     ]
     everything: list[Any] = [mine]
     if built.engine.world_size > 1:

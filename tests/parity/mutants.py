@@ -95,17 +95,17 @@ def mean_of_means(built: Stepper) -> None:
     engine: Any = built.engine
 
     def backward(
-        batches: Any, objective: Any, weighted: Any = None, alone: bool = False
+        batches: Any, objective: Any, norm_rule: Any = None, local_only: bool = False
     ) -> base.Means:
         engine.clear()
         sums = torch.zeros(4, dtype=torch.float64)
         for i, batch in enumerate(batches):
-            engine.weights.ahead(i == len(batches) - 1, alone)
+            engine.weights.ahead(i == len(batches) - 1, local_only)
             terms = objective(i, batch)
             engine.backward_one(terms.objective / float(terms.sums[1]) / len(batches))
             sums += terms.sums
         engine.targets = torch.ones((), dtype=torch.float64)
-        squares = base.squared_norm(engine, weighted) / engine.replicas
+        squares = base.squared_norm(engine, norm_rule) / engine.replicas
         means = base.Means.of(engine.data_sum(torch.cat([sums, squares[None]])))
         return replace(means, norm=means.norm * means.targets)
 

@@ -31,13 +31,15 @@ def norm_apart(built: Stepper) -> AbstractContextManager[Any]:
     engine: Any = built.engine
     backward = engine.backward
 
-    def then_norm(batches: Any, objective: Any, weighted: Any = None, alone: bool = False) -> Any:
-        means = backward(batches, objective, weighted, alone)
+    def then_norm(
+        batches: Any, objective: Any, norm_rule: Any = None, local_only: bool = False
+    ) -> Any:
+        means = backward(batches, objective, norm_rule, local_only)
         g = engine.grads()
         x = (
             g
-            if weighted is None
-            else Lazy(lambda theta, g: weighted(theta, g, g), engine.params(), g)
+            if norm_rule is None
+            else Lazy(lambda theta, g: norm_rule(theta, g, g), engine.params(), g)
         )
         return replace(means, norm=engine.norm(x.realise()))
 

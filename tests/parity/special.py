@@ -19,7 +19,7 @@ from tests.parity import build, mutants, plain, problem
 from tests.parity.reference import Oracle
 from tests.parity.worker import compare, relative_error
 from tram_ds.algorithms.effect import measure
-from tram_ds.algorithms.probe import Robustness
+from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.models.output import Output
 
 
@@ -143,7 +143,7 @@ def bf16(engine: str, rank: int) -> dict[str, Any]:
     ]
     for algorithm in ("sam", "asam"):
         built = build.stepper(engine, wide_model(), algorithm, 2, dtype=torch.bfloat16)
-        probe, state = Robustness(), {}
+        probe, state = EpsilonProbe(), {}
 
         def watch(e: Any, epsilon: Any, probe: Any = probe, state: dict = state) -> None:
             probe(e, epsilon)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tram_ds.algorithms import references
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.options import Climb
-from tram_ds.algorithms.probe import Robustness
+from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.algorithms.step import climb, climb_each, objective
 from tram_ds.algorithms.stepper import Counts, Stepper, UserForward
 from tram_ds.algorithms.trust_region import NoisedInput, TrustRegion
@@ -102,7 +102,7 @@ def measure(
     share = stepper.share(micro_batches, counts)
     undo, run = references.remembered(row), stepper.bind(forward, micro_batches)
     base = partial(objective, run, Algorithm("base"), None)
-    probe = Robustness(full=False)
+    probe = EpsilonProbe(full=False)
     try:
         with stepper.quiet(), run.aside():
             for region in row.regions:

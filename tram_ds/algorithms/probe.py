@@ -17,7 +17,7 @@ KINDS = ("norm", "embedding", "matrix")
 
 
 @dataclass
-class Robustness:
+class EpsilonProbe:
     """A Probe for train_step; `values` holds () tensors after the step.
 
     perturbation_norm: |epsilon|_2. perturbation_length: in the units of the radius (|epsilon / T|),

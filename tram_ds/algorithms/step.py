@@ -13,8 +13,9 @@ from torch import Tensor
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.options import BesideAscent, Climb, Penalty, Radius
 from tram_ds.algorithms.trust_region import TrustRegion
-from tram_ds.engines.protocol import Engine, Means, Objective, Terms
+from tram_ds.engines.protocol import Engine, Means, Objective
 from tram_ds.engines.shards import Lazy, Shards
+from tram_ds.engines.sums import Terms
 from tram_ds.models.passes import Noise, Pass
 
 Probe = Callable[[Engine, Lazy], None]  # called at theta + epsilon with the intended epsilon

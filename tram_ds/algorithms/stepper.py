@@ -24,7 +24,7 @@ from tram_ds.engines.shards import Shards
 from tram_ds.models.chunked import Chunked
 from tram_ds.models.output import Output, checked
 from tram_ds.models.passes import Pass
-from tram_ds.models.randomness import Draws
+from tram_ds.models.randomness import StepRandomness
 
 # (model, batch) -> Output, or (loss_sum, count, logits); or a Chunked
 UserForward = Callable[[Any, Any], Any]
@@ -63,7 +63,7 @@ class Stepper:
 
     def __post_init__(self) -> None:
         by_rank = self.algorithm.of(Climb).perturbation_scope == "rank"
-        if by_rank and not self.engine.undivided:
+        if by_rank and not self.engine.whole_gradients:
             raise ValueError(
                 "perturbation_scope: rank needs every rank to have a whole gradient of its own, "
                 "which a sharded engine never "
@@ -133,7 +133,7 @@ class Stepper:
 
     def bind(self, forward: UserForward, batches: Sequence[Any]) -> Pass:
         """The forward pass of the next step; a user's plain tuple becomes an Output."""
-        draws = Draws(self.seed, self.steps, self.engine.rank * len(batches))
+        draws = StepRandomness(self.seed, self.steps, self.engine.rank * len(batches))
         if isinstance(forward, Chunked):
             return Pass.over(self.engine, forward, draws)
 

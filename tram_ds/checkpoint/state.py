@@ -27,7 +27,7 @@ LIBRARIES = ("torch", "deepspeed", "transformers", "safetensors", "numpy")
 def refuse_displaced(stepper: Stepper) -> None:
     """CheckpointError inside engine.moved: its end would undo a load, and a checkpoint is never of
     theta + epsilon."""
-    if stepper.engine.displaced:
+    if stepper.engine.perturbed:
         raise CheckpointError(
             "the weights are displaced (inside engine.moved): save and load between steps, at theta"
         )
@@ -46,7 +46,7 @@ def refuse_unsettled(stepper: Stepper) -> None:
 def collect(stepper: Stepper) -> Flats:
     """This rank's live tensors to write: nothing where another rank writes the same."""
     state, found = stepper.state(), Flats()
-    if stepper.engine.owns:
+    if stepper.engine.writes:
         for kind, shards in _kinds(state.params, state.moments, state.references):
             found |= flats(kind, shards)
     if stepper.engine.rank == 0:

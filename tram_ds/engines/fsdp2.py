@@ -41,7 +41,7 @@ class FSDP2:
     """masters: the sharded fp32 parameters. They are the working copy too, so a move overwrites
     and puts them back."""
 
-    undivided, separate, group = False, False, None
+    whole_gradients, separate, group = False, False, None
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.model: Any = model
@@ -68,7 +68,7 @@ class FSDP2:
         )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.replicas = self.world_size // self.mesh.size(self.mesh.ndim - 1)
-        self.owns = self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
+        self.writes = self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
         self.dtype = _working_dtype(self._units)
         if self.mesh.ndim > 1:
             replicas.refuse_unlike(self.masters(), self.mesh.get_group(0), self.device)
@@ -116,7 +116,7 @@ class FSDP2:
     def clear(self) -> None:
         self.torch.clear()
 
-    def ahead(self, last: bool, alone: bool) -> None:
+    def ahead(self, last: bool, local_only: bool) -> None:
         # Every micro-batch is reduce-scattered: waiting for the last would hold a full unsharded
         # fp32 gradient per rank.
         pass

@@ -26,53 +26,12 @@ from torch import Tensor, nn
 from tram_ds.engines import replicas
 from tram_ds.engines.optimizer_state import Extras, optimizer_steps
 from tram_ds.engines.shards import Lazy, Shards, Span
+from tram_ds.engines.sums import Means, Objective, divisor
 from tram_ds.engines.weights import Weights
 
 Schedule = Callable[[int], float]  # optimizer steps taken so far -> factor on every group's lr
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What one micro-batch adds to a pass.
-
-    objective: () with its graph, a sum over this micro-batch's counted targets.
-    sums: (4,) float64: task loss, counted targets, distance, and the positions the distance is
-    summed over.
-    """
-
-    objective: Tensor
-    sums: Tensor
-
-
-Objective = Callable[[int, Any], Terms]
 # (theta, g, g), a part of each -> what is to be measured of g
-Weighted = Callable[[Shards, Shards, Shards], Shards]
-
-
-@dataclass(frozen=True)
-class Means:
-    """Global means of one pass, () float64 each, the same on every rank. norm: of its (weighted)
-    mean gradient."""
-
-    loss: Tensor
-    distance: Tensor
-    targets: Tensor
-    norm: Tensor
-
-    @staticmethod
-    def of(sums: Tensor) -> Means:
-        """From Terms.sums and the squared norm of the summed gradient, (5,), over all ranks."""
-        loss, targets, distance, positions, squares = sums.unbind()
-        counted = divisor(targets)
-        return Means(
-            loss / counted, distance / positions.clamp(min=1), targets, squares.sqrt() / counted
-        )
-
-
-def divisor(targets: Tensor) -> Tensor:
-    """A count to divide a sum over targets by: 1 where there is none, so that nothing over nothing
-    is 0. Weighted losses count in fractions, so a count below 1 is one."""
-    return torch.where(targets == 0, torch.ones_like(targets), targets)
+NormRule = Callable[[Shards, Shards, Shards], Shards]
 
 
 @dataclass(frozen=True)
@@ -97,11 +56,11 @@ class Engine:
         self.model, self.module = weights.model, weights.module
         self.device, self.dtype = weights.device, weights.dtype
         self.rank, self.world_size = weights.rank, weights.world_size
-        self.shard_group, self.owns = weights.shard_group, weights.owns
-        self.replicas, self.undivided = weights.replicas, weights.undivided
+        self.shard_group, self.writes = weights.shard_group, weights.writes
+        self.replicas, self.whole_gradients = weights.replicas, weights.whole_gradients
         self.steps = optimizer_steps(weights.optimizer)  # base-optimizer steps taken
         # inside moved(): the working copy is not theta_t, and nothing may be saved or loaded
-        self.displaced = False
+        self.perturbed = False
         self.targets = torch.ones((), dtype=torch.float64, device=self.device)
         self._theta: Shards | None = None
         self._alike = torch.ones((), dtype=torch.bool, device=self.device)
@@ -117,17 +76,17 @@ class Engine:
         True where the trained parameters have changed since the last step; ValueError where that
         cannot be followed.
         """
-        self._theta, self.displaced = None, False
+        self._theta, self.perturbed = None, False
         return self.weights.follow()
 
     def abandon(self) -> None:
         """After a step that raised: theta_t is back, and the gradient is gone."""
         if self._theta is not None:
             self.weights.write(self._theta)
-        elif self.displaced:
+        elif self.perturbed:
             self.weights.restore(self.params())
         self.clear()
-        self._theta, self.displaced = None, False
+        self._theta, self.perturbed = None, False
 
     def params(self, keep: bool = False) -> Shards:
         """theta_t of this rank, fp32 masters. Valid until descend(), or for good with `keep`; never
@@ -185,9 +144,9 @@ class Engine:
 
         until_descent: the caller promises that no forward pass comes before descend(), which
         overwrites the working copy anyway: where it is apart from the masters, a normal exit then
-        leaves it, `displaced`, and saves a gather.
+        leaves it, `perturbed`, and saves a gather.
         """
-        theta, self.displaced = self.params(), True
+        theta, self.perturbed = self.params(), True
         self._write(to)
         del to  # it may hold the gradient it was computed from
         try:
@@ -203,7 +162,7 @@ class Engine:
 
     def _restore(self, theta: Shards) -> None:
         self.weights.restore(theta)
-        self.displaced = False
+        self.perturbed = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision context of every forward pass."""
@@ -221,37 +180,39 @@ class Engine:
         self,
         batches: Sequence[Any],
         objective: Objective,
-        weighted: Weighted | None = None,
-        alone: bool = False,
+        norm_rule: NormRule | None = None,
+        local_only: bool = False,
     ) -> Means:
         """Clears the gradient, runs forward and backward over every micro-batch, reduces.
         Collective.
 
-        weighted: an element-wise rule, linear in g, whose norm is to be measured; None: g itself.
-        alone: nothing is reduced; gradient and Means are this rank's own. Only where `undivided`.
+        norm_rule: an element-wise rule, linear in g, whose norm is to be measured; None: g itself.
+        local_only: nothing is reduced; gradient and Means are this rank's own. Only where
+        `whole_gradients`.
 
         Gradients are of sums; engines average over ranks, so the loss is multiplied by world_size.
         The division by the global count of targets happens once, after the single reduction that
         also brings the count and the norm: no mean of means.
         """
-        assert self.undivided or not alone, "a sharded engine has no gradient of one rank"
+        # a rank of a sharded engine holds no gradient of its own
+        assert self.whole_gradients or not local_only
         self.clear()
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for index, batch in enumerate(batches):
-            self.weights.ahead(index == len(batches) - 1, alone)
+            self.weights.ahead(index == len(batches) - 1, local_only)
             terms = objective(index, batch)
-            self.backward_one(terms.objective * (1 if alone else self.world_size))
+            self.backward_one(terms.objective * (1 if local_only else self.world_size))
             sums += terms.sums
-        squares = squared_norm(self, weighted) / (1 if alone else self.replicas)
-        means = Means.of(self._reduced(torch.cat([sums, squares[None]]), alone))
+        squares = squared_norm(self, norm_rule) / (1 if local_only else self.replicas)
+        means = Means.of(self._reduced(torch.cat([sums, squares[None]]), local_only))
         self.targets = divisor(means.targets)
         return means
 
-    def _reduced(self, found: Tensor, alone: bool) -> Tensor:
+    def _reduced(self, found: Tensor, local_only: bool) -> Tensor:
         """The sums of a pass over the ranks; on the way, whether replicas still hold the same."""
-        if alone or self.world_size == 1:
+        if local_only or self.world_size == 1:
             return found
-        if self.replicas < self.world_size or self.displaced:
+        if self.replicas < self.world_size or self.perturbed:
             return self.data_sum(found)
         mine = replicas.sample(self.weights.masters(), self.steps).to(self.device)
         found = self.data_sum(torch.cat([found, mine]))
@@ -279,10 +240,10 @@ class Engine:
             gradient.scale_(factor)
             self.weights.step()  # has published theta_{t+1} over theta_t + epsilon
             self.steps += 1
-        elif self.displaced:
+        elif self.perturbed:
             self.weights.restore(self.params())
         self.clear()
-        self._theta, self.displaced = None, False
+        self._theta, self.perturbed = None, False
         return StepInfo(lr, skipped=not finite)
 
     def _set_lr(self) -> float:
@@ -320,10 +281,12 @@ class Engine:
         return self.weights.whole(parameter)
 
 
-def squared_norm(engine: Engine, weighted: Weighted | None) -> Tensor:
-    """() float64: of this rank's pieces of the summed gradient, weighted."""
+def squared_norm(engine: Engine, norm_rule: NormRule | None) -> Tensor:
+    """() float64: of this rank's pieces of the summed gradient, or of what the rule makes of it."""
     g = wide(engine.weights.gradient())
-    x = g if weighted is None else Lazy(lambda theta, g: weighted(theta, g, g), engine.params(), g)
+    x = g
+    if norm_rule is not None:
+        x = Lazy(lambda theta, g: norm_rule(theta, g, g), engine.params(), g)
     return x.square_sum(engine.device).to(engine.device)
 
 

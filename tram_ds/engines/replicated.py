@@ -28,7 +28,7 @@ class Replicated:
     """masters: the model's own fp32 parameters; with dtype bfloat16 the working copy is autocast's
     cast of them. ddp: the DistributedDataParallel parts of `model`, wherever they are."""
 
-    undivided, separate = True, False
+    whole_gradients, separate = True, False
     shard_group = None
 
     def __init__(
@@ -49,7 +49,7 @@ class Replicated:
         self.group = ddp[0].process_group if ddp else None
         self.rank = dist.get_rank(self.group) if ddp else 0
         self.world_size = dist.get_world_size(self.group) if ddp else 1
-        self.owns, self.replicas = self.rank == 0, self.world_size
+        self.writes, self.replicas = self.rank == 0, self.world_size
         if ddp:
             replicas.refuse_unlike(self.masters(), self.group, self.device)
 
@@ -115,8 +115,8 @@ class Replicated:
         for m in self.ddp:
             m.require_backward_grad_sync = True
 
-    def ahead(self, last: bool, alone: bool) -> None:
-        self._reduced = last and not alone
+    def ahead(self, last: bool, local_only: bool) -> None:
+        self._reduced = last and not local_only
         for m in self.ddp:  # read in its forward
             m.require_backward_grad_sync = self._reduced
 

@@ -26,9 +26,9 @@ class Weights(Protocol):
     dtype: torch.dtype  # of the working copy
     # the ranks over which masters() are cut into pieces; None: every rank has all of them
     shard_group: Any | None
-    owns: bool  # this rank's pieces are the ones to write where replicas hold the same
+    writes: bool  # this rank's pieces are the ones to write where replicas hold the same
     replicas: int  # ranks that hold the same piece
-    undivided: bool  # a rank can have a whole gradient of its own
+    whole_gradients: bool  # a rank can have a whole gradient of its own
     separate: bool  # masters and working copy are different memory: a move needs no copy of theta
     optimizer: torch.optim.Optimizer  # the torch optimizer whose groups move the weights
 
@@ -56,8 +56,9 @@ class Weights(Protocol):
 
     def autocast(self) -> AbstractContextManager[Any]: ...
     def clear(self) -> None: ...
-    def ahead(self, last: bool, alone: bool) -> None:
-        """Before the forward pass of a micro-batch. last: of its pass. alone: reduce nothing."""
+    def ahead(self, last: bool, local_only: bool) -> None:
+        """Before the forward pass of a micro-batch. last: of its pass. local_only: nothing is
+        reduced."""
         ...
 
     def backward(self, loss: Tensor) -> None: ...

@@ -40,7 +40,7 @@ class Zero:
     """masters: DeepSpeed's fp32 partitions, viewed parameter by parameter, so padding is never part
     of a Shards."""
 
-    undivided, group = False, None
+    whole_gradients, group = False, None
 
     def __init__(self, engine: Any):
         _refuse(engine)
@@ -58,7 +58,7 @@ class Zero:
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.shard_group = self.storage.group
-        self.owns = self.shard_group is not None or self.rank == 0
+        self.writes = self.shard_group is not None or self.rank == 0
         self.replicas = 1 if self.shard_group is not None else self.world_size
         self.dtype = self.storage.working()[0].dtype
         if self.replicas > 1:
@@ -111,7 +111,7 @@ class Zero:
     def clear(self) -> None:
         self.storage.clear()
 
-    def ahead(self, last: bool, alone: bool) -> None:
+    def ahead(self, last: bool, local_only: bool) -> None:
         self.model.set_gradient_accumulation_boundary(last)
 
     def backward(self, loss: Tensor) -> None:

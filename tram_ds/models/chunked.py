@@ -46,7 +46,7 @@ class Chunked:
     def __call__(self, model: Any, batch: Batch, compares: Sequence[Compare] = ()) -> Output:
         targets = self.targets(batch)
         counted = targets != IGNORED
-        sweep = _Sweep(
+        sweep = _LogitChunks(
             targets,
             compares,
             Output(targets, counted.sum(), None, len(batch["input_ids"]), counted),
@@ -113,7 +113,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class _Sweep:
+class _LogitChunks:
     """One pass over the rows in chunks; afterwards total, losses (N,) and distances are there,
     without a graph."""
 
@@ -222,7 +222,7 @@ class _Objective(torch.autograd.Function):
     there."""
 
     @staticmethod
-    def forward(ctx: Any, sweep: _Sweep, learning: bool, *inputs: Tensor | None) -> Tensor:
+    def forward(ctx: Any, sweep: _LogitChunks, learning: bool, *inputs: Tensor | None) -> Tensor:
         wanted = [learning and w for w in ctx.needs_input_grad[2:]]
         states, weight, *_ = inputs
         assert states is not None and weight is not None

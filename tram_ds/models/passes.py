@@ -34,7 +34,7 @@ class Pass:
 
     @staticmethod
     def over(engine: Engine, forward: Forward, draws: Draws) -> Pass:
-        state = ModuleState(engine.module, frozen=engine.undivided)
+        state = ModuleState(engine.module, frozen=engine.whole_gradients)
         return Pass(engine, forward, draws, state, Conditions(engine.model, engine.module))
 
     def aside(self) -> AbstractContextManager[None]:

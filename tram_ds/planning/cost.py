@@ -9,8 +9,8 @@ from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.cost import mean_cost
 from tram_ds.algorithms.options import BesideAscent, Climb
 from tram_ds.algorithms.trust_region import AtWeights, Previous
-from tram_ds.planning.memory import FP32, Setup, differentiable
-from tram_ds.planning.sizes import Size
+from tram_ds.planning.memory import FP32, RunSetup, differentiable
+from tram_ds.planning.sizes import ModelSize
 
 # dense TFLOP/s per GPU from the vendors' data sheets: (bf16, fp32 without tensor cores), GB of
 # memory
@@ -46,7 +46,7 @@ class Cost:
         return steps * self.model_flops / (gpus * tflops * 1e12 * mfu) / 3600
 
 
-def cost(setup: Setup, size: Size, row: Algorithm) -> Cost:
+def cost(setup: RunSetup, size: ModelSize, row: Algorithm) -> Cost:
     """Of a model and a batch of this size under algorithm `row`."""
     step = mean_cost(row)
     forward = float(size.forward_flops) * setup.micros * setup.world
@@ -55,7 +55,7 @@ def cost(setup: Setup, size: Size, row: Algorithm) -> Cost:
     return Cost(step.units, step.units * forward, (step.units + recomputed) * forward, sent)
 
 
-def traffic(setup: Setup, n: int, row: Algorithm, forwards: float) -> dict[str, int]:
+def traffic(setup: RunSetup, n: int, row: Algorithm, forwards: float) -> dict[str, int]:
     """Bytes of the whole tensors per collective and step. forwards: forward passes per micro-batch.
 
     A step after a checkpoint, which moves to theta_{t-1} although it may look ahead, is left out.
@@ -101,7 +101,7 @@ def _moves(reference: Any) -> bool:
     )
 
 
-def _fsdp2(setup: Setup, gathers: float, reduced: float) -> dict[str, float]:
+def _fsdp2(setup: RunSetup, gathers: float, reduced: float) -> dict[str, float]:
     """Bytes per parameter."""
     sharded, hybrid = setup.shards > 1, setup.shards < setup.world
     return {

@@ -18,7 +18,7 @@ from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.trust_region import AtWeights, NoisedInput, Previous
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS
-from tram_ds.planning.sizes import Size
+from tram_ds.planning.sizes import ModelSize
 
 FP32 = 4
 # fp32 copies of a part of the shards while epsilon is computed over it; Algorithm 2 has one more
@@ -31,7 +31,7 @@ COMPARED = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Setup:
+class RunSetup:
     """What the engine's config says. shards: ranks that share one copy of the states. kept: moments
     per parameter.
 
@@ -110,12 +110,12 @@ class Memory:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "moment"}
 
 
-def peak(setup: Setup, size: Size, row: Algorithm) -> Memory:
+def peak(setup: RunSetup, size: ModelSize, row: Algorithm) -> Memory:
     """The parts at the moment of the largest sum."""
     return max([*_passes(setup, size, row), *_between(setup, size, row)], key=lambda m: m.total)
 
 
-def _passes(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
+def _passes(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
     states = _states(setup, size, row)
     seen = _references(setup, size, row)
     logits = _logits(setup, size, row)
@@ -148,7 +148,7 @@ def _passes(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
         yield Memory("the distance", **pass_1, logits=seen.rows + logits.compared, buffers=at_loss)
 
 
-def _between(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
+def _between(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
     states = _states(setup, size, row)
     seen = _references(setup, size, row)
     shard = _shard(setup, size)
@@ -190,12 +190,12 @@ def _between(setup: Setup, size: Size, row: Algorithm) -> Iterator[Memory]:
         )
 
 
-def _shard(setup: Setup, size: Size) -> int:
+def _shard(setup: RunSetup, size: ModelSize) -> int:
     """Bytes of a sharded fp32 copy of the parameters on this GPU."""
     return 0 if setup.offload_states else FP32 * -(-size.parameters // setup.shards)
 
 
-def _states(setup: Setup, size: Size, row: Algorithm) -> dict[str, int]:
+def _states(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str, int]:
     n, share = size.parameters, -(-size.parameters // setup.shards)
     shard = _shard(setup, size)
     moves = row.ascent is not None or any(
@@ -216,7 +216,7 @@ def _states(setup: Setup, size: Size, row: Algorithm) -> dict[str, int]:
     }
 
 
-def _copies(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
+def _copies(setup: RunSetup, size: ModelSize, row: Algorithm) -> tuple[int, int]:
     """Bytes of gradients beside the one being made: (the total of the micro-batches so far, where
     each has an epsilon; the first of Algorithm 2, while F is estimated)."""
     if row.ascent is None:
@@ -226,7 +226,7 @@ def _copies(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
     return total, shard if row.fisher_pass is not None else 0
 
 
-def _activations(setup: Setup, size: Size, row: Algorithm) -> tuple[int, int]:
+def _activations(setup: RunSetup, size: ModelSize, row: Algorithm) -> tuple[int, int]:
     """(kept for the backward pass, recomputed during it): with checkpointing the blocks' inputs,
     and one block at a time."""
     graphs = 1 + differentiable(row)
@@ -260,7 +260,7 @@ class _References:
     rows_ahead: int
 
 
-def _references(setup: Setup, size: Size, row: Algorithm) -> _References:
+def _references(setup: RunSetup, size: ModelSize, row: Algorithm) -> _References:
     kept = [r for r in row.regions if isinstance(r.reference, AtWeights)]
     previous = [r for r in row.regions if isinstance(r.reference, Previous)]
     ahead = sum(
@@ -301,7 +301,7 @@ class _Logits:
     head: int
 
 
-def _logits(setup: Setup, size: Size, row: Algorithm) -> _Logits:
+def _logits(setup: RunSetup, size: ModelSize, row: Algorithm) -> _Logits:
     one, working = size.positions * size.classes, setup.working
     noised = any(isinstance(r.reference, NoisedInput) for r in row.regions)
     # with a graph nothing is computed in place
@@ -322,7 +322,7 @@ def _logits(setup: Setup, size: Size, row: Algorithm) -> _Logits:
     )
 
 
-def _buffers(setup: Setup, size: Size) -> tuple[int, int, int]:
+def _buffers(setup: RunSetup, size: ModelSize) -> tuple[int, int, int]:
     """(outside a pass, at the output head, during the backward pass): gathered parameters and what
     is being reduced."""
     n, working = size.parameters, setup.working
@@ -349,16 +349,18 @@ def _buffers(setup: Setup, size: Size) -> tuple[int, int, int]:
     return gathered, gathered, gathered + bucket + whole
 
 
-def setup_of(engine: str, config: dict[str, Any], **common: Any) -> Setup:
-    """A Setup from an engine name (replicated, fsdp2, zero) and its config file's content; common:
-    Setup's other fields."""
+def setup_of(engine: str, config: dict[str, Any], **common: Any) -> RunSetup:
+    """Of an engine's name (replicated, fsdp2, zero) and its config file's content.
+
+    common: the other fields.
+    """
     world = common["world"]
     if engine == "replicated":
-        return Setup(engine, shards=1, **common)
+        return RunSetup(engine, shards=1, **common)
     if engine == "fsdp2":
         group = min(config.get("shard_size") or world, world)
         off = bool(config.get("offload"))
-        return Setup(
+        return RunSetup(
             engine,
             shards=group,
             reshard=config.get("reshard_after_forward", True),
@@ -372,7 +374,7 @@ def setup_of(engine: str, config: dict[str, Any], **common: Any) -> Setup:
         for name, key in (("bucket", "reduce_bucket_size"), ("live", "stage3_max_live_parameters"))
         if key in zero
     }
-    return Setup(
+    return RunSetup(
         f"zero{stage}",
         shards=world if stage else 1,
         offload_states=_off(zero, "offload_optimizer"),

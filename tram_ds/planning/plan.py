@@ -14,7 +14,7 @@ from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection
 from tram_ds.engines import choose as engines
 from tram_ds.planning import sizes
 from tram_ds.planning.cost import Cost, cost
-from tram_ds.planning.memory import Memory, Setup, peak, setup_of
+from tram_ds.planning.memory import Memory, RunSetup, peak, setup_of
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.ranks import Job
@@ -29,8 +29,8 @@ class Plan:
     """One algorithm on one number of GPUs."""
 
     algorithm: str
-    setup: Setup
-    size: sizes.Size
+    setup: RunSetup
+    size: sizes.ModelSize
     memory: Memory
     cost: Cost
 
@@ -53,7 +53,7 @@ def plan(recipe: Recipe, world: int, name: str | None = None) -> Plan:
     return Plan(section.name, setup, size, peak(setup, size, row), cost(setup, size, row))
 
 
-def setup_for(recipe: Recipe, world: int) -> Setup:
+def setup_for(recipe: Recipe, world: int) -> RunSetup:
     """The engine of a recipe on `world` GPUs; `auto` as launched by torchrun. RecipeError where the
     batch does not divide."""
     name = engines.choose(recipe.engine.name, Job(0, 0, world, "torchrun", torch.device("cuda", 0)))

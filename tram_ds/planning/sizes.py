@@ -63,7 +63,7 @@ ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout", "attention_probs_dropout
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """One model under one micro-batch of one rank. parameters, block, root: elements (all; of a
     block; outside the blocks).
 
@@ -100,8 +100,8 @@ class _Trace:
     chunkable: bool
 
 
-def size(recipe: Recipe, autocast: bool = False) -> Size:
-    """The Size of a recipe's model and micro-batch. autocast: fp32 weights cast inside the
+def size(recipe: Recipe, autocast: bool = False) -> ModelSize:
+    """The ModelSize of a recipe's model and micro-batch. autocast: fp32 weights cast inside the
     operators, as `replicated` does.
 
     A model.path among PATHS needs no network; any other is looked up as training would. Blocks are
@@ -123,7 +123,7 @@ def _section(section: ModelSection) -> ModelSection:
 
 
 @cache
-def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool) -> Size:
+def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool) -> ModelSize:
     section = ModelSection.model_validate_json(section_json)
     config = _config(section, task, seq_len)
     layers = int(config.num_hidden_layers)
@@ -133,7 +133,7 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
     block, saved = two.parameters - one.parameters, two.saved - one.saved
     length = _length(config, task, seq_len)
     text = task == "language_modeling"
-    return Size(
+    return ModelSize(
         parameters=one.parameters + (layers - 1) * block,
         layers=layers,
         block=block,

@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tram_ds.engines.protocol import Engine, Terms
+from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
+from tram_ds.engines.sums import Terms
 from tram_ds.models.passes import Forward, Pass
 from tram_ds.models.randomness import Draws
 

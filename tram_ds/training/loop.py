@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tram_ds.algorithms.probe import Robustness
+from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.algorithms.self_check import self_check
 from tram_ds.algorithms.step import StepReport
 from tram_ds.data.order import batch_indices
@@ -138,7 +138,7 @@ class Loop:
         """One step and its record; NumericError after train.max_skipped skipped steps in a row."""
         logging = _due(self.run.recipe.train.log_every, step + 1)
         full = step % self.run.recipe.train.probe_every == 0
-        probe = Robustness(full, self.run.stepper.algorithm.gauge) if logging else None
+        probe = EpsilonProbe(full, self.run.stepper.algorithm.gauge) if logging else None
         report = self.run.stepper.step(batches, forward, self.run.task.counts, probe, upcoming)
         self.throughput.add(step, report.targets)
         self.throughput.count(self.run.stepper, forward, batches)
