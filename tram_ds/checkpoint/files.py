@@ -206,6 +206,7 @@ def commit(partial: Path, manifest: Manifest, keep: int) -> Path:
             f"{partial}: does not hold exactly what its ranks wrote ({odd}): is it on storage "
             "that all nodes share?"
         )
+    # as it will be read back: the digest is of JSON's lists and keys, not of tuples and numbers
     manifest = json.loads(json.dumps(manifest, default=str))
     disk.write_whole(
         partial / MANIFEST,
@@ -219,6 +220,8 @@ def commit(partial: Path, manifest: Manifest, keep: int) -> Path:
         if old.exists():  # somebody's file is in it
             disk.set_aside(old, _free(final.with_name(f"{final.name}.superseded")))
         disk.set_aside(final, old)
+    # The order is the promise: until this rename the old commits are what a crash leaves, and only
+    # after it does any of them go.
     disk.publish(partial, final)
     disk.write_whole(where / LATEST, final.name + "\n")
     _retire(where, final, keep)

@@ -164,6 +164,8 @@ class Saver:
         try:
             partial = peers.first(doing, lambda: self._begin(manifest["step"]))
             kinds, names = states.kinds(manifest), states.names(manifest)
+            # Each call ends with all ranks knowing of every failure, so that none waits in the next
+            # for a rank that has given up.
             peers.every(doing, lambda: tensors.write(mine, partial, kinds, names, peers))
             sealed = peers.every(doing, lambda: files.seal(partial, tensors.prefix(peers.rank)))
             whole = manifest | {

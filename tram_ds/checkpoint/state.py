@@ -49,7 +49,7 @@ def collect(stepper: Stepper) -> Flats:
     if stepper.engine.writes:
         for kind, shards in _kinds(state.params, state.moments, state.references):
             found |= flats(kind, shards)
-    if stepper.engine.rank == 0:
+    if stepper.engine.rank == 0:  # equal on all ranks
         found |= _buffer_flats(stepper.engine)
         for path, tensor in state.extras.others.items():
             found[f"other/{path}"] = Flat.of(tensor.detach().contiguous(), 0, tensor.numel())
@@ -153,6 +153,7 @@ def empty(stepper: Stepper, manifest: Manifest) -> tuple[State, dict[str, Tensor
     their memory."""
     like = stepper.engine.params()
 
+    # contiguous: pieces are filled through flat views, and *_like keeps other strides
     def blank() -> Shards:
         return Shards(
             (torch.empty_like(p, memory_format=torch.contiguous_format) for p in like), like.layout

@@ -90,6 +90,7 @@ def flats(prefix: str, shards: Shards) -> Flats:
 
 def on_cpu(tensors: Flats) -> Flats:
     """Copies in CPU memory, which later steps do not touch."""
+    # copy: `to` gives back the very tensor where it is on the CPU already
     return {
         k: Flat.of(f.piece.to("cpu", copy=True), f.start, f.numel()) for k, f in tensors.items()
     }

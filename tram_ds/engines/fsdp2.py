@@ -57,6 +57,7 @@ class FSDP2:
         layout.refuse_optimizer_of_others(self.torch.held(), names)
         self._signature, self._state_seen = layout.signature(self.module, optimizer), False
         self.mesh: DeviceMesh = _dtensor(next(iter(names)), "").device_mesh
+        # of a 2-D mesh the last dimension shards, the first replicates
         self.shard_group = self.mesh.get_group(mesh_dim=self.mesh.ndim - 1)
         self.device = (
             torch.device("cuda", torch.cuda.current_device())
@@ -181,23 +182,11 @@ def shard(
             f"engine config shard_size={shard_size} does not divide {world} ranks: choose one of "
             f"{_divisors(world)}"
         )
-    hybrid = shard_size is not None and shard_size < world
-    mesh = (
-        init_device_mesh(
-            device_type, (world // shard_size, shard_size), mesh_dim_names=("replicate", "shard")
-        )
-        if hybrid and shard_size
-        else init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
-    )
-    policy = (
-        MixedPrecisionPolicy()
-        if dtype == torch.float32
-        else MixedPrecisionPolicy(dtype, torch.float32)
-    )
+    half = dtype != torch.float32
     pinned = device_type == "cuda"  # pinning needs an accelerator
     options: dict[str, Any] = {
-        "mesh": mesh,
-        "mp_policy": policy,
+        "mesh": _mesh(device_type, world, shard_size or world),
+        "mp_policy": MixedPrecisionPolicy(dtype, torch.float32) if half else MixedPrecisionPolicy(),
         "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
     }
     for block in transformer_blocks(model):
@@ -205,6 +194,14 @@ def shard(
     # The root is resharded explicitly: FSDP2's default leaves it gathered, and stale after the
     # weights move.
     return fully_shard(model, reshard_after_forward=True, **options)
+
+
+def _mesh(device_type: str, world: int, shard_size: int) -> DeviceMesh:
+    """2-D only where there is something to replicate."""
+    if shard_size == world:
+        return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
+    names = ("replicate", "shard")
+    return init_device_mesh(device_type, (world // shard_size, shard_size), mesh_dim_names=names)
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

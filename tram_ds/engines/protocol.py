@@ -109,6 +109,7 @@ class Engine:
         Read from the engine's own buffers: gone with the next backward(); realise() what must last.
         """
         factor = 1.0 / self.targets
+        # widened before it is divided: bf16 would round the quotient
         return Lazy(lambda g: g.wide() * factor, self.weights.gradient())
 
     def put_gradient(self, g: Shards | Lazy) -> None:
@@ -125,6 +126,7 @@ class Engine:
     def norm(self, x: Shards | Lazy) -> Tensor:
         """() float64: global 2-norm, every parameter element counted once in the job.
         Collective."""
+        # float64: the squares of billions of elements, added up in fp32, lose their last digits
         total = x.square_sum(self.device).to(self.device)
         if self.shard_group is not None:
             dist.all_reduce(total, group=self.shard_group)
@@ -132,7 +134,7 @@ class Engine:
 
     def data_sum(self, x: Tensor) -> Tensor:
         """The sum of x over the data-parallel ranks, as a new tensor. Collective."""
-        x = x.detach().clone()
+        x = x.detach().clone()  # all_reduce writes into what it is given, which is the caller's
         if self.world_size > 1:
             dist.all_reduce(x, group=self.weights.group)
         return x
@@ -197,12 +199,15 @@ class Engine:
         # a rank of a sharded engine holds no gradient of its own
         assert self.whole_gradients or not local_only
         self.clear()
+        # float64: in fp32 a count is not whole any more beyond 2**24 tokens
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for index, batch in enumerate(batches):
             self.weights.ahead(index == len(batches) - 1, local_only)
             terms = objective(index, batch)
             self.backward_one(terms.objective * (1 if local_only else self.world_size))
             sums += terms.sums
+        # The sharding's own reduction has happened in the last micro-batch's backward, so it stands
+        # before this all-reduce on every rank. What replicas hold alike is counted once.
         squares = squared_norm(self, norm_rule) / (1 if local_only else self.replicas)
         means = Means.of(self._reduced(torch.cat([sums, squares[None]]), local_only))
         self.targets = divisor(means.targets)
@@ -236,6 +241,7 @@ class Engine:
         if finite:
             factor = 1.0 / self.targets
             if self.clip_norm is not None:
+                # 1e-6 as in torch.nn.utils.clip_grad_norm_
                 factor = factor * (self.clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
             gradient.scale_(factor)
             self.weights.step()  # has published theta_{t+1} over theta_t + epsilon
@@ -250,6 +256,7 @@ class Engine:
         groups = self.weights.optimizer.param_groups
         if self.schedule is not None:
             for group in groups:
+                # where torch's own schedulers keep the rate they multiply
                 base = group.setdefault("initial_lr", group["lr"])
                 group["lr"] = base * self.schedule(self.steps)
         lr = groups[0]["lr"]

@@ -99,6 +99,7 @@ class Replicated:
         self.torch.put(gradient)
 
     def write(self, values: Shards | Lazy) -> None:
+        # in place: the optimizer and DDP hold these very tensors
         self.masters().copy_(values)
 
     def restore(self, theta: Shards) -> None:
@@ -166,7 +167,7 @@ def build(model: nn.Module, settings: Any) -> Engine:
     if job.world_size > 1:
         ids = [job.device.index] if job.device.type == "cuda" else None
         # Buffers of a transformer never change; broadcasting them would rewrite tensors that a live
-        # graph still needs.
+        # graph still needs. Gradients as views of DDP's buckets: no second copy of them.
         wrapped = DistributedDataParallel(
             model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )

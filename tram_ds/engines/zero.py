@@ -94,13 +94,13 @@ class Zero:
         self.gradient().copy_(gradient)
 
     def write(self, values: Shards | Lazy) -> None:
-        if isinstance(self.storage, Stage3):
+        if isinstance(self.storage, Stage3):  # what it keeps gathered would go stale
             self.storage.release()
         self._view(self.storage.working()).copy_(values)
         self.storage.publish()
 
     def restore(self, theta: Shards) -> None:
-        if self.separate:
+        if self.separate:  # the masters still are theta: no copy of it is read
             self.storage.restore()
         else:
             self.write(theta)
@@ -264,7 +264,7 @@ def _shape(p: nn.Parameter) -> tuple[int, ...]:
 def build(model: nn.Module, settings: Any) -> Engine:
     """See tram_ds.engines.build: fills in what the recipe owns (batch sizes, precision) and nothing
     else."""
-    deepspeed.init_distributed(dist_backend=None)
+    deepspeed.init_distributed(dist_backend=None)  # adopts the group that the job has joined
     config = {
         **settings.config,
         "train_micro_batch_size_per_gpu": settings.micro_batch,

@@ -62,7 +62,7 @@ class MetricsLog:
                 _append_text(self.path, "".join(lines))
             except OSError:
                 with self._lock:
-                    self._pending[:0] = lines
+                    self._pending[:0] = lines  # before what was appended meanwhile
                 raise
 
     def truncate_after(self, step: int) -> None:

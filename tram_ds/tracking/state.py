@@ -74,6 +74,7 @@ class StateFile:
                 RunFolder(self.run_dir).tracking,
                 json.dumps(saved, indent=1, allow_nan=False) + "\n",
             )
+            # beside tracking.json, for people and scripts, and should that be lost
             if "run_id" in changes and self.state.run_id:
                 write_whole(RunFolder(self.run_dir).run_id, self.state.run_id + "\n")
 

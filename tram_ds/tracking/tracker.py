@@ -151,6 +151,7 @@ class MlflowTracker:
         while not self._stop.is_set():
             finishing = self._finishing.is_set()
             try:
+                # two uploaders of one folder would send points twice: whoever comes second waits
                 with locked(RunFolder(self._file.run_dir).tracking_lock, timeout=0.0):
                     uploader.push()
                     self._complete = finishing and uploader.complete()

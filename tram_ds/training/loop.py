@@ -127,6 +127,7 @@ class Loop:
 
     def read(self, step: int, pool: ThreadPoolExecutor) -> list[Future[Batch]]:
         """Global micro-batches rank * K to rank * K + K - 1 of step `step`, being collated."""
+        # cut=cut: a lambda looks its names up when it runs, and by then the loop has moved on
         return [
             pool.submit(lambda cut=cut: self.run.task.collate([self.run.rows[i] for i in cut]))
             for cut in cuts(self.run.recipe, self.run.stepper.engine, step, len(self.run.rows))

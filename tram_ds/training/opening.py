@@ -91,6 +91,7 @@ def opened(recipe: Recipe, request: Request) -> Iterator[Opened | None]:
         watchdog.beat("reading the data")
         task, rows, total = read_data(recipe, job)
         watchdog.beat("building the model")
+        # not before the data holds: a recipe that is refused leaves no folder, nor a lock in one
         lock = stack.enter_context(held(folder.path, job.world_size))
         take_folder(folder, recipe, request, job)
         yield Opened(recipe, request, job, folder, engine, stop, watchdog, task, rows, total, lock)
