@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tram_ds.evaluation.judge import Judge
+from tram_ds.evaluation.evaluator import Evaluator
 from tram_ds.runtime.run_layout import RunFolder
 
 
@@ -28,7 +28,7 @@ def run_dir(tmp_path: Path) -> Path:
 def go_back(run_dir: Path, step: int, total: int) -> list[str]:
     engine: Any = SimpleNamespace(rank=0)
     recipe: Any = None
-    Judge(recipe, None, engine, RunFolder(run_dir)).go_back_to(step, total)
+    Evaluator(recipe, None, engine, RunFolder(run_dir)).go_back_to(step, total)
     return sorted(path.name for path in run_dir.iterdir())
 
 

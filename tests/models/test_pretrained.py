@@ -13,7 +13,7 @@ from tram_ds.algorithms.stepper import wrap
 from tram_ds.models.architecture import tiny
 from tram_ds.models.noise import Added, Conditions, Noise
 from tram_ds.models.pretrained import load_config, load_image_processor, load_tokenizer
-from tram_ds.models.randomness import Draws
+from tram_ds.models.randomness import StepRandomness
 from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks import choose as tasks
@@ -79,7 +79,7 @@ def test_forward_noise_and_steps(task_for, name, kind, sdpa):
     model.eval()
     with torch.no_grad():
         clean = task.forward(model, batch).logits
-        added = Added(Noise(task.noise_site, 0.5), Draws(0, 0), 0, False)
+        added = Added(Noise(task.noise_site, 0.5), StepRandomness(0, 0), 0, False)
         with Conditions(model, model).during(added, train=False, last=False):
             noised = task.forward(model, batch).logits
         after = task.forward(model, batch).logits

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.func import functional_call
 
-from tram_ds.models.randomness import Draws
+from tram_ds.models.randomness import StepRandomness
 
 DEFAULT_RHO = {
     "sam": 0.05,
@@ -84,7 +84,7 @@ class Oracle:
 
             def add(_, __, out):
                 z = (
-                    Draws(self.seed, self.t)
+                    StepRandomness(self.seed, self.t)
                     .noise(torch.empty(out.shape), j, self.sigma, "normal")
                     .double()
                 )

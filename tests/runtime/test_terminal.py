@@ -211,7 +211,7 @@ import os, signal
 from tram_ds.runtime.signals import StopRequest
 with StopRequest().listening() as stop:
     os.kill(os.getpid(), signal.SIGHUP)
-print(getattr(stop.raised, "name", None))
+print(getattr(stop.received, "name", None))
 os.kill(os.getpid(), signal.SIGHUP)
 """
     line = f'{start}exec "{sys.executable}" -c "$CODE"'

@@ -20,7 +20,7 @@ from tram_ds.data.generated_tables import pairs_folder, write
 from tram_ds.data.xnli import LABELS, LANGUAGES
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.models.noise import Added, Conditions, Noise
-from tram_ds.models.randomness import Draws
+from tram_ds.models.randomness import StepRandomness
 from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.entailment import build
@@ -178,7 +178,7 @@ def test_position_ids_ignore_padding_also_under_embedding_noise(task, side, monk
     )
     batch = task.collate(rows)
     assert bool((batch["attention_mask"][:, 0 if side == "left" else -1] == 0).any())
-    added = Added(Noise("embedding", 1e-12), Draws(0, 0), 0, detach=False)
+    added = Added(Noise("embedding", 1e-12), StepRandomness(0, 0), 0, detach=False)
     with torch.no_grad(), Conditions(model, model).during(added, train=False, last=False):
         together = task.forward(model, batch).logits
         alone = [task.forward(model, task.collate([row])).logits for row in rows]

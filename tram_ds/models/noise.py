@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tram_ds.models.randomness import Draws
+from tram_ds.models.randomness import StepRandomness
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Added:
     """The z of one forward pass. detach: cut the graph below it."""
 
     noise: Noise
-    draws: Draws
+    draws: StepRandomness
     index: int
     detach: bool
 

@@ -15,7 +15,7 @@ from tram_ds.models.chunked import Chunked
 from tram_ds.models.logits import Compare, Prediction, measured
 from tram_ds.models.noise import Added, Conditions, Noise
 from tram_ds.models.output import Output, rows_of
-from tram_ds.models.randomness import Draws
+from tram_ds.models.randomness import StepRandomness
 from tram_ds.models.state import ModuleState
 
 Forward = Callable[[Any, Any], Output] | Chunked  # (model, batch) -> Output
@@ -28,12 +28,12 @@ class Pass:
 
     engine: Engine
     forward: Forward
-    draws: Draws
+    draws: StepRandomness
     state: ModuleState
     conditions: Conditions
 
     @staticmethod
-    def over(engine: Engine, forward: Forward, draws: Draws) -> Pass:
+    def over(engine: Engine, forward: Forward, draws: StepRandomness) -> Pass:
         state = ModuleState(engine.module, frozen=engine.whole_gradients)
         return Pass(engine, forward, draws, state, Conditions(engine.model, engine.module))
 

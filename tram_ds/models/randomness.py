@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepRandomness:
     """The random draws of one step on one rank; `first` is the global index of this rank's first
     micro-batch."""
 

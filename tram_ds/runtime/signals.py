@@ -22,13 +22,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 @dataclass
 class StopRequest:
-    """raised: the first signal received, or None. A second signal changes nothing, so it cannot
+    """received: the first signal received, or None. A second signal changes nothing, so it cannot
     tear a save."""
 
-    raised: signal.Signals | None = None
+    received: signal.Signals | None = None
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        self.raised = self.raised or signal.Signals(number)
+        self.received = self.received or signal.Signals(number)
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:

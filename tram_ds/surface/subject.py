@@ -22,7 +22,7 @@ from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 from tram_ds.engines.sums import Terms
 from tram_ds.models.passes import Forward, Pass
-from tram_ds.models.randomness import Draws
+from tram_ds.models.randomness import StepRandomness
 
 BLOCK = 1 << 14  # random numbers drawn from one generator seed
 Share = list[tuple[range, int]]  # (row numbers, weight) of each micro-batch of a rank
@@ -112,7 +112,7 @@ class Subject:
     def run(self, micros: int, step: int = 0) -> Pass:
         """The forward pass for `micros` micro-batches on each rank."""
         return Pass.over(
-            self.engine, self.forward, Draws(self.seed, step, self.engine.rank * micros)
+            self.engine, self.forward, StepRandomness(self.seed, step, self.engine.rank * micros)
         )
 
 

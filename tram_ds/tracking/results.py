@@ -27,7 +27,7 @@ def final_points(results: Mapping[str, Any], time: int) -> list[Point]:
     """`final/<split>/<domain>/<metric>` and `final/<split>/zero_shot/<metric>`, at the step the
     weights are of.
 
-    results: see tram_ds.evaluation.judge. time: unix milliseconds. A score that is no number is
+    results: see tram_ds.evaluation.evaluator. time: unix milliseconds. A score that is no number is
     counted as `nonfinite/final/...`.
     """
     averages = results.get("zero_shot_average") or {}

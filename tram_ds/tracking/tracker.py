@@ -46,7 +46,7 @@ class Tracker(Protocol):
         ...
 
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """The final evaluation: results.json and, of evaluation.judge, a table and metrics
+        """The final evaluation: results.json and, of evaluation.evaluator, a table and metrics
         `final/<split>/<domain>/<metric>`."""
         ...
 

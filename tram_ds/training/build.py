@@ -10,7 +10,7 @@ import torch
 from tram_ds.algorithms.bound import bind
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.engines import choose as engines
-from tram_ds.evaluation.judge import Judge
+from tram_ds.evaluation.evaluator import Evaluator
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.ranks import Job
@@ -24,7 +24,7 @@ class Run(Opened):
     it."""
 
     stepper: Stepper
-    judge: Judge
+    evaluator: Evaluator
 
 
 def build(opened: Opened) -> Run:
@@ -33,8 +33,8 @@ def build(opened: Opened) -> Run:
     micros = accumulation(recipe, job.world_size)
     engine = build_engine(recipe, opened.engine, task.model(), job, micros, opened.total_steps)
     row = bind(recipe.algorithm, task.noise_site)
-    judge = Judge(recipe, task, engine, opened.folder, opened.watchdog.beat)
-    return Run(**vars(opened), stepper=Stepper(engine, row, recipe.train.seed), judge=judge)
+    evaluator = Evaluator(recipe, task, engine, opened.folder, opened.watchdog.beat)
+    return Run(**vars(opened), stepper=Stepper(engine, row, recipe.train.seed), evaluator=evaluator)
 
 
 def build_engine(

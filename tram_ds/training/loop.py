@@ -97,7 +97,7 @@ class Loop:
     def wish(self) -> int:
         """What this rank wants after a step: STOP where it was asked to, SAVE where it is rank 0,
         whose clock counts, and the last checkpoint is too old, else 0."""
-        if self.run.stop.raised is not None:
+        if self.run.stop.received is not None:
             return STOP
         minutes = self.run.recipe.checkpoint.every_minutes
         if minutes is None or self.run.stepper.engine.rank != 0:
@@ -168,10 +168,10 @@ class Loop:
         """A validation run; the best weights so far are kept where the recipe selects them.
         Collective; its time is not the steps'."""
         self.run.watchdog.beat("validation")
-        loss = self.run.judge.validation_loss()
+        loss = self.run.evaluator.validation_loss()
         self.record({"step": done, "validation_loss": loss})
         if self.run.recipe.eval.select == "best":
-            self.run.judge.keep_if_best(done, loss)
+            self.run.evaluator.keep_if_best(done, loss)
         self.throughput.restart()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from tram_ds.checkpoint.resume import Resumed, Saver, resume
-from tram_ds.evaluation.judge import Scores
+from tram_ds.evaluation.evaluator import Scores
 from tram_ds.recipe.recipe import Recipe, to_dict
 from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
 from tram_ds.runtime.ranks import barrier
@@ -40,7 +40,7 @@ def run(recipe: Recipe, request: Request) -> int:
         with peer_errors(this.watchdog), saving(this) as saver:
             if request.resume:
                 go_on(this)
-            initial = this.judge.initial() if recipe.eval.initial else None
+            initial = this.evaluator.initial() if recipe.eval.initial else None
             with recording(this) as records:
                 code = loop(this, saver, records)
                 if code == DONE:
@@ -69,7 +69,7 @@ def saving(run: Run) -> Iterator[Saver]:
     )
     with saver:
         saver.room(exports=2 if run.recipe.eval.select == "best" else 1)
-        run.judge.room = saver.space.until_done
+        run.evaluator.room = saver.space.until_done
         yield saver
 
 
@@ -88,7 +88,7 @@ def go_on(run: Run) -> None:
             f"{found.path} is beyond the {run.total_steps} steps asked for: choose another "
             "run_dir, or more train.steps"
         )
-    run.judge.go_back_to(run.stepper.steps, run.total_steps)
+    run.evaluator.go_back_to(run.stepper.steps, run.total_steps)
     if run.job.rank == 0:
         print("\n".join(_told(run.folder, found)))
 
@@ -120,7 +120,7 @@ def loop(run: Run, saver: Saver, records: Records) -> int:
 
 def conclude(run: Run, records: Records, initial: Scores | None) -> None:
     """Final scores and the export, recorded and shown. Collective."""
-    results = run.judge.conclude(initial)
+    results = run.evaluator.conclude(initial)
     records.tracker.log_results(results)
     if run.job.rank == 0:
         records.tracker.set_tags({"export": str(run.folder.export.resolve())})

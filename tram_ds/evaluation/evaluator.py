@@ -28,7 +28,7 @@ Scores = dict[str, dict[str, dict[str, float]]]  # split -> domain -> metric -> 
 
 
 @dataclass
-class Judge:
+class Evaluator:
     """Scores the weights of an engine by a task. Every method is collective; files are written by
     rank 0."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tram_ds.evaluation.judge import Judge
+from tram_ds.evaluation.evaluator import Evaluator
 from tram_ds.runtime.run_layout import RunFolder
 
 
@@ -28,6 +28,6 @@ def test_the_selected_weights_are_named(
     engine: Any = SimpleNamespace(steps=7, rank=0)
     if best:
         (tmp_path / "best.json").write_text(json.dumps(expected))
-    selected = Judge(recipe, None, engine, RunFolder(tmp_path))._selected(best)
+    selected = Evaluator(recipe, None, engine, RunFolder(tmp_path))._selected(best)
     assert selected.pop("why", "").startswith(expected.pop("why", ""))
     assert selected == expected
