@@ -54,6 +54,7 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q -k shellcheck tests/jobs/test_job_script.py
+	$(BIN)/python -m pytest -q tests/docs
 
 format: venv
 	$(BIN)/ruff check --fix .

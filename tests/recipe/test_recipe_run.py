@@ -49,7 +49,7 @@ def test_a_name_cannot_leave_the_folder(name, refusal):
         (16, 4, 4, 1),
         (8, 8, 1, 1),
         (30, 4, 2, "24 or 32"),
-        (3, 2, 2, "train.global_batch: 4"),
+        (3, 2, 2, "train.global_batch=4"),
     ],
 )
 def test_accumulation_follows_or_names_the_nearest_batches(

@@ -1,7 +1,7 @@
 """Checks, in a minute and before queueing, what would end a run: data, folders, disk, tracking,
 ranks, memory, one step. On the login node, then on the nodes, started as training is:
 
-    tram doctor --recipe m2d2_gpt2xl.yaml --slurm a100_one_node.yaml slurm.gpus_per_node=4
+    tram doctor --recipe m2d2_gpt2xl.yaml --slurm a100_one_node.yaml slurm.account=abc
     srun --ntasks 4 tram doctor --recipe m2d2_gpt2xl.yaml
 
 Exit codes: 0 all ok, 2 a problem.

@@ -22,6 +22,7 @@ COMMANDS = (
 # their process groups' threads (DeepSpeed's, gloo's) can abort the interpreter's own way out
 GROUPS = ("train", "analyze", "doctor")
 
+KEYED = ("quickstart", "train", "evaluate", "analyze", "sweep", "doctor", "plan", "submit")
 Choices = dict[str, argparse.ArgumentParser]
 
 INTRO = """Trust Region Aware Minimization, and every method it is compared with, on sharded
@@ -29,8 +30,7 @@ training engines.
 
     tram quickstart                       # minutes on two CPU cores, nothing downloaded
     tram train --recipe quickstart.yaml
-    torchrun --nproc_per_node 8 -m tram_ds train --recipe m2d2_gpt2xl.yaml engine=fsdp2 \\
-        train.micro_batch=2
+    torchrun --nproc_per_node 8 -m tram_ds train --recipe m2d2_gpt2xl.yaml engine=fsdp2
     deepspeed --num_gpus 4 --module tram_ds train --recipe m2d2_gpt2xl.yaml
 """
 
@@ -56,7 +56,10 @@ def main(words: Sequence[str], checkout: bool = False) -> int:
         whole.parse_args(words)
         whole.print_help()
         return 0
-    options = commands[words[0]].parse_intermixed_args(words[1:])
+    try:
+        options = commands[words[0]].parse_intermixed_args(_understood(words))
+    except ValueError as error:
+        return _failed(error)
     start = ["python", f"launch/{words[0]}.py"] if checkout else ["tram", words[0]]
     options.command = [*start, *words[1:]]
     try:
@@ -101,6 +104,22 @@ def _command_first(words: Sequence[str]) -> list[str]:
     """`deepspeed --module tram_ds train ...` starts `tram_ds --local_rank=0 train ...`."""
     ahead = [word for word in words[:1] if word.startswith("--local_rank=")]
     return [*words[len(ahead) :][:1], *ahead, *words[len(ahead) :][1:]]
+
+
+def _understood(words: Sequence[str]) -> list[str]:
+    """A command's words with `--train.steps=3` as `train.steps=3`. ValueError for a flag that is
+    another library's name of a recipe key."""
+    from tram_ds.recipe import aliases
+
+    found = []
+    for word in words[1:]:
+        flag, _, _ = word.partition("=")
+        if flag.startswith("--") and re.fullmatch(r"--[a-z_]+(\.[a-z_0-9]+)+", flag):
+            word = word.removeprefix("--")
+        elif words[0] in KEYED and flag.startswith("--") and (ours := aliases.key(flag[2:])):
+            raise ValueError(f"{flag}: {ours}; recipe keys are written section.key=value")
+        found.append(word)
+    return found
 
 
 def _failed(error: Exception) -> int:

@@ -2,8 +2,9 @@
 when it is interrupted.
 
     tram submit --recipe m2d2_gpt2xl.yaml --slurm a100_one_node.yaml \\
-        slurm.account=abc slurm.gpus_per_node=4
-    tram submit --recipe cifar100_vit.yaml --slurm h100_one_node.yaml --seeds 1-20 --dry-run
+        slurm.account=abc
+    tram submit --recipe cifar100_vit.yaml --slurm h100_one_node.yaml --seeds 1-20 \\
+        slurm.gpus_per_node=1 --dry-run
 
 Overrides are recipe keys (section.key=value) or, after `slurm.`, keys of the SLURM config. Exit
 codes: 0, 2 refused.

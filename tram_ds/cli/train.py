@@ -2,8 +2,7 @@
 
     deepspeed --num_accelerators 2 --module tram_ds train --recipe quickstart.yaml \\
         algorithm=asam train.seed=3
-    torchrun --nproc_per_node 8 -m tram_ds train --recipe m2d2_gpt2xl.yaml engine=fsdp2 \\
-        train.micro_batch=2
+    torchrun --nproc_per_node 8 -m tram_ds train --recipe m2d2_gpt2xl.yaml engine=fsdp2
     tram train --recipe quickstart.yaml --dry-run
 
 Exit codes: 0 done, 2 recipe or data, 3 numeric, 4 checkpoint, 5 run folder in use, 6 peer lost or

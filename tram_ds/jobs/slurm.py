@@ -97,8 +97,10 @@ def plan(cells: Sequence[Cell], slurm: Slurm, array: bool = False, name: str | N
     array: one job with a task per cell, needed for several. name: of the job; None = the recipe's.
     Raises RecipeError for batch sizes that do not fit the ranks.
     """
+    key = "gpus_per_node" if slurm.gpus_per_node == slurm.ranks else "ranks_per_node"
+    fewer = f"slurm.{key}={{}}" if slurm.nodes == 1 else "slurm.nodes and ranks of {} in all"
     for cell in cells:
-        accumulation(cell.recipe, slurm.world_size)
+        accumulation(cell.recipe, slurm.world_size, fewer)
     finished = [cell for cell in cells if cell.finished]
     todo = [cell for cell in cells if not cell.finished]
     array = array or len(cells) > 1

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from tram_ds.algorithms.table import ALGORITHMS, OPTIONS, AlgorithmSection, readers
+from tram_ds.recipe import aliases
 from tram_ds.recipe.file import RECIPES
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime.checked import NamedSection
@@ -37,6 +38,10 @@ and `1e-5` is a number.
 Editors that know the YAML language server complete and check the files by `recipe.schema.json`.
 This page is generated: `python -m tram_ds.recipe.docs` writes it and the schema from the docstrings
 of the code.
+"""
+
+ALIASES = """What Hugging Face's Trainer, DeepSpeed, axolotl, torchtune and TRL call it. These names
+are refused with the line below, never translated in silence.
 """
 
 SWEEPS = """A sweep file names one or more recipes (`base`) and a `grid`: recipe key, dotted, and
@@ -90,7 +95,8 @@ def reference_markdown() -> str:
     own = {key: field for key, field in Recipe.model_fields.items() if field.annotation is str}
     parts += ["\n## Top level\n", "| key | type | default | meaning |", "|---|---|---|---|"]
     parts += [_row(key, "text", field, "the file's stem") for key, field in own.items()]
-    return "\n".join(parts) + "\n"
+    parts += ["\n## Yours and ours\n", ALIASES, aliases.table()]
+    return "\n".join(parts)
 
 
 def main() -> None:

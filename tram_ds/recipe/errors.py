@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ValidationError
 
+from tram_ds.recipe import aliases
 from tram_ds.recipe.file import RecipeError, Source
 from tram_ds.recipe.sections import REMOTE_CODE
 from tram_ds.runtime.checked import problems
@@ -16,7 +17,8 @@ def explain(error: ValidationError, model: type[BaseModel], source: Source) -> R
         error,
         model,
         source.data,
-        never={"trust_remote_code": REMOTE_CODE},
+        never={"trust_remote_code": REMOTE_CODE, **aliases.refusals()},
+        theirs=aliases.VALUES,
         hidden=("tracking.uri",),  # it may hold credentials
     )
     lines = (f"{source.where(path)}: {line}" for path, line in found)

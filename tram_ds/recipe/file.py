@@ -3,6 +3,7 @@ no key by name."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,9 @@ _PLAIN_TAGS = {_TAG + name for name in ("map", "seq", "str", "int", "float", "bo
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
+
+
+_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*")
 
 
 class RecipeError(ValueError):
@@ -134,11 +138,12 @@ def read(path: Path, file: str | None = None) -> Source:
 def override(source: Source, overrides: Sequence[str]) -> None:
     """Sets `section.key=value` in source.data, in order; values are YAML. A section that was a name
     gets keys."""
-    for text in overrides:
+    for text, after in itertools.zip_longest(overrides, overrides[1:]):
         path, equals, value_text = text.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise RecipeError(f"command line: {short(text)} is not section.key=value")
+            way = f": write {text}={after or 'VALUE'}" if _KEY.fullmatch(text) else ""
+            raise RecipeError(f"command line: {short(text)} is not section.key=value{way}")
         value = _parse(value_text, f"command line: {path}", {})
         target = source.data
         for depth, key in enumerate(keys[:-1]):

@@ -192,20 +192,28 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
-def accumulation(recipe: Recipe, world_size: int) -> int:
-    """Micro-batches per rank and optimizer step. RecipeError, with the nearest batch sizes, if it
-    is not whole."""
+def accumulation(recipe: Recipe, world_size: int, ranks: str = "{} ranks") -> int:
+    """Micro-batches per rank and optimizer step. RecipeError, with what would fit, if it is not
+    whole. ranks: how fewer of them are asked for."""
     train = recipe.train
     unit = train.micro_batch * world_size
     if train.global_batch % unit == 0:
         return train.global_batch // unit
-    below = train.global_batch // unit * unit
-    nearest = f"{below} or {below + unit}" if below else f"{unit}"
+    total, micro = train.global_batch, train.micro_batch
+    ways = []  # the first two leave the experiment as it is
+    if total % world_size == 0:
+        each = total // world_size
+        fits = max(n for n in range(1, min(each, micro) + 1) if each % n == 0)
+        ways.append(f"train.micro_batch={fits}")
+    fewer = [n for n in range(1, world_size) if total % (micro * n) == 0]
+    if fewer:
+        ways.append(ranks.format(fewer[-1]))
+    below = total // unit * unit
+    other = " or ".join(str(n) for n in (below, below + unit) if n)
+    ways.append(f"another experiment: train.global_batch={other}")
     raise RecipeError(
-        f"recipe {recipe.name}: train.global_batch = {train.global_batch}: not divisible by "
-        "train.micro_batch x ranks "
-        f"= {train.micro_batch} x {world_size} = {unit}; nearest valid train.global_batch: "
-        f"{nearest}"
+        f"recipe {recipe.name}: train.global_batch = {total}: not divisible by "
+        f"train.micro_batch x ranks = {micro} x {world_size} = {unit}: {', or '.join(ways)}"
     )
 
 

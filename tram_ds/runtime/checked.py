@@ -91,12 +91,14 @@ def problems(
     data: Any,
     *,
     never: Mapping[str, str] | None = None,
+    theirs: Mapping[str, Mapping[str, str]] | None = None,
     hidden: Iterable[str] = (),
 ) -> Iterator[tuple[str, str]]:
     """(dotted path, `path = value: what is wrong`) of each problem, in the order of the sections.
 
-    data: what was validated. never: keys that no section can have -> why. hidden: paths whose
-    values are not shown.
+    data: what was validated. never: keys that no section can have -> why. theirs: path -> what
+    other libraries call a value, in lower case -> ours. hidden: paths whose values are not
+    shown.
     """
     sections = keys_of(model)
     for problem in error.errors(include_url=False):
@@ -106,6 +108,8 @@ def problems(
         ]:
             full = ".".join([*path, key] if key else path)
             value = _value(data, full)
+            if ours := (theirs or {}).get(full, {}).get(str(value).lower()):
+                text = f"{text.partition(';')[0]}; here it is {ours}"
             silent = problem["type"] == "missing" or (key and value is None) or full in hidden
             shown = "" if silent or isinstance(value, dict) else f" = {short(value)}"
             yield full, f"{full}{shown}: {text}"
@@ -154,7 +158,7 @@ def _unknown_key(key: str, section: str, sections: dict[str, list[str]]) -> str:
 def _elsewhere(key: str, sections: dict[str, list[str]]) -> str:
     """A near key of another section, with that section."""
     homes = {other: f"{name}.{other}" for name, keys in sections.items() if name for other in keys}
-    near = re.search(r"'(.*)'", hint(key, homes))
+    near = re.search(r"'(.*)'", hint(key, homes, 0.8))
     return f"; did you mean '{homes[near[1]]}'?" if near else ""
 
 

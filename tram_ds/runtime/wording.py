@@ -14,8 +14,8 @@ def short(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def hint(word: Any, known: Iterable[str]) -> str:
+def hint(word: Any, known: Iterable[str], close: float = 0.6) -> str:
     """`; did you mean 'x'?` for the nearest known word, or nothing."""
     lowered = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(word).lower(), lowered, n=1, cutoff=close)
     return f"; did you mean '{lowered[near[0]]}'?" if near else ""
