@@ -19,6 +19,8 @@ from tram_ds.runtime.errors import DataError
 
 VERSION = 1  # raise it when the conversion changes: it is part of the cache key
 PART = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")  # as the hub names shards
+# `train-3.parquet`, `train_part3.parquet`; a date or a version (`train-v2`) is no number of a part
+NUMBERED = re.compile(r"(?:^|[-_.]|part)(?P<number>\d{1,5})$")
 BATCH = 256  # rows converted at once: bounds the memory
 
 
@@ -140,7 +142,9 @@ def _check_names(files: Sequence[Path], schemas: Sequence[pa.Schema], columns: A
 
 
 def check_whole(files: Sequence[Path]) -> None:
-    """DataError for parts named `...-00000-of-00003...` that lack some, or are of two sets."""
+    """DataError for parts named `...-00000-of-00003...` that lack some, or are of two sets, and for
+    numbered parts (`...-0`, `...-2`) with a gap; those begin at 0 or 1."""
+    _check_numbered(files)
     parts = [(path, PART.search(path.name)) for path in files]
     totals = {int(found["total"]) for _, found in parts if found}
     if not totals:
@@ -156,6 +160,21 @@ def check_whole(files: Sequence[Path]) -> None:
         here = ", ".join(path.name for path in files)
         lacks = f"lacks part {', '.join(map(str, missing))}" if missing else "has a part twice"
         raise DataError(f"{folder} {lacks} of {total} (there are {here}): get the whole set")
+
+
+def _check_numbered(files: Sequence[Path]) -> None:
+    sets: dict[str, list[int]] = {}
+    for path in files:
+        if not PART.search(path.name) and (found := NUMBERED.search(path.stem)):
+            sets.setdefault(path.stem[: found.start("number")], []).append(int(found["number"]))
+    for stem, numbers in sets.items():
+        first = 1 if 0 not in numbers else 0
+        if missing := sorted(set(range(first, max(numbers))) - set(numbers)):
+            lacks = ", ".join(f"{stem}{number}" for number in missing[:3])
+            raise DataError(
+                f"{files[0].parent} has parts of {stem!r} up to {max(numbers)} but lacks {lacks}: "
+                "get the whole set, or give parts that stand alone names without a number"
+            )
 
 
 def _copy(path: Path, wanted: pa.Schema, writer: Any) -> None:

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tram_ds.models.whole import refuse_incomplete
 from tram_ds.runtime.errors import DataError
 
 WAY_OUT = (
@@ -68,6 +69,8 @@ def load_model(
     initialised here.
     overrides: as in load_config.
     """
+    if section.path is not None and Path(section.path).is_dir():
+        refuse_incomplete(Path(section.path))
     config = load_config(section, **overrides)
     options = {
         "dtype": torch.float32,
