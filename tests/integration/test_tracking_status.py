@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration.test_mlflow_server import black_hole, client
 from tests.integration.test_train import RECIPE, TRAIN, records
-from tests.ranks import ROOT, environment
+from tests.ranks import ROOT, environment, store
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 STEPS = 60
@@ -24,6 +24,8 @@ STEPS = 60
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     (folder / "tiny.yaml").write_text(RECIPE)
+    if not (folder / "mlflow.db").exists():
+        store(folder)
     uri = f"tracking.uri=sqlite:///{folder}/mlflow.db"
     command = [sys.executable, TRAIN, "--recipe", "tiny.yaml", uri, *arguments]
     with (folder / "log").open("a") as log:

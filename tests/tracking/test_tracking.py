@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import ranks
 from tram_ds.tracking import tracker as tracking
 from tram_ds.tracking.metrics_log import MetricsLog
 from tram_ds.tracking.points import metric_name, read_batches
@@ -139,19 +140,15 @@ def test_requeue_continues_the_run_without_duplicate_steps(tmp_path, uri):
 
 
 def test_killed_without_a_word_then_sync(tmp_path, uri):
-    code = (
-        "import os, sys, time; sys.path.insert(0, sys.argv[3])\n"
+    (tmp_path / "killed.py").write_text(
+        "import os, sys, time\n"
         "from tests.tracking.test_tracking import begin, write_steps\n"
         "tracker = begin(sys.argv[1], sys.argv[2]); write_steps(sys.argv[1], range(50))\n"
         "while tracker.run_id is None: time.sleep(0.05)\n"
         "os.kill(os.getpid(), 9)"
     )
-    killed = subprocess.run(
-        [sys.executable, "-c", code, tmp_path, uri, ROOT],
-        capture_output=True,
-        timeout=120,
-    )
-    assert killed.returncode == -9, killed.stderr.decode()
+    killed = ranks.script(tmp_path / "killed.py", str(tmp_path), uri, timeout=120)
+    assert killed.returncode == -9, killed.stderr
     first, second = tracking.sync(tmp_path), tracking.sync(tmp_path)
     assert first.complete and second.complete and second.sent == 0
     assert steps_of(uri, first.run_id) == list(range(50))
@@ -256,30 +253,24 @@ def test_the_saved_address_has_no_password(tmp_path):
 
 def test_sync_script(tmp_path, uri):
     begin(tmp_path, uri).finish("FINISHED", timeout=0)
-    script = [sys.executable, ROOT / "launch/sync.py"]
-    good = subprocess.run([*script, tmp_path], capture_output=True, text=True, timeout=120)
+    good = ranks.script(ROOT / "launch/sync.py", str(tmp_path), timeout=120)
     assert good.returncode == 0 and "complete" in good.stdout, good.stderr
-    bad = subprocess.run(
-        [*script, tmp_path / "nothing"], capture_output=True, text=True, timeout=120
-    )
+    bad = ranks.script(ROOT / "launch/sync.py", str(tmp_path / "nothing"), timeout=120)
     assert bad.returncode == 2 and "tracking.json" in bad.stderr and "Traceback" not in bad.stderr
 
 
 def test_eight_processes_on_one_fresh_database(tmp_path):
     uri = f"sqlite:///{tmp_path}/fresh/mlflow.db"
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[3]); from tests.tracking.test_tracking import "
-        "begin, write_steps\n"
-        "tracker = begin(sys.argv[1], sys.argv[2]); write_steps(sys.argv[1], range(5))\n"
+    (tmp_path / "one.py").write_text(
+        "import os, sys\n"
+        "from tests.tracking.test_tracking import begin, write_steps\n"
+        "run = sys.argv[1] + os.environ['RANK']\n"
+        "tracker = begin(run, sys.argv[2]); write_steps(run, range(5))\n"
         "sys.exit(0 if tracker.finish('FINISHED', timeout=200) else 1)"
     )
+    done = ranks.script(tmp_path / "one.py", f"{tmp_path}/run", uri, cwd=tmp_path, world=8)
+    assert done.returncode == 0, done.stderr
     runs = [tmp_path / f"run{i}" for i in range(8)]
-    jobs = [
-        subprocess.Popen([sys.executable, "-c", code, run, uri, ROOT], stderr=subprocess.PIPE)
-        for run in runs
-    ]
-    errors = [job.communicate(timeout=300)[1].decode() for job in jobs]
-    assert [job.returncode for job in jobs] == [0] * 8, errors
     states = [load(run) for run in runs]
     assert all(state and steps_of(uri, state.run_id) == list(range(5)) for state in states)
     parents = {
