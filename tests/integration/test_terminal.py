@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_train import RECIPE
-from tests.ranks import ROOT, environment
+from tests.ranks import ROOT, environment, free_port
 
 pytestmark = pytest.mark.integration
 BIN = Path(sys.executable).parent
@@ -19,7 +19,7 @@ PYTHON = f'"{sys.executable}"'
 LAUNCHERS = {
     "python": PYTHON,
     "torchrun": f'"{BIN}/torchrun" --standalone --nproc_per_node 2',
-    "deepspeed": f'"{BIN}/deepspeed" --num_accelerators 2 --master_port 29647',
+    "deepspeed": f'"{BIN}/deepspeed" --num_accelerators 2 --master_port {free_port()}',
 }
 CLOSED, FULL, LEFT = "<&- >&- 2>&-", "> /dev/full 2> /dev/full", "2> err | true"
 
