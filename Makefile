@@ -20,7 +20,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 # Two workers, whole files each (tests/conftest.py); PYTEST_FLAGS="-n 0" for one process.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: venv quickstart test test-slow test-all coverage check format bench clean
 

@@ -9,8 +9,10 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import zygote  # noqa: F401 - remembers the environment before any test has changed it
 from tests.made_recipes import MINIMAL
@@ -50,26 +52,35 @@ LONG = (
 APART = ("integration/test_recipes.py", "integration/test_readme.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file is a group, because its tests share costly fixtures and caches; what one engine found
-    in parity is a group of its own."""
-    root = Path(__file__).parent
-    for item in items:
-        name = item.path.relative_to(root).as_posix()
-        case: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
-        if name in APART:
-            name += ":" + item.name
-        elif name in ("parity/test_parity.py", "parity/test_special.py"):
-            name += f":{case.get('engine', '')}"
-        item.add_marker(pytest.mark.xdist_group(name.replace("@", "")))
-        if item.get_closest_marker("bench"):
-            item.add_marker(pytest.mark.alone)
+def file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0].removeprefix("tests/")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
-        name = item.path.relative_to(root).as_posix()
+        name = file_of(item.nodeid)
         return LONG.index(name) if name in LONG else len(LONG)
 
     items.sort(key=place)  # stable
+    for item in items:
+        if item.get_closest_marker("bench"):
+            item.add_marker(pytest.mark.alone)
+
+
+class Files(LoadScopeScheduling):
+    """A file goes to one worker, because its tests share costly fixtures and caches; in parity,
+    what one engine found. (The marks of --dist loadgroup do not reach pytest 9.2's node ids.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        name = file_of(nodeid)
+        if name == "parity/test_parity.py":
+            return f"{name}:{nodeid.partition('[')[2].partition('-')[0]}"
+        return nodeid if name in APART else name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Files:
+    return Files(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
