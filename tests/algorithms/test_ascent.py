@@ -47,10 +47,10 @@ def test_equations_written_out() -> None:
 @pytest.mark.parametrize("name", CLIMBING)
 def test_epsilon_climbs_and_is_as_long_as_the_radius(name: str) -> None:
     row = algorithm(name, **({"eta": 2.0} if "eta" in reads(name) else {}))
-    assert row.ascent is not None and row.gauge is not None
+    assert row.ascent is not None and row.epsilon_length is not None
     epsilon = row.ascent(THETA, G, 0.3, norm)
     assert float(epsilon.dot(G)) > 0
-    assert float(row.gauge(THETA, G, epsilon, norm)) == pytest.approx(0.3, rel=1e-6)
+    assert float(row.epsilon_length(THETA, G, epsilon, norm)) == pytest.approx(0.3, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", CLIMBING)

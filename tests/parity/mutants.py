@@ -96,7 +96,7 @@ def mean_of_means(built: Stepper) -> None:
 
     def backward(
         batches: Any, objective: Any, norm_rule: Any = None, local_only: bool = False
-    ) -> base.Means:
+    ) -> base.PassMeans:
         engine.clear()
         sums = torch.zeros(4, dtype=torch.float64)
         for i, batch in enumerate(batches):
@@ -106,7 +106,7 @@ def mean_of_means(built: Stepper) -> None:
             sums += terms.sums
         engine.targets = torch.ones((), dtype=torch.float64)
         squares = base.squared_norm(engine, norm_rule) / engine.replicas
-        means = base.Means.of(engine.data_sum(torch.cat([sums, squares[None]])))
+        means = base.PassMeans.of(engine.data_sum(torch.cat([sums, squares[None]])))
         return replace(means, norm=means.norm * means.targets)
 
     engine.backward = backward

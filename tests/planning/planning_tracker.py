@@ -30,7 +30,7 @@ from tram_ds.engines.fsdp2 import over, transformer_blocks
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS, Chunked
 from tram_ds.models.output import Output
-from tram_ds.models.passes import Pass
+from tram_ds.models.passes import ForwardContext
 from tram_ds.models.randomness import StepRandomness
 from tram_ds.tasks.language_modeling import next_tokens
 
@@ -102,7 +102,7 @@ def main(
         )
         tracker = FSDPMemTracker(model, optimizer)
         forward = Tracked(tracker) if logits == "chunks" else whole(tracker)
-        run, rule = Pass.over(engine, forward, StepRandomness(0, 0, 0)), algorithm(row)
+        run, rule = ForwardContext.over(engine, forward, StepRandomness(0, 0, 0)), algorithm(row)
         tracker.track_inputs((now["input_ids"], after["input_ids"]))
         with tracker:
             for region in rule.regions:

@@ -108,7 +108,7 @@ def _metric(f: Shards, eta: float, inverse: str) -> Shards:
 
 
 # (theta, g, epsilon, norm) -> length = radius
-Gauge = Callable[[Shards, Shards | Lazy, Shards | Lazy, Norm], Tensor]
+EpsilonLength = Callable[[Shards, Shards | Lazy, Shards | Lazy, Norm], Tensor]
 
 
 def sam_length(theta: Shards, g: Shards | Lazy, epsilon: Shards | Lazy, norm: Norm) -> Tensor:

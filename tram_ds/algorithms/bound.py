@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tram_ds.algorithms import trust_region as regions
 from tram_ds.algorithms.ascent import (
     Ascent,
-    Gauge,
+    EpsilonLength,
     adaptive_scale,
     asam,
     asam_length,
@@ -61,8 +61,8 @@ class Algorithm:
     ascent: (theta, g, radius, norm) -> epsilon, or None for one pass. radius: rho, or the region
     whose distance it is.
     penalty: the region whose distance is in the loss.
-    gauge: measures an epsilon in the units of the radius, for the self-check; None where nothing is
-    promised.
+    epsilon_length: of an epsilon in the units of the radius, for the self-check; None where nothing
+    is promised.
     noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher
     diagonal (Algorithm 2).
     """
@@ -70,7 +70,7 @@ class Algorithm:
     name: str
     parts: Mapping[type[Part], Part] = field(default_factory=dict)
     ascent: Ascent | None = None
-    gauge: Gauge | None = None
+    epsilon_length: EpsilonLength | None = None
     radius: float | TrustRegion = 0.0
     penalty: TrustRegion | None = None
     noised: Noise | None = None
@@ -97,18 +97,18 @@ class Algorithm:
         climbs = step % self.of(Climb).perturb_every == 0
         if climbs:
             return self
-        return replace(self, ascent=None, gauge=None, radius=0.0, noised=None)
+        return replace(self, ascent=None, epsilon_length=None, radius=0.0, noised=None)
 
 
-MakeAscent = Callable[[Algorithm], tuple[Ascent, Gauge | None]]
+MakeAscent = Callable[[Algorithm], tuple[Ascent, EpsilonLength | None]]
 MakeReference = Callable[[Algorithm, Noise], Reference]  # what it adds where the row has noise
 
 
-def _sam(_: Algorithm) -> tuple[Ascent, Gauge | None]:
+def _sam(_: Algorithm) -> tuple[Ascent, EpsilonLength | None]:
     return sam(), sam_length
 
 
-def _asam(row: Algorithm) -> tuple[Ascent, Gauge | None]:
+def _asam(row: Algorithm) -> tuple[Ascent, EpsilonLength | None]:
     o = row.of(Adaptive)
     t = adaptive_scale(o.adaptive_filter, o.samsung_eta)
     if row.of(Radius).perturbation == "gradient":
@@ -116,11 +116,11 @@ def _asam(row: Algorithm) -> tuple[Ascent, Gauge | None]:
     return gradient_free(t), None
 
 
-def _fisher(row: Algorithm) -> tuple[Ascent, Gauge | None]:
+def _fisher(row: Algorithm) -> tuple[Ascent, EpsilonLength | None]:
     o = row.of(Fisher)
-    gauge = partial(fisher_length, eta=o.eta, inverse=o.fisher_inverse)
+    epsilon_length = partial(fisher_length, eta=o.eta, inverse=o.fisher_inverse)
     shared = row.of(FisherOnNoise).fisher == "shared"
-    return fisher(o.eta, o.fisher_inverse), gauge if shared else None
+    return fisher(o.eta, o.fisher_inverse), epsilon_length if shared else None
 
 
 def _previous(row: Algorithm, _: Noise) -> Reference:
@@ -137,7 +137,7 @@ def _average(row: Algorithm, _: Noise) -> Reference:
 
 def _noised(row: Algorithm, noise: Noise) -> Reference:
     both = BothBranches in row.parts and row.of(BothBranches).reference_gradient == "both"
-    return regions.NoisedInput(noise, row.of(Region).reference_mode or "train", both)
+    return regions.NoiseReference(noise, row.of(Region).reference_mode or "train", both)
 
 
 # the part that names it -> how it is made and, of an ascent, the paper's rho
@@ -191,9 +191,11 @@ def _climbing(row: Algorithm) -> Algorithm:
     if Climb not in row.parts:
         return row
     make, rho = next(ASCENTS[kind] for kind in row.parts if kind in ASCENTS)
-    ascent, gauge = make(row)
+    ascent, epsilon_length = make(row)
     own = row.of(Constant).rho
-    return replace(row, ascent=ascent, gauge=gauge, radius=rho if own is None else own)
+    return replace(
+        row, ascent=ascent, epsilon_length=epsilon_length, radius=rho if own is None else own
+    )
 
 
 def _region(row: Algorithm, noise: Noise) -> TrustRegion:

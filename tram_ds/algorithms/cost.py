@@ -56,7 +56,12 @@ def cost_of(row: Algorithm) -> Cost:
     """Of a step that climbs, by a row with its options bound; `row.at(step)` is the row of one
     step."""
     # lazily: torch
-    from tram_ds.algorithms.trust_region import AtWeights, NoisedInput, Previous, TrustRegion
+    from tram_ds.algorithms.trust_region import (
+        NoiseReference,
+        Previous,
+        TrustRegion,
+        WeightReference,
+    )
 
     passes = 1 + (row.ascent is not None)
     forward = backward = passes + (row.ascent is not None and row.fisher_pass is not None)
@@ -67,6 +72,8 @@ def cost_of(row: Algorithm) -> Cost:
         reference = row.penalty.reference
         times = passes if row.of(BesideAscent).penalty_passes == "both" else 1
         # logits at other weights are kept for both passes
-        forward += 1 if isinstance(reference, AtWeights | Previous) else times
-        backward += times if isinstance(reference, NoisedInput) and reference.differentiable else 0
+        forward += 1 if isinstance(reference, WeightReference | Previous) else times
+        backward += (
+            times if isinstance(reference, NoiseReference) and reference.differentiable else 0
+        )
     return Cost(forward, backward)

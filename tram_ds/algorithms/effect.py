@@ -19,9 +19,9 @@ from tram_ds.algorithms import references
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.probe import EpsilonProbe
-from tram_ds.algorithms.step import climb, climb_each, objective
+from tram_ds.algorithms.step import climb, climb_per_micro_batch, objective
 from tram_ds.algorithms.stepper import Counts, Stepper, UserForward
-from tram_ds.algorithms.trust_region import NoisedInput, TrustRegion
+from tram_ds.algorithms.trust_region import NoiseReference, TrustRegion
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Lazy, Shards
 
@@ -112,7 +112,7 @@ def measure(
             engine.backward(micro_batches, base(descent=True))  # the masks of pass 2
             masks = _between(engine, g, engine.grads())[0]
             o = row.of(Climb)
-            passes = climb_each if o.accumulation == "micro" else climb
+            passes = climb_per_micro_batch if o.accumulation == "micro" else climb
             replayed = o.model_copy(update={"pass2_dropout": "replay"})
             same = replace(row, parts={**row.parts, Climb: replayed})
             climbed = passes(run, same, micro_batches, share, probe)
@@ -145,7 +145,7 @@ def keys(row: Algorithm) -> tuple[str, ...]:
     found: list[str] = []
     if isinstance(row.radius, TrustRegion):
         found += ["radius_scale"]
-        found += ["sigma"] if isinstance(row.radius.reference, NoisedInput) else []
+        found += ["sigma"] if isinstance(row.radius.reference, NoiseReference) else []
     elif row.ascent is not None:
         found += ["rho"]
     return (*found, "weight") if row.penalty is not None else tuple(found)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tram_ds.algorithms.ascent import Gauge
+from tram_ds.algorithms.ascent import EpsilonLength
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Lazy
 
@@ -21,7 +21,7 @@ class EpsilonProbe:
     """A Probe for train_step; `values` holds () tensors after the step.
 
     perturbation_norm: |epsilon|_2. perturbation_length: in the units of the radius (|epsilon / T|),
-    where a gauge is given.
+    where an epsilon_length is given.
     perturbation_cosine, perturbation_projection: of the realised on the intended epsilon (1.0 where
     nothing is lost to the working copy's precision). perturbation_norm_share, _embedding_share,
     _matrix_share: of |epsilon|^2 in normalisation layers, in embeddings (also one tied to the
@@ -31,7 +31,7 @@ class EpsilonProbe:
     """
 
     full: bool = True
-    gauge: Gauge | None = None
+    epsilon_length: EpsilonLength | None = None
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, engine: Engine, epsilon: Lazy) -> None:
@@ -50,8 +50,8 @@ class EpsilonProbe:
             self.values["perturbation_projection"] = along / intended
             for kind, squares in zip(KINDS, kinds, strict=True):
                 self.values[f"perturbation_{kind}_share"] = squares / intended
-        if self.full and self.gauge is not None:  # the gradient of pass 1 is still there
-            self.values["perturbation_length"] = self.gauge(
+        if self.full and self.epsilon_length is not None:  # the gradient of pass 1 is still there
+            self.values["perturbation_length"] = self.epsilon_length(
                 engine.params(), engine.grads(), epsilon, engine.norm
             )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.options import Radius
 from tram_ds.algorithms.step import StepReport
-from tram_ds.algorithms.trust_region import AtWeights, Previous, TrustRegion
+from tram_ds.algorithms.trust_region import Previous, TrustRegion, WeightReference
 
 NO_DISTANCE = (
     "the distance of step {step} is exactly 0, so nothing is perturbed and the step is the base "
@@ -53,7 +53,7 @@ def without_dropout(row: Algorithm) -> str | None:
         reference = region.reference
         if isinstance(reference, Previous):
             movement, cause = "the last step's movement", ", which goes with the learning rate"
-        elif isinstance(reference, AtWeights):
+        elif isinstance(reference, WeightReference):
             movement, cause = MOVEMENTS[reference.name], ", nothing at first"
         else:
             continue

@@ -55,8 +55,8 @@ def self_check(stepper: Stepper, batches: Sequence[Any], forward: Forward) -> No
             engine.params(), g, torch.tensor(radius, dtype=torch.float64), engine.norm
         )
         length = (
-            float(algorithm.gauge(engine.params(), g, epsilon, engine.norm))
-            if algorithm.gauge is not None
+            float(algorithm.epsilon_length(engine.params(), g, epsilon, engine.norm))
+            if algorithm.epsilon_length is not None
             else radius
         )
         with engine.moved(to=engine.params() + epsilon):

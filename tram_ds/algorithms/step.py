@@ -13,16 +13,16 @@ from torch import Tensor
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.options import BesideAscent, Climb, Penalty, Radius
 from tram_ds.algorithms.trust_region import TrustRegion
-from tram_ds.engines.protocol import Engine, Means, Objective
+from tram_ds.engines.protocol import Engine, LossFn, PassMeans
 from tram_ds.engines.shards import Lazy, Shards
-from tram_ds.engines.sums import Terms
-from tram_ds.models.passes import Noise, Pass
+from tram_ds.engines.sums import MicroBatchSums
+from tram_ds.models.passes import ForwardContext, Noise
 
 Probe = Callable[[Engine, Lazy], None]  # called at theta + epsilon with the intended epsilon
 
 
 @dataclass(frozen=True)
-class Climbed:
+class PassResults:
     """What the passes of a step found, () float64 each; StepReport says what they are."""
 
     loss: Tensor
@@ -65,7 +65,7 @@ class StepReport:
 
 
 def train_step(
-    run: Pass,
+    run: ForwardContext,
     algorithm: Algorithm,
     batches: Sequence[Any],
     share: Tensor | None = None,
@@ -85,7 +85,7 @@ def train_step(
         region.reference.prepare(run, batches if now.asks(region) else (), ahead)
 
     each = algorithm.of(Climb).accumulation == "micro"
-    passes = climb_each if each else climb
+    passes = climb_per_micro_batch if each else climb
     climbed = passes(run, now, batches, share, probe)  # (2) to (6): g = grad L(theta_t + epsilon)
 
     for region in algorithm.regions:  # theta_t becomes the next step's theta_{t-1}
@@ -95,13 +95,13 @@ def train_step(
 
 
 def climb(
-    run: Pass,
+    run: ForwardContext,
     algorithm: Algorithm,
     batches: Sequence[Any],
     share: Tensor | None,
     probe: Probe | None,
     offset: int = 0,
-) -> Climbed:
+) -> PassResults:
     """(2) to (6) of Algorithm 1: leaves the gradient at theta + epsilon in the engine, and theta in
     its weights. Collective.
 
@@ -140,16 +140,16 @@ def climb(
     if alone:  # said of the job: the mean over ranks
         found = engine.data_sum(found) / engine.world_size
     loss, distance, radius, length = found.unbind()
-    return Climbed(loss, distance, radius, second.loss, length, second.norm, second.targets)
+    return PassResults(loss, distance, radius, second.loss, length, second.norm, second.targets)
 
 
-def climb_each(
-    run: Pass,
+def climb_per_micro_batch(
+    run: ForwardContext,
     algorithm: Algorithm,
     batches: Sequence[Any],
     share: Tensor | None,
     probe: Probe | None,
-) -> Climbed:
+) -> PassResults:
     """`accumulation: micro`: an epsilon for every micro-batch (over all ranks), and their second
     gradients accumulated.
 
@@ -169,10 +169,10 @@ def climb_each(
         / targets.clamp(min=1)
         for name in ("loss", "distance", "radius", "perturbed_loss", "ascent_norm")
     }
-    return Climbed(**means, grad_norm=run.engine.norm(mean), targets=targets)
+    return PassResults(**means, grad_norm=run.engine.norm(mean), targets=targets)
 
 
-def distance_of(algorithm: Algorithm, engine: Engine, first: Means) -> Tensor:
+def distance_of(algorithm: Algorithm, engine: Engine, first: PassMeans) -> Tensor:
     """() float64: the mean distance pass 1 measured. Collective where the whole batch is compared
     at once (mmd)."""
     return (
@@ -207,14 +207,14 @@ class Recorded:
 
 
 def objective(
-    run: Pass,
+    run: ForwardContext,
     algorithm: Algorithm,
     share: Tensor | None,
     offset: int = 0,
     *,
     descent: bool = False,
     noise: Noise | None = None,
-) -> Objective:
+) -> LossFn:
     """What a pass minimises, per micro-batch: the task loss, plus the weighted penalty; and pass 1
     measures d on the way.
 
@@ -225,14 +225,14 @@ def objective(
 
 
 def _terms(
-    run: Pass,
+    run: ForwardContext,
     algorithm: Algorithm,
     share: Tensor | None,
     descent: bool,
     noise: Noise | None,
     index: int,
     batch: Any,
-) -> Terms:
+) -> MicroBatchSums:
     replayed = algorithm.of(Climb).pass2_dropout == "replay"
     masks = "pass_2" if descent and not replayed else "pass_1"
     radius, penalty = algorithm.radius, algorithm.penalty
@@ -257,7 +257,9 @@ def _terms(
     assert output.objective is not None
     distance, positions = distances[-1] if distances else (0, 0)
     sums = (output.loss_sum, output.count, distance, positions)
-    return Terms(output.objective, torch.stack([_scalar(x, output.objective) for x in sums]))
+    return MicroBatchSums(
+        output.objective, torch.stack([_scalar(x, output.objective) for x in sums])
+    )
 
 
 def _penalty_weight(

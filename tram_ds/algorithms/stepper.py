@@ -23,7 +23,7 @@ from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 from tram_ds.models.chunked import Chunked
 from tram_ds.models.output import Output, checked
-from tram_ds.models.passes import Pass
+from tram_ds.models.passes import ForwardContext
 from tram_ds.models.randomness import StepRandomness
 
 # (model, batch) -> Output, or (loss_sum, count, logits); or a Chunked
@@ -131,16 +131,16 @@ class Stepper:
         """Inside, torch's global random state may change; afterwards it is what it was."""
         return torch.random.fork_rng(devices=_devices(self.engine.device))
 
-    def bind(self, forward: UserForward, batches: Sequence[Any]) -> Pass:
+    def bind(self, forward: UserForward, batches: Sequence[Any]) -> ForwardContext:
         """The forward pass of the next step; a user's plain tuple becomes an Output."""
         draws = StepRandomness(self.seed, self.steps, self.engine.rank * len(batches))
         if isinstance(forward, Chunked):
-            return Pass.over(self.engine, forward, draws)
+            return ForwardContext.over(self.engine, forward, draws)
 
         def output(model: Any, batch: Any) -> Output:
             return checked(forward(model, batch))
 
-        return Pass.over(self.engine, output, draws)
+        return ForwardContext.over(self.engine, output, draws)
 
     def share(self, batches: Sequence[Any], counts: Counts | None) -> Tensor | None:
         """Counted targets per position of the global batch; one small all-reduce, only for penalty

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from tram_ds.algorithms.distance import Distance
-from tram_ds.engines.protocol import Engine, Means
+from tram_ds.engines.protocol import Engine, PassMeans
 from tram_ds.engines.shards import Shards
 from tram_ds.models.logits import Compare, Hidden, Prediction, Weight
-from tram_ds.models.passes import Noise, Pass
+from tram_ds.models.passes import ForwardContext, Noise
 
 Mode = Literal["eval", "train", "paired"]  # paired: train mode with the dropout masks of pass 1
 
@@ -28,7 +28,9 @@ class Reference(Protocol):
     """Collective in step with the engine: every rank calls every method for the same micro-batches
     in the same order."""
 
-    def prepare(self, run: Pass, batches: Sequence[Any], upcoming: Sequence[Any] | None) -> None:
+    def prepare(
+        self, run: ForwardContext, batches: Sequence[Any], upcoming: Sequence[Any] | None
+    ) -> None:
         """Once a step, before pass 1, at theta_t; may move the weights and comes back bit for bit.
 
         batches: this step's micro-batches; upcoming: the next one's, None if unknown. Empty: no
@@ -36,7 +38,7 @@ class Reference(Protocol):
         """
         ...
 
-    def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
+    def prediction(self, run: ForwardContext, index: int, batch: Any) -> Prediction:
         """Of the N positions of micro-batch `index`; with a graph only where the reference is
         differentiable."""
         ...
@@ -68,7 +70,7 @@ def _masks(mode: Mode) -> str:
     return "pass_1" if mode == "paired" else "reference"
 
 
-def _predicted(run: Pass, batches: Sequence[Any], mode: Mode) -> list[Prediction]:
+def _predicted(run: ForwardContext, batches: Sequence[Any], mode: Mode) -> list[Prediction]:
     """p(. | x) at the weights that stand in the engine. One copy of the head serves all
     micro-batches."""
     found: list[Prediction] = []
@@ -100,7 +102,9 @@ class Previous:
     _now: list[Prediction] = field(default_factory=list)
     _next: list[Prediction] | None = None
 
-    def prepare(self, run: Pass, batches: Sequence[Any], upcoming: Sequence[Any] | None) -> None:
+    def prepare(
+        self, run: ForwardContext, batches: Sequence[Any], upcoming: Sequence[Any] | None
+    ) -> None:
         if self._next is not None:
             self._now = self._next
         elif self.weights is None or not batches:
@@ -115,7 +119,7 @@ class Previous:
             else None
         )
 
-    def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
+    def prediction(self, run: ForwardContext, index: int, batch: Any) -> Prediction:
         return self._now[index]
 
     def advance(self, engine: Engine) -> None:
@@ -144,7 +148,7 @@ Update = Callable[[Shards | None, Engine], Shards]
 
 
 @dataclass
-class AtWeights:
+class WeightReference:
     """p(. | x, w) for remembered weights w: one sharded copy of the model, no second module.
 
     before: w as of the start of step t, from the w remembered (None at step 0).
@@ -156,13 +160,15 @@ class AtWeights:
     weights: Shards | None = None
     _predictions: list[Prediction] = field(default_factory=list)
 
-    def prepare(self, run: Pass, batches: Sequence[Any], upcoming: Sequence[Any] | None) -> None:
+    def prepare(
+        self, run: ForwardContext, batches: Sequence[Any], upcoming: Sequence[Any] | None
+    ) -> None:
         self.weights = self.before(self.weights, run.engine)
         if batches:
             with run.engine.moved(to=self.weights):
                 self._predictions = _predicted(run, batches, self.mode)
 
-    def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
+    def prediction(self, run: ForwardContext, index: int, batch: Any) -> Prediction:
         return self._predictions[index]
 
     def advance(self, engine: Engine) -> None:
@@ -181,12 +187,12 @@ class AtWeights:
         self.weights = state[self.name] if state else None
 
 
-def initial(mode: Mode = "eval") -> AtWeights:
+def initial(mode: Mode = "eval") -> WeightReference:
     """theta_0, the pre-trained model, remembered at the first step."""
-    return AtWeights("initial", lambda w, engine: w or engine.params(keep=True), mode)
+    return WeightReference("initial", lambda w, engine: w or engine.params(keep=True), mode)
 
 
-def average(decay: float, mode: Mode = "eval") -> AtWeights:
+def average(decay: float, mode: Mode = "eval") -> WeightReference:
     """EMA <- decay EMA + (1 - decay) theta after every step, in fp32, from theta_0 on.
 
     The update by theta_{t+1} happens when that is first seen, at the start of step t + 1: the same
@@ -197,11 +203,11 @@ def average(decay: float, mode: Mode = "eval") -> AtWeights:
         # not in place: a step that raises hands the average back as it was
         return engine.params().clone() if ema is None else ema.lerp(engine.params(), 1.0 - decay)
 
-    return AtWeights("average", update, mode)
+    return WeightReference("average", update, mode)
 
 
 @dataclass
-class NoisedInput:
+class NoiseReference:
     """p(. | x + z, theta): no state and nothing moved; the same z in both passes of a step.
 
     differentiable: the gradient also flows through this branch, above the detached embedding (R3F).
@@ -211,10 +217,12 @@ class NoisedInput:
     mode: Mode = "train"
     differentiable: bool = False
 
-    def prepare(self, run: Pass, batches: Sequence[Any], upcoming: Sequence[Any] | None) -> None:
+    def prepare(
+        self, run: ForwardContext, batches: Sequence[Any], upcoming: Sequence[Any] | None
+    ) -> None:
         pass
 
-    def prediction(self, run: Pass, index: int, batch: Any) -> Prediction:
+    def prediction(self, run: ForwardContext, index: int, batch: Any) -> Prediction:
         learning = self.differentiable and torch.is_grad_enabled()
         with torch.set_grad_enabled(learning), run.aside():
             return run.predict(
@@ -262,7 +270,9 @@ class TrustRegion:
     gathered: bool = False
     _rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def compare(self, run: Pass, index: int, batch: Any, weight: Weight | None = None) -> Compare:
+    def compare(
+        self, run: ForwardContext, index: int, batch: Any, weight: Weight | None = None
+    ) -> Compare:
         """What to ask of the forward pass of micro-batch `index`. weight: see Compare."""
         distance = self._collect if self.gathered else self.distance
         reference = self.reference.prediction(run, index, batch)
@@ -272,7 +282,7 @@ class TrustRegion:
         self._rows.append((reference.detach(), current.detach()))
         return current.new_zeros(())
 
-    def mean(self, engine: Engine, means: Means) -> Tensor:
+    def mean(self, engine: Engine, means: PassMeans) -> Tensor:
         """d, () float64: the mean of pass 1, or the gathered batch's. Collective where gathered."""
         if not self.gathered:
             return means.distance

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tram_ds.engines import replicas
 from tram_ds.engines.optimizer_state import Extras, optimizer_steps
 from tram_ds.engines.shards import Lazy, Shards, Span
-from tram_ds.engines.sums import Means, Objective, divisor
+from tram_ds.engines.sums import LossFn, PassMeans, divisor
 from tram_ds.engines.weights import Weights
 
 Schedule = Callable[[int], float]  # optimizer steps taken so far -> factor on every group's lr
@@ -181,15 +181,15 @@ class Engine:
     def backward(
         self,
         batches: Sequence[Any],
-        objective: Objective,
+        objective: LossFn,
         norm_rule: NormRule | None = None,
         local_only: bool = False,
-    ) -> Means:
+    ) -> PassMeans:
         """Clears the gradient, runs forward and backward over every micro-batch, reduces.
         Collective.
 
         norm_rule: an element-wise rule, linear in g, whose norm is to be measured; None: g itself.
-        local_only: nothing is reduced; gradient and Means are this rank's own. Only where
+        local_only: nothing is reduced; gradient and PassMeans are this rank's own. Only where
         `whole_gradients`.
 
         Gradients are of sums; engines average over ranks, so the loss is multiplied by world_size.
@@ -209,7 +209,7 @@ class Engine:
         # The sharding's own reduction has happened in the last micro-batch's backward, so it stands
         # before this all-reduce on every rank. What replicas hold alike is counted once.
         squares = squared_norm(self, norm_rule) / (1 if local_only else self.replicas)
-        means = Means.of(self._reduced(torch.cat([sums, squares[None]]), local_only))
+        means = PassMeans.of(self._reduced(torch.cat([sums, squares[None]]), local_only))
         self.targets = divisor(means.targets)
         return means
 

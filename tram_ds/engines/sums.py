@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Terms:
+class MicroBatchSums:
     """What one micro-batch adds to a pass.
 
     objective: () with its graph, a sum over this micro-batch's counted targets.
@@ -23,11 +23,11 @@ class Terms:
     sums: Tensor
 
 
-Objective = Callable[[int, Any], Terms]
+LossFn = Callable[[int, Any], MicroBatchSums]
 
 
 @dataclass(frozen=True)
-class Means:
+class PassMeans:
     """Global means of one pass, () float64 each, the same on every rank. norm: of its
     mean gradient, or of what a rule makes of that."""
 
@@ -37,11 +37,12 @@ class Means:
     norm: Tensor
 
     @staticmethod
-    def of(sums: Tensor) -> Means:
-        """From Terms.sums and the squared norm of the summed gradient, (5,), over all ranks."""
+    def of(sums: Tensor) -> PassMeans:
+        """From the sums of all micro-batches and the squared norm of the summed gradient, (5,),
+        over all ranks."""
         loss, targets, distance, positions, squares = sums.unbind()
         counted = divisor(targets)
-        return Means(
+        return PassMeans(
             loss / counted, distance / positions.clamp(min=1), targets, squares.sqrt() / counted
         )
 

@@ -22,7 +22,7 @@ Forward = Callable[[Any, Any], Output] | Chunked  # (model, batch) -> Output
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardContext:
     """Runs `forward` on the model of `engine` for one step's draws. state: of the model's buffers;
     conditions: what its hooks read; close() them when the step is over."""
 
@@ -33,9 +33,11 @@ class Pass:
     conditions: Conditions
 
     @staticmethod
-    def over(engine: Engine, forward: Forward, draws: StepRandomness) -> Pass:
+    def over(engine: Engine, forward: Forward, draws: StepRandomness) -> ForwardContext:
         state = ModuleState(engine.module, frozen=engine.whole_gradients)
-        return Pass(engine, forward, draws, state, Conditions(engine.model, engine.module))
+        return ForwardContext(
+            engine, forward, draws, state, Conditions(engine.model, engine.module)
+        )
 
     def aside(self) -> AbstractContextManager[None]:
         """Passes inside leave no trace in the model's buffers: only pass 1 moves running
@@ -46,7 +48,7 @@ class Pass:
         """The step is over: no hook is left in the model."""
         self.conditions.close()
 
-    def next(self) -> Pass:
+    def next(self) -> ForwardContext:
         """The same for the next step."""
         return replace(self, draws=replace(self.draws, step=self.draws.step + 1))
 

@@ -8,7 +8,7 @@ from typing import Any
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.cost import mean_cost
 from tram_ds.algorithms.options import BesideAscent, Climb
-from tram_ds.algorithms.trust_region import AtWeights, Previous
+from tram_ds.algorithms.trust_region import Previous, WeightReference
 from tram_ds.planning.memory import FP32, RunSetup, differentiable
 from tram_ds.planning.sizes import ModelSize
 
@@ -96,7 +96,7 @@ def traffic(setup: RunSetup, n: int, row: Algorithm, forwards: float) -> dict[st
 
 
 def _moves(reference: Any) -> bool:
-    return isinstance(reference, AtWeights) or (
+    return isinstance(reference, WeightReference) or (
         isinstance(reference, Previous) and not reference.lookahead
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.options import Climb
-from tram_ds.algorithms.trust_region import AtWeights, NoisedInput, Previous
+from tram_ds.algorithms.trust_region import NoiseReference, Previous, WeightReference
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS
 from tram_ds.planning.sizes import ModelSize
@@ -199,7 +199,7 @@ def _states(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str, int]:
     n, share = size.parameters, -(-size.parameters // setup.shards)
     shard = _shard(setup, size)
     moves = row.ascent is not None or any(
-        isinstance(r.reference, AtWeights | Previous) for r in row.regions
+        isinstance(r.reference, WeightReference | Previous) for r in row.regions
     )
     working = {
         "replicated": 2 * n if setup.half else 0,
@@ -239,7 +239,7 @@ def _activations(setup: RunSetup, size: ModelSize, row: Algorithm) -> tuple[int,
 def differentiable(row: Algorithm) -> bool:
     """Whether a gradient flows through a reference, too."""
     return any(
-        isinstance(r.reference, NoisedInput) and r.reference.differentiable for r in row.regions
+        isinstance(r.reference, NoiseReference) and r.reference.differentiable for r in row.regions
     )
 
 
@@ -261,7 +261,7 @@ class _References:
 
 
 def _references(setup: RunSetup, size: ModelSize, row: Algorithm) -> _References:
-    kept = [r for r in row.regions if isinstance(r.reference, AtWeights)]
+    kept = [r for r in row.regions if isinstance(r.reference, WeightReference)]
     previous = [r for r in row.regions if isinstance(r.reference, Previous)]
     ahead = sum(
         r.reference.lookahead and row.at(1).asks(r)
@@ -303,7 +303,7 @@ class _Logits:
 
 def _logits(setup: RunSetup, size: ModelSize, row: Algorithm) -> _Logits:
     one, working = size.positions * size.classes, setup.working
-    noised = any(isinstance(r.reference, NoisedInput) for r in row.regions)
+    noised = any(isinstance(r.reference, NoiseReference) for r in row.regions)
     # with a graph nothing is computed in place
     comparing = COMPARING + 2 * (row.penalty is not None)
     if not size.chunked:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
-from tram_ds.engines.sums import Terms
-from tram_ds.models.passes import Forward, Pass
+from tram_ds.engines.sums import MicroBatchSums
+from tram_ds.models.passes import Forward, ForwardContext
 from tram_ds.models.randomness import StepRandomness
 
 BLOCK = 1 << 14  # random numbers drawn from one generator seed
@@ -78,12 +78,12 @@ class Subject:
         share = self.share(start, self.rows if stop is None else stop)
         run = self.run(len(share), step=start)
 
-        def objective(index: int, one: tuple[range, int]) -> Terms:
+        def objective(index: int, one: tuple[range, int]) -> MicroBatchSums:
             rows, weight = one
             output = run(index, self.batch(rows), masks="analysis", train=train)
             count = torch.as_tensor(output.count, dtype=torch.float64, device=self.engine.device)
             loss, zero = output.loss_sum.detach().double(), torch.zeros_like(count)
-            return Terms(
+            return MicroBatchSums(
                 output.loss_sum * weight,
                 torch.stack([loss.to(count.device), count, zero, zero]) * weight,
             )
@@ -109,9 +109,9 @@ class Subject:
         mine = cuts[self.engine.rank * each : (self.engine.rank + 1) * each]
         return [(rows, 1) for rows in mine] + [(range(start, start + 1), 0)] * (each - len(mine))
 
-    def run(self, micros: int, step: int = 0) -> Pass:
+    def run(self, micros: int, step: int = 0) -> ForwardContext:
         """The forward pass for `micros` micro-batches on each rank."""
-        return Pass.over(
+        return ForwardContext.over(
             self.engine, self.forward, StepRandomness(self.seed, step, self.engine.rank * micros)
         )
 

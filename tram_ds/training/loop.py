@@ -139,7 +139,7 @@ class Loop:
         """One step and its record; NumericError after train.max_skipped skipped steps in a row."""
         logging = _due(self.run.recipe.train.log_every, step + 1)
         full = step % self.run.recipe.train.probe_every == 0
-        probe = EpsilonProbe(full, self.run.stepper.algorithm.gauge) if logging else None
+        probe = EpsilonProbe(full, self.run.stepper.algorithm.epsilon_length) if logging else None
         report = self.run.stepper.step(batches, forward, self.run.task.counts, probe, upcoming)
         self.throughput.add(step, report.targets)
         self.throughput.count(self.run.stepper, forward, batches)
