@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +16,9 @@ from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.runtime.exits import NumericError
 
 
-def stepper(name: str = "tram_prev") -> Stepper:
-    model = problem.model(0.1)
-    return wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), name)
+def stepper(name: str = "tram_prev", dropout: float = 0.1, **options: Any) -> Stepper:
+    model = problem.model(dropout)
+    return wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), name, **options)
 
 
 BATCHES = problem.global_batches(1, 2)[0]
@@ -50,8 +51,46 @@ def test_a_norm_that_is_wrong() -> None:
     built: Any = stepper()
     norm, calls = built.engine.norm, iter(range(100))
     built.engine.norm = lambda x: norm(x) * (2.0 if next(calls) == 0 else 1.0)
-    with pytest.raises(NumericError, match=r"\|epsilon / T\| is 0.25 where the radius is 0.5"):
+    with pytest.raises(NumericError) as raised:
         self_check(built, BATCHES, problem.forward)
+    length, radius = re.findall(r"is (\S+) where the radius is (\S+)", str(raised.value))[0]
+    assert float(length) == pytest.approx(float(radius) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout", "options"),
+    [
+        ("tram_x", 0.0, {"radius_scale": 30.0}),
+        ("tram_prev", 0.1, {"radius_scale": 30.0}),
+        ("tram_init", 0.1, {"radius_max": 1e-3}),
+        ("asam", 0.0, {"rho": 0.25}),
+    ],
+)
+def test_it_climbs_by_the_radius_of_the_step_that_follows(
+    name: str, dropout: float, options: dict[str, Any]
+) -> None:
+    built: Any = stepper(name, dropout, **options)
+    norm, calls = built.engine.norm, iter(range(100))
+    built.engine.norm = lambda x: norm(x) * (2.0 if next(calls) == 0 else 1.0)
+    with pytest.raises(NumericError) as raised:
+        self_check(built, BATCHES, problem.forward)
+    built.engine.norm = norm
+    radius = re.findall(r"where the radius is (\S+)", str(raised.value))[0]
+    report = built.step(BATCHES, problem.forward)
+    assert float(radius) == pytest.approx(float(report.radius), rel=1e-5)
+
+
+def test_where_the_distance_is_0_it_climbs_by_half() -> None:
+    built: Any = stepper("tram_prev", 0.0)
+    norm, calls = built.engine.norm, iter(range(100))
+    built.engine.norm = lambda x: norm(x) * (2.0 if next(calls) == 0 else 1.0)
+    with pytest.raises(NumericError, match=r"is 0.25 where the radius is 0.5"):
+        self_check(built, BATCHES, problem.forward)
+
+
+def test_a_radius_that_moves_nothing_is_no_broken_engine() -> None:
+    with pytest.warns(UserWarning, match=r"self-check: at the radius of this batch, \d.*e-"):
+        self_check(stepper(radius_scale=1e-9), BATCHES, problem.forward)
 
 
 def test_weights_that_do_not_come_back() -> None:

@@ -3,37 +3,85 @@ algorithm says?"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from tram_ds.algorithms import references
+from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.options import Climb
-from tram_ds.algorithms.step import objective
+from tram_ds.algorithms.step import distance_of, objective, radius_of
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.algorithms.trust_region import TrustRegion
-from tram_ds.models.passes import Forward
+from tram_ds.models.passes import Forward, ForwardContext
 from tram_ds.runtime.exits import NumericError
 from tram_ds.runtime.ranks import agreed
 
 TOLERANCE = 1e-3  # relative, of |epsilon / T| against the radius: fp32 norms of a billion elements
+LARGE = 0.5  # a radius that moves the loss of any model, where the row's own is 0 or moves nothing
+TOO_SMALL = (
+    "self-check: at the radius of this batch, {radius:.3g}, epsilon leaves the loss as it is, bit "
+    "for bit; at {large:g} it moves it. So the engine perturbs, but {name} is the base optimizer "
+    "until its radius grows: see docs/choosing.md"
+)
 
 
 def self_check(stepper: Stepper, batches: Sequence[Any], forward: Forward) -> None:
-    """Perturbs by the algorithm's rho (0.5 where the radius is a distance, which is 0 at step 0)
-    and comes back.
+    """Perturbs by the row's radius on this batch (LARGE where that is 0, as the distance to
+    theta_{-1} = theta_0 can be) and comes back.
 
-    Collective; two passes over `batches`; leaves weights, gradient and random state as they were.
-    NumericError, on every
-    rank alike, says which promise is broken: epsilon moves the loss; its length is the radius;
-    theta comes back bit for bit.
+    Collective; the reference's passes and two or three over `batches`; leaves weights, references,
+    gradient and random state as they were. NumericError, on every rank alike, says which promise is
+    broken: epsilon moves the loss; its length is the radius; theta comes back bit for bit. A radius
+    too small to move the loss, where LARGE does, is a warning.
     """
     algorithm, engine = stepper.algorithm, stepper.engine
     if algorithm.ascent is None:
         return
-    radius = 0.5 if isinstance(algorithm.radius, TrustRegion) else algorithm.radius
+    problems: list[str] = []
+    run, undo = stepper.bind(forward, batches), references.remembered(algorithm)
+    try:
+        with stepper.quiet(), run.aside():
+            radius = _radius(run, algorithm, batches) or LARGE
+            before, theta = engine.working().realise(), engine.params().clone()
+            length = _climb(run, algorithm, batches, radius, problems)
+            if not (before.equal(engine.working()) and engine.params().equal(theta)):
+                problems.append("theta did not come back bit for bit after the perturbation")
+    finally:
+        engine.clear()
+        undo()
+    if not abs(length - radius) <= TOLERANCE * radius:
+        problems.append(f"|epsilon / T| is {length:.6g} where the radius is {radius:g}")
+    if agreed(bool(problems)):
+        found = "; ".join(problems) or "another rank failed"
+        raise NumericError(f"self-check of {algorithm.name} failed on rank {engine.rank}: {found}")
+
+
+def _radius(run: ForwardContext, algorithm: Algorithm, batches: Sequence[Any]) -> float:
+    """Of this batch; the same on every rank. Collective."""
+    if not isinstance(algorithm.radius, TrustRegion):
+        return algorithm.radius
+    measured = replace(algorithm, penalty=None)
+    algorithm.radius.reference.prepare(run, batches, None)
+    first = run.engine.backward(batches, objective(run, measured, None))
+    return float(radius_of(measured, distance_of(measured, run.engine, first)))
+
+
+def _climb(
+    run: ForwardContext,
+    algorithm: Algorithm,
+    batches: Sequence[Any],
+    radius: float,
+    problems: list[str],
+) -> float:
+    """|epsilon / T|, after a climb by `radius` that has to move the loss. Collective."""
+    engine, ascent = run.engine, algorithm.ascent
+    assert ascent is not None
     replayed = algorithm.of(Climb).model_copy(update={"pass2_dropout": "replay"})
     plain = replace(
         algorithm,
@@ -43,34 +91,27 @@ def self_check(stepper: Stepper, batches: Sequence[Any], forward: Forward) -> No
         noised=None,
         fisher_pass=None,
     )
-    problems = []
-    run = stepper.bind(forward, batches)
-    with stepper.quiet(), run.aside():
-        make = partial(objective, run, plain, None)
-        before = engine.working().realise()
-        theta = engine.params().clone()
-        still = engine.backward(batches, make()).loss
-        g = engine.grads()
-        epsilon = algorithm.ascent(
-            engine.params(), g, torch.tensor(radius, dtype=torch.float64), engine.norm
-        )
-        length = (
-            float(algorithm.epsilon_length(engine.params(), g, epsilon, engine.norm))
-            if algorithm.epsilon_length is not None
-            else radius
-        )
-        with engine.moved(to=engine.params() + epsilon):
-            moved = engine.backward(batches, make(descent=True)).loss
-        engine.clear()
-        if not bool(moved != still):
-            problems.append(
-                f"the loss did not move under epsilon ({float(still)!r}): the perturbation is not "
-                "published"
-            )
-        if not abs(length - radius) <= TOLERANCE * radius:
-            problems.append(f"|epsilon / T| is {length:.6g} where the radius is {radius:g}")
-        if not (before.equal(engine.working()) and engine.params().equal(theta)):
-            problems.append("theta did not come back bit for bit after the perturbation")
-    if agreed(bool(problems)):
-        found = "; ".join(problems) or "another rank failed"
-        raise NumericError(f"self-check of {algorithm.name} failed on rank {engine.rank}: {found}")
+    make = partial(objective, run, plain, None)
+
+    def loss_at(size: float) -> tuple[Tensor, float]:
+        theta, g = engine.params(), engine.grads()
+        epsilon = ascent(theta, g, torch.tensor(size, dtype=torch.float64), engine.norm)
+        measured = algorithm.epsilon_length
+        length = size if measured is None else float(measured(theta, g, epsilon, engine.norm))
+        with engine.moved(to=theta + epsilon):
+            return engine.backward(batches, make(descent=True)).loss, length
+
+    still = engine.backward(batches, make()).loss
+    moved, length = loss_at(radius)
+    if bool(moved != still):
+        return length
+    engine.backward(batches, make())  # the gradient of theta again
+    if isinstance(algorithm.radius, TrustRegion) and bool(loss_at(LARGE)[0] != still):
+        if engine.rank == 0:
+            text = TOO_SMALL.format(radius=radius, large=LARGE, name=algorithm.name)
+            warnings.warn(text, stacklevel=4)
+        return length
+    problems.append(
+        f"the loss did not move under epsilon ({float(still)!r}): the perturbation is not published"
+    )
+    return length

@@ -26,6 +26,7 @@ FREE = (
     "train.stop_after",
     "train.log_every",
     "train.probe_every",
+    "train.effect_every",
     "train.self_check",
     "train.max_skipped",
     "train.peak_tflops",

@@ -54,6 +54,7 @@ class Run:
     folder: str | None = None
     link: str | None = None
     analyses: dict[str, dict[str, float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -108,8 +109,8 @@ class Run:
 
 
 def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run], list[str]]:
-    """(runs, what was left out and why) of folders or glob patterns. CompareError if there is no
-    finished run."""
+    """(runs, notes: what was left out and why, what a run warned of) of folders or glob patterns.
+    CompareError if there is no finished run."""
     folders = sorted(
         {Path(path) for pattern in patterns for path in glob.glob(os.path.expanduser(pattern))}
     )
@@ -122,6 +123,7 @@ def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run
             continue
         try:
             runs.append(_read_folder(folder, split))
+            notes += [f"{folder}: {text}" for text in runs[-1].warnings]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             notes.append(f"{folder}: cannot be read ({type(error).__name__}: {error})")
     if not runs:
@@ -130,8 +132,8 @@ def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run
 
 
 def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Run], list[str]]:
-    """(runs, what was left out and why) of an experiment. CompareError if it has no finished run or
-    does not exist."""
+    """(runs, notes: what was left out and why, what a run warned of) of an experiment. CompareError
+    if it has no finished run or does not exist."""
     from tram_ds.tracking.server import new_client, prepare_environment, sqlite_path
     from tram_ds.tracking.upload import KEY_TAG
 
@@ -155,6 +157,7 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
                 continue  # a parent, or another program's run
             try:
                 runs.append(_read_mlflow(client, run, uri, split))
+                notes += [f"{run.info.run_name}: {text}" for text in runs[-1].warnings]
             except Exception as error:
                 # whatever a server or an artifact store says: one run less, and it is reported
                 notes.append(
@@ -242,7 +245,13 @@ def _run(where: str, recipe: Any, results: Mapping[str, Any], split: str, **also
         )
     initial = (results.get("initial") or {}).get(split, {})
     return Run(
-        where, recipe, results["scores"][split], initial, tuple(results["train_domains"]), **also
+        where,
+        recipe,
+        results["scores"][split],
+        initial,
+        tuple(results["train_domains"]),
+        warnings=tuple(results.get("warnings") or ()),
+        **also,
     )
 
 

@@ -123,8 +123,11 @@ class Evaluator:
         finally:
             peers.close()
 
-    def conclude(self, initial: Scores | None) -> dict[str, Any]:
-        """Scores and exports the selected weights; writes and returns results.json."""
+    def conclude(
+        self, initial: Scores | None, warnings: Callable[[], list[str]] = list
+    ) -> dict[str, Any]:
+        """Scores and exports the selected weights; writes and returns results.json. warnings: asked
+        on rank 0."""
         measured = from_rank_0(lambda: self.folder.best_loss.exists())
         best = self.recipe.eval.select == "best" and measured
         weights = read_export(self.engine, self.folder.best) if best else None
@@ -144,6 +147,7 @@ class Evaluator:
                 split: self._averages(domains) for split, domains in scores.items()
             },
             "initial": initial,
+            "warnings": from_rank_0(warnings),
         }
         self._write(self.folder.results, results)
         return results

@@ -258,6 +258,10 @@ class TrainSection(Section):
     probe_every: Positive = 10
     """Optimizer steps between measurements of what the perturbation did to the working copy
     (cosine, projection)."""
+    effect_every: Positive | None = 1000
+    """Optimizer steps between measurements of how far the row's gradient is from the base
+    optimizer's (docs/choosing.md), at the price of two base steps and one of the row's each; also
+    at steps 3, 30 and 100. null = never."""
     peak_tflops: Annotated[float, Field(gt=0)] | None = None
     """Peak of one device at model.dtype, in TFLOP/s, for `mfu`; null = the data sheet's of A100,
     H100, H200, else no mfu."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tram_ds.algorithms.effect import measure
 from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.algorithms.self_check import self_check
 from tram_ds.algorithms.step import StepReport
@@ -22,6 +23,7 @@ from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.exits import DONE, REQUEUE, NumericError
 from tram_ds.runtime.ranks import highest
 from tram_ds.training.build import Run
+from tram_ds.training.effects import due, record_of
 from tram_ds.training.throughput import Throughput, throughput
 
 Record = dict[str, Any]
@@ -67,8 +69,9 @@ class Loop:
             # looking ahead runs the next step's batches through theta_t in this one, and a
             # checkpoint keeps no such predictions: a step before a save does not look ahead
             upcoming = None if saving else self.batches(done, pool)
+            looked = self.look(batches, step, forward)
             run.watchdog.beat("step")
-            self.take(batches, step, forward, upcoming)
+            self.take(batches, step, forward, upcoming, looked)
             if _due(run.recipe.eval.every_steps, done):
                 self.validate(done)
             wish = highest(self.wish())  # one small all-reduce for both questions
@@ -111,6 +114,17 @@ class Loop:
             self_check(self.run.stepper, batches, forward)
         self.throughput.restart()
 
+    def look(self, batches: list[Batch], step: int, forward: Any) -> Record:
+        """What the next step, `step` counted from 0, will do beyond the base optimizer's, where
+        that is due. Not timed."""
+        train, stepper = self.run.recipe.train, self.run.stepper
+        if not due(step + 1, train.effect_every, train.log_every, stepper.algorithm):
+            return {}
+        self.run.watchdog.beat("effect")
+        found = measure(stepper, batches, forward, self.run.task.counts)
+        self.throughput.restart()
+        return record_of(found)
+
     def batches(self, step: int, pool: ThreadPoolExecutor) -> list[Batch]:
         """This rank's micro-batches of step `step`, on its device; those of the next step are read
         in the background."""
@@ -134,7 +148,12 @@ class Loop:
         ]
 
     def take(
-        self, batches: list[Batch], step: int, forward: Any, upcoming: list[Batch] | None
+        self,
+        batches: list[Batch],
+        step: int,
+        forward: Any,
+        upcoming: list[Batch] | None,
+        looked: Record,
     ) -> None:
         """One step and its record; NumericError after train.max_skipped skipped steps in a row."""
         logging = _due(self.run.recipe.train.log_every, step + 1)
@@ -146,12 +165,9 @@ class Loop:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
         if logging or report.skipped:
             rates, now = self.throughput.rates(), time.monotonic()
-            self.record(
-                step_record(
-                    step + 1, report, now - self._steps_since, probe.values if probe else {}
-                )
-                | rates
-            )
+            probed = probe.values if probe else {}
+            found = step_record(step + 1, report, now - self._steps_since, probed)
+            self.record(found | rates | looked)
             self._steps_since = now
         if self.skipped_in_a_row >= self.run.recipe.train.max_skipped:
             raise NumericError(self._hopeless(step + 1))

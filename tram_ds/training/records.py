@@ -13,9 +13,10 @@ from tram_ds.runtime.git import git_commit
 from tram_ds.tracking import tracker as tracking
 from tram_ds.tracking.address import Address, address
 from tram_ds.tracking.dataset import dataset
-from tram_ds.tracking.metrics_log import MetricsLog
+from tram_ds.tracking.metrics_log import MetricsLog, read
 from tram_ds.tracking.state import Identity
 from tram_ds.training.build import Run
+from tram_ds.training.effects import FIRST, effect_of, warning
 from tram_ds.training.loop import Record
 from tram_ds.training.progress import Progress
 
@@ -29,10 +30,12 @@ class Records:
     status: what the tracker says of the run at its end.
     """
 
+    run: Run
     log: MetricsLog | None
     progress: Progress
     tracker: tracking.Tracker
     status: tracking.Status = "FAILED"
+    _told: bool = False  # the line of the first effect that this process measured
 
     def add(self, values: Record) -> None:
         """One record of a step or of a validation."""
@@ -40,11 +43,23 @@ class Records:
             return
         self.log.append(values)
         if "loss" in values:
+            self._say(values)
             self.progress.update(values)
         else:
             self.progress.message(
                 f"step {values['step']}: validation loss {values['validation_loss']:.4f}"
             )
+
+    def _say(self, values: Record) -> None:
+        effect = effect_of(values)
+        if effect is not None and not self._told:
+            self._told = True
+            self.progress.message(effect.words(self.run.stepper.algorithm.name))
+        if values["step"] == last_of_first(self.run):
+            self.flush()
+            for text in warned(self.run):
+                self.progress.message(f"warning: {text}")
+                self.tracker.set_tags({"warning": text})
 
     def flush(self) -> None:
         """metrics.jsonl holds all that was added. OSError where the disk refuses."""
@@ -66,13 +81,26 @@ def recording(run: Run) -> Iterator[Records]:
             files.callback(log.close)
             if run.recipe.tracking.enabled:
                 tracker = start_tracking(run)
-        records = Records(log, progress, tracker)
+        records = Records(run, log, progress, tracker)
         try:
             yield records
         finally:
             files.close()  # the log before the tracker's last upload, which reads it
             # whoever stopped it may kill it soon
             tracker.finish(records.status, timeout=60.0 if records.status == "FINISHED" else 10.0)
+
+
+def last_of_first(run: Run) -> int:
+    """The logged step after which it is known whether the first steps give reason to warn."""
+    every = run.recipe.train.log_every
+    last = min(FIRST, run.total_steps)
+    return max(every, last - last % every)
+
+
+def warned(run: Run) -> list[str]:
+    """What the record of the run's first steps gives reason to say. Rank 0."""
+    text = warning(run.stepper.algorithm, read(run.folder.path), last_of_first(run))
+    return [] if text is None else [text]
 
 
 def tracked_at(recipe: Recipe) -> Address:

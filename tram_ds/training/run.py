@@ -21,7 +21,7 @@ from tram_ds.training.build import Run, build
 from tram_ds.training.loop import Loop
 from tram_ds.training.opening import Request, opened
 from tram_ds.training.progress import results_text
-from tram_ds.training.records import Records, recording, tracked_at
+from tram_ds.training.records import Records, recording, tracked_at, warned
 
 __all__ = ["Request", "run"]
 
@@ -120,7 +120,8 @@ def loop(run: Run, saver: Saver, records: Records) -> int:
 
 def conclude(run: Run, records: Records, initial: Scores | None) -> None:
     """Final scores and the export, recorded and shown. Collective."""
-    results = run.evaluator.conclude(initial)
+    records.flush()
+    results = run.evaluator.conclude(initial, lambda: warned(run))
     records.tracker.log_results(results)
     if run.job.rank == 0:
         records.tracker.set_tags({"export": str(run.folder.export.resolve())})
@@ -158,6 +159,7 @@ def print_results(results: dict[str, Any], folder: RunFolder, uri: str | None) -
     after = {domain: found[metric] for domain, found in scores.items()}
     before = {domain: found[metric] for domain, found in initial.items()}
     print(results_text(before, after, results["train_domains"], metric))
+    print("".join(f"warning: {text}\n" for text in results["warnings"]), end="")
     print(f"run folder: {folder}")
     if uri:
         print(f"MLflow:     {redact(uri)}" + _to_look_at(uri))
