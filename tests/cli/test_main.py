@@ -50,7 +50,11 @@ def test_help_answers_imports_nothing_heavy_and_changes_nothing(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["train", "--recipe", "m2d2_gpt2xl.yaml", "--dry-run"]],
+    ids=" ".join,
+)
 def test_tram_answers_without_what_takes_seconds(tmp_path: Path, words: list[str]) -> None:
     done = ran([sys.executable, "-X", "importtime", "-m", "tram_ds", *words], tmp_path)
     assert done.returncode == 0 and done.stdout

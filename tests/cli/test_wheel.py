@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -15,16 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT, environment
+from tests.ranks import ROOT, environment, free_port
 from tram_ds.cli import main as tram
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run(command: list[str | Path], folder: Path, timeout: float = 600) -> str:

@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 
 from tram_ds.runtime.jsonl import decode
+from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
+from tram_ds.runtime.wording import short
 
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
 ANALYSES = ("sharpness", "cka")  # files <run>/analysis/<name>.json: {domain: value}
@@ -134,6 +136,8 @@ def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run
 def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Run], list[str]]:
     """(runs, notes: what was left out and why, what a run warned of) of an experiment. CompareError
     if it has no finished run or does not exist."""
+    from mlflow.exceptions import MlflowException
+
     from tram_ds.tracking.server import new_client, prepare_environment, sqlite_path
     from tram_ds.tracking.upload import KEY_TAG
 
@@ -143,9 +147,16 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
     if database is not None and not database.exists():
         raise CompareError(f"--uri {uri}: there is no such database")
     client = new_client(uri)
-    found = client.get_experiment_by_name(experiment)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        names = [] if found else sorted(e.name for e in client.search_experiments())
+    except MlflowException as error:
+        why = redact(" ".join(str(error).split()))
+        raise CompareError(
+            f"--uri {redact(uri)}: MLflow does not answer: start it, correct the address, or name "
+            f"run folders; it said: {short(why, 300)}"
+        ) from None
     if found is None:
-        names = sorted(e.name for e in client.search_experiments())
         raise CompareError(
             f"--experiment {experiment}: MLflow has none of that name; it has {', '.join(names)}"
         )

@@ -28,6 +28,7 @@ from tram_ds.checkpoint.tensors import Flat
 from tram_ds.data.m2d2 import ABBREVIATIONS, short_names
 from tram_ds.engines.layout import parameter_names
 from tram_ds.evaluation.score import evaluate, zero_shot_average
+from tram_ds.models.pretrained import refuse_missing
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.recipe.sections import ModelSection
 from tram_ds.runtime.errors import DataError
@@ -63,6 +64,7 @@ def candidates(paths: Sequence[str], pretrained: bool) -> list[Candidate]:
     found = [Candidate("pre-trained")] if pretrained else []
     unique = len({Path(path).name for path in paths}) == len(paths)
     for path in paths:
+        refuse_missing(path, "--model")
         folder = Path(path).expanduser()
         name = folder.name if folder.is_dir() and unique else path
         if (folder / MANIFEST).is_file():

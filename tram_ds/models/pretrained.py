@@ -44,6 +44,7 @@ def load_config(section: Any, **overrides: Any) -> PretrainedConfig:
     if section.path is None:
         config = _fresh_config(dict(section.init or {}), overrides)
     else:
+        refuse_missing(section.path, "model.path")
         try:
             config = AutoConfig.from_pretrained(
                 section.path, revision=_revision(section), trust_remote_code=False, **overrides
@@ -100,9 +101,23 @@ def load_model(
     return model.train()
 
 
+def refuse_missing(path: str | None, key: str) -> None:
+    """DataError where `path` is written as a folder and there is none: the hub is not asked then.
+
+    A folder: absolute, or with `.` or `~` in front, or three parts, or in a folder that is there.
+    """
+    if path is None or Path(path).expanduser().exists():
+        return
+    parts = Path(path).parts
+    inside = len(parts) > 1 and Path(*parts[:-1]).is_dir()
+    if path.startswith((".", "~", "/")) or len(parts) > 2 or inside:
+        raise DataError(f"{key} {path}: there is no such folder")
+
+
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """The tokeniser of a folder or hub name. DataError if there is none, or one without a
     vocabulary."""
+    refuse_missing(path, "tokeniser")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision or "main", trust_remote_code=False

@@ -144,25 +144,25 @@ class RunLock:
 @contextmanager
 def held(run_dir: Path | str, world_size: int, **options: Any) -> Iterator[RunLock | None]:
     """The lock for a whole job: rank 0 holds it (the others get None), and all ranks raise
-    RunLocked alike. Collective.
+    RunLocked alike, or ValueError where there can be no lock. Collective.
 
     options: those of RunLock. Pass what this yields to Saver(lock=...), which checks it before
     every save.
     """
-    peers, lock, text = Peers(world_size), None, ""
+    peers, lock, text, unfit = Peers(world_size), None, "", ""
     if peers.rank == 0:
         lock = RunLock(run_dir, **options)
         try:
             lock.__enter__()
-        except (RunLocked, OSError) as error:
+        except RunLocked as error:
+            lock, text = None, f"{error}"
+        except OSError as error:
             lock = None
-            text = (
-                f"{error}"
-                if isinstance(error, RunLocked)
-                else f"{run_dir}: cannot be locked ({error})"
-            )
-    text = peers.gather(text)[0]
+            unfit = f"run_dir {run_dir}: cannot be made or written ({error}): choose another"
+    text, unfit = peers.gather(text)[0], peers.gather(unfit)[0]
     peers.close()
+    if unfit:
+        raise ValueError(unfit)
     if text:
         raise RunLocked(text)
     try:

@@ -59,6 +59,10 @@ def get_run(client: MlflowClient, run_id: str) -> Run | None:
         raise
 
 
+# MLflow 3 shows its page for language-model traces, empty, to an experiment of no kind
+OF_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+
+
 def find_experiment(
     client: MlflowClient, name: str, database: Path | None, by_id: bool = False
 ) -> str:
@@ -77,7 +81,7 @@ def find_experiment(
             None if database is None else (database.resolve().parent / "mlartifacts").as_uri()
         )
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return client.create_experiment(name, artifact_location=location, tags=OF_TRAINING)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
