@@ -415,3 +415,15 @@ def test_course_of_a_run() -> None:
     )
     assert (validated.kind, validated.curve) == ("validation", ((100, 5.0), (200, 4.0)))
     assert math.isnan(runs.course([]).seconds)
+
+
+@pytest.mark.parametrize(("seeds", "shown"), [(4, False), (5, True)])
+def test_an_interval_over_few_seeds_is_not_shown(tmp_path: Path, seeds: int, shown: bool) -> None:
+    """And what is resampled is said, whether one is shown or not."""
+    for algorithm, shift in (("base", 0.0), ("tram_x", -5.0)):
+        for seed in range(seeds):
+            scores = {d: v + shift + 0.1 * seed**2 for d, v in HOME.items()}
+            made_runs.write(tmp_path, made_runs.recipe(algorithm, seed), scores)
+    block = tables.significance(table(tmp_path), "adam", 0.01)
+    assert text(block, "tram_x", "95 % bootstrap").startswith("[") == shown
+    assert any("resamples the seeds" in note and "below 5" in note for note in block.notes)

@@ -18,6 +18,7 @@ from tram_ds.comparison.layouts import Layout, sorted_methods
 from tram_ds.comparison.paper import Column, Frame
 from tram_ds.comparison.transfer import pearson
 
+FEW = 5  # seeds: of fewer a bootstrap interval is too narrow to be shown
 SINGLE = 5  # tables of at most so many columns print mean and spread in one cell
 
 
@@ -310,6 +311,8 @@ def significance(table: Table, baseline: str, alpha: float) -> Block:
         "corrected for all rows",
         f"by seed, n pairs cannot give p below 2^(1-n): {tests.pairs_needed(alpha)} seeds are "
         f"needed for p < {alpha:g}",
+        f"the bootstrap resamples the seeds that both rows have, in pairs; below {FEW} of them no "
+        "interval is shown",
         *(("bootstrap: of the ratio of perplexities, in percent",) if layout.log else ()),
         f"{test} is the paper's test; it does not say of which samples: here, mean scores of the "
         "zero-shot domains",
@@ -337,7 +340,7 @@ def _by_seed(table: Table, method: str, baseline: str, alpha: float) -> list[Cel
     interval, drawn = tests.bootstrap(compared[0], compared[1], alpha)
     ranked = tests.wilcoxon(a, b, alpha, of="seeds")
     shown = NONE
-    if interval:
+    if interval and len(a) >= FEW:
         bounds = (interval.low, interval.high)
         low, high = (100 * math.expm1(x) if log else x for x in bounds)
         shown = f"[{low:+.{digits}f}{' %' * log}, {high:+.{digits}f}{' %' * log}]"
