@@ -291,3 +291,11 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_its_record(tmp_path: 
     done = train(tmp_path, "--resume")
     assert done.returncode == 0 and "no checkpoint: starting at step 0" in done.stdout
     assert (tmp_path / "run" / "metrics.superseded.jsonl").read_text().count('"loss"') == 2
+
+
+def test_an_unfinished_run_of_another_recipe_names_the_flag(tmp_path: Path) -> None:
+    assert train(tmp_path, "train.stop_after=1").returncode == 75
+    done = train(tmp_path, "--resume", "optimizer.lr=0.123")
+    assert done.returncode == 4
+    assert "undo the change, or allow it with --allow-change: optimizer.lr: " in done.stderr
+    assert train(tmp_path, "--resume", "optimizer.lr=0.123", "--allow-change").returncode == 0

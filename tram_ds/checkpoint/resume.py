@@ -81,8 +81,8 @@ def resume(
                 changes = _changes(manifest, stepper, recipe, data)
                 if changes and not allow_change:
                     raise CheckpointError(
-                        f"{path.name} is of a different run; allow the change or undo it: "
-                        f"{'; '.join(changes)}"
+                        f"{path.name} is of a different run; undo the change, or allow it with "
+                        f"--allow-change: {'; '.join(changes)}"
                     )
                 _fill(stepper, path, manifest, peers)
                 return Resumed(path, manifest, refused, changes)
@@ -91,9 +91,7 @@ def resume(
                 break
         if refused:
             way_out = (
-                "no earlier one is whole"
-                if fallback
-                else "falling back to an earlier one has to be allowed"
+                "no earlier one is whole" if fallback else "--fallback goes back to an earlier one"
             )
             raise CheckpointError(f"refused: {'; '.join(refused)} ({way_out})")
         return None
