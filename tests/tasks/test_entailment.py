@@ -302,7 +302,7 @@ def test_wrong_tables_are_refused_before_any_weight(
             "exceeds the model's 38 positions",
         ),
         ({"model": {"init": XLMR | {"vocab_size": 100}}}, "vocab_size 100 is too small"),
-        ({"model": {"path": "/no/such/folder"}}, "'/no/such/folder' has no usable"),
+        ({"model": {"path": "/no/such/folder"}}, "model.path /no/such/folder: there is no such"),
     ],
 )
 def test_wrong_recipes_are_refused(recipe_for, change, message):

@@ -286,7 +286,7 @@ def test_an_image_that_cannot_be_decoded_is_named(folder, recipe_for, image, mes
             "no validation split; it has train, test: remove eval.every_steps",
         ),
         ({"revision": "abc"}, "revision abc is for data on the hub"),
-        ({"model": {"path": "/no/such/folder"}}, "'/no/such/folder' has no usable"),
+        ({"model": {"path": "/no/such/folder"}}, "model.path /no/such/folder: there is no such"),
     ],
 )
 def test_wrong_recipes_are_refused(recipe_for, change, message):

@@ -300,7 +300,7 @@ def test_heads_of_the_other_tasks_are_built_the_same_way():
             "architecture 'gpt3' is unknown.*did you mean 'gpt",
         ),
         ({"model": {"init": TINY | {"vocab_size": 100}}}, "vocab_size 100 is too small"),
-        ({"model": {"path": "/no/such/folder"}}, "'/no/such/folder' has no usable"),
+        ({"model": {"path": "/no/such/folder"}}, "model.path /no/such/folder: there is no such"),
         ({"data": "machelreid/nothing"}, "'machelreid/nothing' is neither"),
     ],
 )

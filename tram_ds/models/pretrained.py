@@ -114,10 +114,10 @@ def refuse_missing(path: str | None, key: str) -> None:
         raise DataError(f"{key} {path}: there is no such folder")
 
 
-def load_tokenizer(path: str, revision: str | None = None) -> Any:
-    """The tokeniser of a folder or hub name. DataError if there is none, or one without a
-    vocabulary."""
-    refuse_missing(path, "tokeniser")
+def load_tokenizer(path: str, revision: str | None = None, key: str = "model.path") -> Any:
+    """The tokeniser of a folder or hub name, which the recipe gives as `key`. DataError if there is
+    none, or one without a vocabulary."""
+    refuse_missing(path, key)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision or "main", trust_remote_code=False

@@ -176,7 +176,9 @@ class Entailment:
                 "was trained with"
             )
         tokenizer = (
-            load_tokenizer(name) if name is not None else load_tokenizer(model.path, model.revision)
+            load_tokenizer(name, key="task.tokenizer")
+            if name is not None
+            else load_tokenizer(model.path, model.revision)
         )
         if tokenizer.pad_token_id is None:  # decoders come without
             if tokenizer.eos_token is None:

@@ -324,7 +324,7 @@ def _domains(task: Any, source: Source) -> tuple[list[str], list[str]]:
 
 def _tokenizer(task: Any, model: Any, source: Source) -> Any:
     if task.tokenizer is not None:
-        return load_tokenizer(task.tokenizer)
+        return load_tokenizer(task.tokenizer, key="task.tokenizer")
     if model.path is None:
         vocabulary = (model.init or {}).get("vocab_size")
         return source_tokenizer(
