@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,24 @@ def _turn(config: pytest.Config, alone: bool) -> Iterator[None]:
             yield
         finally:  # not left to close(): a fork that lives on has the file open too
             fcntl.flock(machine, fcntl.LOCK_UN)
+
+
+@pytest.fixture(autouse=True)
+def process_as_found() -> Iterator[None]:
+    """A test leaves its process as it found it. A run in this process leaves stop signals ignored,
+    which every later child would inherit; MLflow and launchers write into the environment, by which
+    ranks.script decides whether a fork will do."""
+    stops = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    handlers, environment = {number: signal.getsignal(number) for number in stops}, dict(os.environ)
+    yield
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+    for name in {*os.environ, *environment} - {"PYTEST_CURRENT_TEST"}:
+        if name not in environment:
+            del os.environ[name]
+        elif os.environ.get(name) != environment[name]:
+            os.environ[name] = environment[name]
 
 
 @pytest.fixture
