@@ -334,7 +334,7 @@ def test_a_backbone_without_its_weights_is_no_new_head(task, recipe_for, tmp_pat
         model.roberta.embeddings.word_embeddings.weight,
     )
     save_file(dict(list(head.items())[3:]), tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(DataError, match="lacks 3 weights of XLMRoberta"):
+    with pytest.raises(DataError, match=r"lacks 3 weights .* of XLMRoberta"):
         build(recipe).model()
 
 

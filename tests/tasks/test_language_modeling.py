@@ -331,7 +331,7 @@ def test_a_path_without_tokenizer_or_with_missing_weights_is_refused(
         build(recipe_for(model={"path": str(tmp_path)}))
     model.config.n_layer = 2  # the weights of the second layer are not in the file
     model.config.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="lacks 12 weights of GPT2LMHeadModel"):
+    with pytest.raises(DataError, match=r"lacks 12 weights .* of GPT2LMHeadModel"):
         build(recipe_for(model={"path": str(tmp_path)}, tokenizer=saved)).model()
 
 

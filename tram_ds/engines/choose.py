@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from tram_ds.engines import replicas
+from tram_ds.engines.filling import Fill
 from tram_ds.engines.protocol import Engine, Schedule
 from tram_ds.runtime.ranks import Job
 
@@ -20,7 +21,7 @@ from tram_ds.runtime.ranks import Job
 @dataclass(frozen=True)
 class Settings:
     """What every engine's `build` gets. optimizer: model -> torch optimizer over it. config: the
-    engine's config file."""
+    engine's config file. fill: reads the values of parameters on meta; None: none are there."""
 
     job: Job
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
@@ -30,6 +31,7 @@ class Settings:
     accumulation: int
     clip_norm: float | None = None
     schedule: Schedule | None = None
+    fill: Fill | None = None
 
 
 def choose(name: str, job: Job) -> str:
@@ -43,7 +45,8 @@ def choose(name: str, job: Job) -> str:
 
 
 def build(name: str, model: nn.Module, settings: Settings) -> Engine:
-    """The engine `name` around `model` (fp32, on CPU). Collective."""
+    """The engine `name` around `model` (fp32, on CPU, or on meta for `settings.fill`).
+    Collective."""
     return importlib.import_module(f"tram_ds.engines.{name}").build(model, settings)
 
 

@@ -30,7 +30,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from tram_ds.engines import layout, optimizer_state, replicas
+from tram_ds.engines import filling, layout, optimizer_state, replicas
+from tram_ds.engines.filling import Fill
 from tram_ds.engines.optimizer_state import Extras
 from tram_ds.engines.protocol import Engine, Schedule
 from tram_ds.engines.shards import Lazy, Shards, Span
@@ -253,12 +254,25 @@ def _working_dtype(units: Sequence[FSDPModule]) -> torch.dtype:
     return units[0]._get_fsdp_state()._mp_policy.param_dtype or torch.float32
 
 
+def _fill(model: nn.Module, fill: Fill, device: torch.device | str) -> None:
+    """This rank's shards of what was on meta: read, and nothing else of it."""
+    # Buffers were never on meta. FSDP2 looks for new parameters at its first forward.
+    names = filling.materialise(model, lambda p: torch.empty_like(p, device=device))
+    for name in names:
+        p = model.get_parameter(name)
+        with torch.no_grad():
+            fill(name, _span(name, p).start, local(p).view(-1))
+
+
 def build(model: nn.Module, settings: Any) -> Engine:
     """See tram_ds.engines.build: shards block by block from the CPU, so a GPU never holds the whole
-    model."""
+    model; from meta where `settings.fill` reads the values, so that the host never does."""
     sharded = shard(
         model, dtype=settings.dtype, device_type=settings.job.device.type, **settings.config
     )
     assert isinstance(sharded, nn.Module)
+    if settings.fill is not None:
+        device = "cpu" if settings.config.get("offload") else settings.job.device
+        _fill(sharded, settings.fill, device)
     optimizer = settings.optimizer(sharded)
     return over(sharded, optimizer, clip_norm=settings.clip_norm, schedule=settings.schedule)

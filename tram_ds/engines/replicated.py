@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tram_ds.engines import layout, optimizer_state, replicas
+from tram_ds.engines import filling, layout, optimizer_state, replicas
 from tram_ds.engines.optimizer_state import Extras
 from tram_ds.engines.protocol import Engine, Schedule
 from tram_ds.engines.shards import Lazy, Shards, Span
@@ -162,6 +162,8 @@ def build(model: nn.Module, settings: Any) -> Engine:
     """See tram_ds.engines.build: DDP over the job's ranks, or the bare model in a single
     process."""
     job = settings.job
+    if settings.fill is not None:
+        filling.fill_whole(model, settings.fill, job.device, torch.float32)
     model = model.to(job.device)
     wrapped: nn.Module = model
     if job.world_size > 1:

@@ -15,7 +15,7 @@ built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,7 +28,8 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from tram_ds.engines import layout, optimizer_state, replicas
+from tram_ds.engines import filling, layout, optimizer_state, replicas
+from tram_ds.engines.filling import Fill
 from tram_ds.engines.optimizer_state import Extras
 from tram_ds.engines.protocol import Engine, Schedule
 from tram_ds.engines.shards import Lazy, Shards, Span
@@ -139,12 +140,10 @@ class Zero:
         number = [count.item()] if isinstance(count, Tensor) else count
         return Extras({"step": dict.fromkeys(self._names.values(), number)})
 
-    def set_masters(self, value: Callable[[Span], Tensor]) -> None:
-        """Masters := value(span), working copy after them. Collective."""
-        masters = self._view(self.storage.masters())
-        masters.copy_(
-            masters.map(lambda span, piece: value(span).to(piece.device).view(piece.shape))
-        )
+    def set_masters(self, fill: Fill) -> None:
+        """Masters := what `fill` reads, working copy after them. Collective."""
+        for span, piece in zip(self.layout, self.masters(), strict=True):
+            fill(span.name, span.start, piece)
         self.storage.restore()
 
     def load(self, params: Shards, moments: dict[str, Shards], steps: int, extras: Extras) -> None:
@@ -276,18 +275,56 @@ def build(model: nn.Module, settings: Any) -> Engine:
     if settings.dtype == torch.bfloat16 and stage in (2, 3):
         # sharded there; at stage 1 it would be a full fp32 copy
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    exact = (
-        {name: p.detach().clone() for name, p in model.named_parameters()}
-        if settings.dtype == torch.bfloat16
-        else {}
-    )
+    fill = settings.fill or _kept(model)
+    if settings.fill is not None and stage == 3:
+        _partition(model, config, settings.fill, settings.dtype)
+    elif settings.fill is not None:
+        filling.fill_whole(model, settings.fill, settings.job.device, settings.dtype)
     wrapped = deepspeed.initialize(model=model, optimizer=settings.optimizer(model), config=config)[
         0
     ]
     engine = over(wrapped, clip_norm=settings.clip_norm, schedule=settings.schedule)
-    if exact:  # DeepSpeed makes its fp32 masters from weights it has already rounded to bf16
+    if settings.dtype == torch.bfloat16 or settings.fill is not None:
+        # DeepSpeed makes its fp32 masters from weights it has already rounded to bf16
         assert isinstance(engine.weights, Zero)
-        engine.weights.set_masters(
-            lambda span: exact[span.name].flatten()[span.start : span.start + span.length]
-        )
+        engine.weights.set_masters(fill)
     return engine
+
+
+def _kept(model: nn.Module) -> Fill:
+    """Reads the model's own fp32 values, which DeepSpeed leaves to us: its cast to bf16 gives the
+    parameters new memory."""
+    values = {name: p.detach() for name, p in model.named_parameters()}
+
+    def fill(name: str, start: int, into: Tensor) -> None:
+        into.copy_(values[name].flatten()[start : start + into.numel()])
+
+    return fill
+
+
+def _partition(model: nn.Module, config: dict[str, Any], fill: Fill, dtype: torch.dtype) -> None:
+    """A meta model as ZeRO stage 3 partitions, with one parameter in memory at a time. Collective.
+
+    Not by zero.Init around the model's construction, which casts every float buffer made inside it,
+    rotary tables too, and says nothing.
+    """
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    # memory of one element for now: a parameter gets its full size when its turn comes
+    meta = set(filling.materialise(model, lambda p: torch.empty(1, dtype=dtype)))
+    first: Any = None
+    for name, parameter in list(model.named_parameters()):
+        # a new head is there already; DeepSpeed no longer casts a model that is partitioned
+        parameter.data = (
+            torch.empty(shapes[name], dtype=dtype) if name in meta else parameter.data.to(dtype)
+        )
+        if first is None:
+            alone, first = nn.Module(), parameter
+            alone.register_parameter("parameter", parameter)
+            deepspeed.zero.Init(module=alone, config_dict_or_path=config)
+        else:
+            first.convert_to_zero_parameters(param_list=[parameter])  # as DeepSpeed's own engine
+        if not parameter.requires_grad:  # in no optimizer, so nobody writes it later
+            own: Any = parameter
+            start = dist.get_rank() * own.ds_tensor.numel()
+            length = max(0, min(own.ds_tensor.numel(), own.ds_numel - start))
+            fill(name, start, own.ds_tensor.data.view(-1)[:length])

@@ -7,22 +7,25 @@ DataError.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tram_ds.models import stored
 from tram_ds.models.whole import refuse_incomplete
 from tram_ds.runtime.errors import DataError
 
@@ -70,6 +73,25 @@ def load_model(
     initialised here.
     overrides: as in load_config.
     """
+    return _build(auto_class, section, _load_weights, seed, new_head, overrides)
+
+
+def load_stored(
+    auto_class: Any, section: Any, *, seed: int = 0, new_head: bool = False, **overrides: Any
+) -> nn.Module:
+    """As load_model, with the parameters that `model.path` has left in its files: they are on the
+    meta device, and `model.stored` (models/stored.py) reads them, so that an engine never holds
+    more than its shards.
+
+    A model of `model.init`, one without safetensors files, and one whose tensors transformers
+    merges or splits are loaded whole, as by load_model; `model.loaded_whole` then says why.
+    """
+    return _build(auto_class, section, _leave_weights, seed, new_head, overrides)
+
+
+def _build(
+    auto_class: Any, section: Any, load: Any, seed: int, new_head: bool, overrides: dict[str, Any]
+) -> nn.Module:
     if section.path is not None and Path(section.path).is_dir():
         refuse_incomplete(Path(section.path))
     config = load_config(section, **overrides)
@@ -83,8 +105,9 @@ def load_model(
             if section.path is None:
                 model = auto_class.from_config(config, **options)
                 model.new_weights = sorted(name for name, _ in model.named_parameters())
+                model.loaded_whole = "model.init is drawn whole"
             else:
-                model = _load_weights(auto_class, section, config, new_head, options)
+                model = load(auto_class, section, config, new_head, options)
     except DataError:
         raise
     except (OSError, ImportError, ValueError, RuntimeError, KeyError) as error:
@@ -197,29 +220,82 @@ def _fresh_config(init: dict[str, Any], defaults: dict[str, Any]) -> PretrainedC
 def _load_weights(
     auto_class: Any, section: Any, config: PretrainedConfig, new_head: bool, options: dict
 ) -> nn.Module:
-    options |= {"ignore_mismatched_sizes": new_head, "trust_remote_code": False}
     model, report = auto_class.from_pretrained(
         section.path,
         config=config,
         revision=_revision(section),
         output_loading_info=True,
+        ignore_mismatched_sizes=new_head,
+        trust_remote_code=False,
         **options,
     )
-    missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    _check_report(section.path, model, report, new_head)
+    return model
+
+
+def _leave_weights(
+    auto_class: Any, section: Any, config: PretrainedConfig, new_head: bool, options: dict
+) -> nn.Module:
+    files = stored.entries(section.path, _revision(section))
+    why = "it has no safetensors files"
+    if files is not None:
+        with torch.device("meta"):
+            kind: Any = type(auto_class.from_config(config, **options))
+
+        def build(state: dict[str, Tensor]) -> Any:
+            return kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                output_loading_info=True,
+                ignore_mismatched_sizes=new_head,
+                **options,
+            )
+
+        try:
+            model, report = stored.read_model(files, build)
+        except stored.Converted as name:
+            why = f"transformers converts its {name}"
+        else:
+            _check_report(section.path, model, report, new_head)
+            _as_from_path(model, section)
+            return model
+    model: Any = _load_weights(auto_class, section, config, new_head, options)
+    model.loaded_whole = f"'{section.path}' is loaded whole on every rank: {why}"
+    return model
+
+
+def _check_report(path: str, model: Any, report: Any, new_head: bool) -> None:
+    """DataError where weights would be made up, or left out, without a word."""
+    missing = sorted(stored.lacking(report))
     model.new_weights = missing
+    extra = [] if new_head else sorted(report["unexpected_keys"])
     if new_head:
         missing = [
             key
             for key in missing
             if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
         ]
-    if missing:
+    found = [
+        f"{verb} {len(keys)} weights ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for verb, keys in (("lacks", missing), ("has in excess", extra))
+        if keys
+    ]
+    if found:
         raise DataError(
-            f"'{section.path}' lacks {len(missing)} weights of {type(model).__name__} "
-            f"({', '.join(missing[:3])}, ...): "
-            "it was saved from another kind of model; give a path that fits the task"
+            f"'{path}' {' and '.join(found)} of {type(model).__name__}: it was saved from another "
+            "kind of model; give a path that fits the task"
         )
-    return model
+
+
+def _as_from_path(model: Any, section: Any) -> None:
+    """What from_pretrained takes from a path beside the weights, and an export writes again."""
+    model.name_or_path = model.config._name_or_path = str(section.path)
+    if model.can_generate():
+        with contextlib.suppress(OSError):  # a model need not have one
+            model.generation_config = GenerationConfig.from_pretrained(
+                section.path, revision=_revision(section)
+            )
 
 
 def _checkpoint_activations(model: Any) -> None:

@@ -92,8 +92,8 @@ def show(recipe: Recipe, world: int, assumed: Assumed, console: Console | None =
     )
     host = 4 * size.parameters / 1e9
     console.print(
-        f"host memory: {host:.1f} GB for each GPU of a node at the start, where every rank builds "
-        "the model in fp32"
+        f"host memory: {host:.1f} GB for each GPU of a node at the start, where a model is drawn "
+        "(model.init) or converted; of safetensors files a rank reads what it holds, and no more"
     )
     fits = own.fits(assumed.memory * 1e9)
     verdict = (

@@ -25,6 +25,7 @@ from tram_ds.models.label_names import numbers_by_name, set_label_names
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
 from tram_ds.runtime.errors import DataError
+from tram_ds.tasks.protocol import Load
 
 SAMPLE = 50_000  # training rows a fresh model's tokeniser is trained on
 PAD_OFFSET = (
@@ -81,10 +82,10 @@ class Entailment:
         for split in recipe.eval.splits:
             self.eval_sets(split)
 
-    def model(self) -> nn.Module:
+    def model(self, load: Load = load_model) -> nn.Module:
         """With a new head of three labels, in the order of XNLI, unless `model.path` has one: that
         keeps its own order, known by the names in its config."""
-        model: Any = load_model(
+        model: Any = load(
             AutoModelForSequenceClassification,
             self.model_section,
             seed=self.seed,

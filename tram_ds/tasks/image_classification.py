@@ -28,6 +28,7 @@ from tram_ds.models.pretrained import (
     new_image_processor,
 )
 from tram_ds.runtime.errors import DataError
+from tram_ds.tasks.protocol import Load
 
 IMAGE_SIZE = 32  # of a fresh model that does not say
 
@@ -70,10 +71,10 @@ class ImageClassification:
         for split in source.splits() if training else recipe.eval.splits:
             self._open(split).check(self.cache_dir)
 
-    def model(self) -> nn.Module:
+    def model(self, load: Load = load_model) -> nn.Module:
         """With a new head of the data set's classes, unless `model.path` has one of that size."""
         values = self._config_values()
-        model: Any = load_model(
+        model: Any = load(
             AutoModelForImageClassification,
             self.model_section,
             seed=self.seed,

@@ -27,6 +27,7 @@ from tram_ds.models.chunked import IGNORED, Chunked, chunkable
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
 from tram_ds.runtime.errors import DataError
+from tram_ds.tasks.protocol import Load
 
 
 def build(recipe: Any, training: bool = True) -> LanguageModeling:
@@ -70,8 +71,8 @@ class LanguageModeling:
         for split in recipe.eval.splits:
             self.eval_sets(split)
 
-    def model(self) -> nn.Module:
-        return load_model(
+    def model(self, load: Load = load_model) -> nn.Module:
+        return load(
             AutoModelForCausalLM, self.model_section, seed=self.seed, **self._config_defaults()
         )
 

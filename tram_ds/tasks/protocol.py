@@ -9,6 +9,9 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from tram_ds.models.output import Batch, Output
+from tram_ds.models.pretrained import load_model
+
+Load = Callable[..., nn.Module]  # of tram_ds/models/pretrained.py: load_model or load_stored
 
 
 class Task(Protocol):
@@ -18,9 +21,9 @@ class Task(Protocol):
     noise_site: Literal["embedding", "pixel_values"]  # where x + z adds its noise
     classification: bool  # mmd needs it: one position per example
 
-    def model(self) -> nn.Module:
+    def model(self, load: Load = load_model) -> nn.Module:
         """The model on CPU in fp32, in train mode; weights from `model.path` or freshly initialised
-        from `model.init`."""
+        from `model.init`. load: load_stored leaves those of `model.path` in their files."""
         ...
 
     def train_rows(self) -> Sequence[Any]:

@@ -11,6 +11,7 @@ from tram_ds.algorithms.bound import bind
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.engines import choose as engines
 from tram_ds.evaluation.evaluator import Evaluator
+from tram_ds.models.pretrained import load_stored
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.ranks import Job
@@ -31,7 +32,10 @@ def build(opened: Opened) -> Run:
     """The model on its engine, the recipe's algorithm around it. Collective."""
     recipe, task, job = opened.recipe, opened.task, opened.job
     micros = accumulation(recipe, job.world_size)
-    engine = build_engine(recipe, opened.engine, task.model(), job, micros, opened.total_steps)
+    model: Any = task.model(load_stored)
+    if job.rank == 0 and recipe.model.path and getattr(model, "loaded_whole", None):
+        print(model.loaded_whole)
+    engine = build_engine(recipe, opened.engine, model, job, micros, opened.total_steps)
     row = bind(recipe.algorithm, task.noise_site)
     evaluator = Evaluator(recipe, task, engine, opened.folder, opened.watchdog.beat)
     return Run(**vars(opened), stepper=Stepper(engine, row, recipe.train.seed), evaluator=evaluator)
@@ -40,7 +44,9 @@ def build(opened: Opened) -> Run:
 def build_engine(
     recipe: Recipe, name: str, model: Any, job: Job, micros: int, total_steps: int
 ) -> Any:
-    """The recipe's engine around `model`. Collective."""
+    """The recipe's engine around `model`, which may be on meta (models/pretrained.load_stored).
+    Collective."""
+    stored = getattr(model, "stored", None)
     settings = engines.Settings(
         job=job,
         optimizer=lambda module: make(recipe.optimizer, module),
@@ -50,5 +56,9 @@ def build_engine(
         accumulation=micros,
         clip_norm=recipe.train.clip_norm,
         schedule=schedule(recipe.schedule, recipe.optimizer.lr, total_steps),
+        fill=stored.read if stored else None,
     )
-    return engines.build(name, model, settings)
+    engine = engines.build(name, model, settings)
+    if stored is not None:
+        stored.close()
+    return engine

@@ -22,10 +22,15 @@ def parameter_groups(
     if not weight_decay or decay_filter == "all":
         return [{"params": parameters, "weight_decay": weight_decay}]
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if _rank(p) > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if _rank(p) <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _rank(parameter: nn.Parameter) -> int:
+    """Dimensions of the whole: a partition of ZeRO-3 is flat, and remembers its shape."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def make(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:

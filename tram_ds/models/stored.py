@@ -1,0 +1,219 @@
+"""The weights of a Hugging Face model where they are stored, read slice by slice by whoever holds
+them.
+
+A model that is larger than a host is built on the meta device; then every rank reads its own spans
+from the safetensors files into the memory that trains. Which tensor of the files is which parameter
+is transformers' to say (hub names without the base prefix, old names, ties): `read_model` hands its
+loader stand-ins of one element each, and looks where they come out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from tram_ds.runtime.errors import DataError
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# elements read at a time: 16 MiB of fp32, so that a rank never holds a whole embedding
+CHUNK = 1 << 22
+
+
+class Converted(Exception):
+    """Parameters are not slices of the files: transformers merges or splits tensors of this
+    model."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the files. dtype: the file's own name of it, such as BF16."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass
+class Stored:
+    """name of a parameter -> where its values are: in a file, or, where the files lack it (a new
+    head), whole in memory in fp32."""
+
+    entries: Mapping[str, Entry]
+    new: Mapping[str, Tensor]
+    opened: dict[Path, Any] = field(default_factory=dict, repr=False)
+
+    def read(self, name: str, start: int, into: Tensor) -> None:
+        """Elements [start, start + len(into)) of the flattened parameter, cast to the dtype and
+        put on the device of `into` (length,). No collective; host memory of one CHUNK, or of one
+        row where that is longer. DataError where the file ends early."""
+        if name in self.new:
+            into.copy_(self.new[name].detach().flatten()[start : start + into.numel()])
+            return
+        entry = self.entries[name]
+        try:
+            self._copy(entry, start, into)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"cannot read {entry.key} of {entry.file}: {error}") from error
+
+    def _copy(self, entry: Entry, start: int, into: Tensor) -> None:
+        stored = self._open(entry.file).get_slice(entry.key)
+        if not entry.shape:
+            into.copy_(stored[...].reshape(1))
+            return
+        per_row = max(1, torch.Size(entry.shape[1:]).numel())
+        step, stop = max(1, CHUNK // per_row), start + into.numel()
+        for row in range(start // per_row, -(-stop // per_row), step):
+            rows = stored[row : min(row + step, entry.shape[0])].reshape(-1)
+            first = row * per_row
+            low, high = max(start, first), min(stop, first + rows.numel())
+            into[low - start : high - start].copy_(rows[low - first : high - first])
+
+    def _open(self, file: Path) -> Any:
+        if file not in self.opened:
+            self.opened[file] = safe_open(file, "pt")
+        return self.opened[file]
+
+    def close(self) -> None:
+        """Unmaps the files and forgets the new weights: nothing is read after this."""
+        self.opened.clear()
+        self.new = {}
+
+
+def entries(path: str, revision: str) -> dict[str, Entry] | None:
+    """Every tensor in the safetensors files of a folder or hub name, by its name there; None where
+    it has no such files. Reads headers only. DataError names a file that is missing or broken."""
+    found: dict[str, Entry] = {}
+    for file, keys in _files(path, revision).items():
+        try:
+            with safe_open(file, "pt") as stored:
+                there = set(stored.keys())
+                for key in sorted(keys & there if keys else there):
+                    part = stored.get_slice(key)
+                    found[key] = Entry(file, key, tuple(part.get_shape()), part.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{file} is not whole ({error}): copy or download it again") from error
+        if keys - there:
+            lost = sorted(keys - there)
+            raise DataError(
+                f"{file} lacks {lost[0]} ({len(lost)} of the tensors that {SAFE_WEIGHTS_INDEX_NAME}"
+                " says it has): copy or download the folder again"
+            )
+    return found or None
+
+
+def _files(path: str, revision: str) -> dict[Path, set[str]]:
+    """The files -> the names the index says each has (none said: all that are in it)."""
+    single = _find(path, SAFE_WEIGHTS_NAME, revision)
+    if single is not None:
+        return {single: set()}
+    index = _find(path, SAFE_WEIGHTS_INDEX_NAME, revision)
+    if index is None:
+        return {}
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{index} is not an index of weights: {error}") from error
+    files: dict[str, set[str]] = {}
+    for key, name in weight_map.items():
+        files.setdefault(name, set()).add(key)
+    places = {name: _find(path, name, revision) for name in sorted(files)}
+    lost = [name for name, place in places.items() if place is None]
+    if lost:
+        raise DataError(
+            f"'{path}' lacks {lost[0]} ({len(lost)} of the {len(files)} files that "
+            f"{SAFE_WEIGHTS_INDEX_NAME} names): copy or download the folder again"
+        )
+    return {place: files[name] for name, place in places.items() if place is not None}
+
+
+def _find(path: str, name: str, revision: str) -> Path | None:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    found = cached_file(
+        path,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return None if found is None else Path(found)
+
+
+Build = Callable[[dict[str, Tensor]], tuple[Any, Mapping[str, Any]]]
+
+
+def read_model(files: Mapping[str, Entry], build: Build) -> tuple[Any, Mapping[str, Any]]:
+    """(the model with its stored parameters on meta and `model.stored`, transformers' report).
+
+    build: a state dict -> (model, loading report), by from_pretrained. What the files lack is
+    initialised by it, in memory, and buffers are read whole. `Converted` where a parameter is not
+    one tensor of the files.
+    """
+    order = list(files)
+    # One element each, seen as the whole: the value says which tensor it stands for.
+    marks = {key: torch.full((1,), float(number)) for number, key in enumerate(order)}
+    state = {}
+    for key, entry in files.items():
+        if entry.dtype in FLOATS:
+            state[key] = marks[key].expand(entry.shape) if entry.shape else marks[key][0]
+        else:
+            state[key] = _whole(entry)
+    model, report = build(state)
+    numbers = {mark.data_ptr(): int(mark) for mark in marks.values()}
+
+    def behind(tensor: Tensor) -> Entry | None:
+        number = numbers.get(tensor.untyped_storage().data_ptr())
+        return None if number is None else files[order[number]]
+
+    absent = lacking(report)
+    stored: dict[str, Entry] = {}
+    new: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        entry = behind(parameter)
+        if entry is not None and entry.shape == tuple(parameter.shape):
+            stored[name] = entry
+        elif entry is None and name in absent:
+            new[name] = parameter.detach()  # keeps the fp32 values where an engine casts
+        else:
+            raise Converted(name)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and (entry := behind(buffer)) is not None:
+                module._buffers[name] = _whole(entry).to(buffer.dtype)
+    _to_meta(model, stored)
+    model.stored = Stored(stored, new)
+    return model, report
+
+
+def _whole(entry: Entry) -> Tensor:
+    with safe_open(entry.file, "pt") as stored:
+        return stored.get_tensor(entry.key)
+
+
+def lacking(report: Mapping[str, Any]) -> set[str]:
+    """Parameters that transformers' loading report says are not, or not in this shape, in the
+    files."""
+    return {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+
+
+def _to_meta(model: nn.Module, names: Mapping[str, Entry]) -> None:
+    """Those parameters, ties kept: one parameter stays one."""
+    empty = {
+        id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad)
+        for name, p in model.named_parameters()
+        if name in names
+    }
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if id(parameter) in empty:
+                module._parameters[name] = empty[id(parameter)]
