@@ -72,12 +72,19 @@ NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} State=UNKNOW
 """
 
 
+# Debian keeps the daemons where only root looks.
+PATH = os.environ["PATH"] + ("" if "/usr/sbin" in os.environ["PATH"].split(":") else ":/usr/sbin")
+
+
+def installed() -> bool:
+    return all(shutil.which(command, path=PATH) for command in COMMANDS)
+
+
 def install() -> None:
     """Makes the SLURM commands available; skips the test, saying why, where that cannot be done."""
-    os.environ["PATH"] += "" if "/usr/sbin" in os.environ["PATH"].split(":") else ":/usr/sbin"
     if os.geteuid():
         pytest.skip("a SLURM of one's own needs root: its daemons start jobs")
-    if all(map(shutil.which, COMMANDS)):
+    if installed():
         return
     if not shutil.which("apt-get"):
         pytest.skip("SLURM is not installed, and there is no apt-get to install it with")
@@ -85,7 +92,7 @@ def install() -> None:
     packages = ["apt-get", "install", "-y", "--no-install-recommends", "slurm-wlm", "munge"]
     for command in (packages, ["apt-get", "update"], packages):
         done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=300)
-        if all(map(shutil.which, COMMANDS)):
+        if installed():
             return
     pytest.skip(f"apt-get could not install slurm-wlm and munge: {done.stderr.strip()[-300:]}")
 
@@ -96,7 +103,7 @@ class Cluster:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.hosts: str | None = None
-        self.env = {**os.environ, "SLURM_CONF": str(root / "slurm.conf")}
+        self.env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(root / "slurm.conf")}
 
     def start(self) -> None:
         """Both nodes idle, or the test fails with the logs."""

@@ -203,16 +203,25 @@ def test_every_command_guards_first() -> None:
     assert body[body.index("terminal.guard()") - 1].endswith('"""'), "before anything else"
 
 
-@pytest.mark.parametrize(("start", "heard"), [("", "SIGHUP"), ("trap '' HUP; ", "None")])
-def test_a_terminal_that_hangs_up_is_a_request_to_stop(start: str, heard: str) -> None:
-    """Unless our parent (nohup) had it ignored."""
-    code = """
+@pytest.mark.parametrize(
+    ("start", "name", "heard"),
+    [
+        ("", "SIGHUP", "SIGHUP"),
+        ("trap '' HUP; ", "SIGHUP", "None"),  # nohup
+        ("trap '' USR1 USR2 TERM; ", "SIGTERM", "SIGTERM"),  # our job script, while Python imports
+        ("trap '' USR1 USR2 TERM; ", "SIGUSR1", "SIGUSR1"),
+        ("trap '' USR1 USR2 TERM; ", "SIGUSR2", "SIGUSR2"),
+    ],
+)
+def test_a_signal_is_a_request_to_stop(start: str, name: str, heard: str) -> None:
+    """Also a terminal that hangs up, unless our parent had that ignored."""
+    code = f"""
 import os, signal
 from tram_ds.runtime.signals import StopRequest
 with StopRequest().listening() as stop:
-    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.{name})
 print(getattr(stop.received, "name", None))
-os.kill(os.getpid(), signal.SIGHUP)
+os.kill(os.getpid(), signal.{name})
 """
     line = f'{start}exec "{sys.executable}" -c "$CODE"'
     done = subprocess.run(

@@ -16,7 +16,7 @@ from types import FrameType
 
 from tram_ds.runtime.exits import PEER
 
-# SIGHUP: the terminal is gone; nohup has it ignored, and then it stays so
+# SIGHUP: the terminal is gone
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
@@ -32,16 +32,18 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handles SIGNALS inside, but those that our parent had ignored; afterwards they are
-        ignored, not restored to killing.
+        """Handles SIGNALS inside; afterwards they are ignored, not restored to killing: a launcher
+        that signals a job which is just finishing must not make it look failed.
 
-        A launcher that signals a job which is just finishing must not make it look failed.
+        SIGHUP ignored by whoever started us (nohup) stays ignored. The others are heard even then:
+        a job script has them ignored while we import, so that an early one does not kill us.
         """
         # tests and notebooks: signals are the main thread's
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        heard = [n for n in SIGNALS if n not in kept]
         before = {number: signal.signal(number, self._handle) for number in heard}
         try:
             yield self
