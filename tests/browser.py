@@ -46,11 +46,12 @@ def chromium() -> str:
 
 
 class Page:
-    """The one tab of a browser."""
+    """The one tab of a browser. events: what it told beside its answers, of enabled domains."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._calls = 0
+        self.events: list[dict[str, Any]] = []
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._calls += 1
@@ -60,6 +61,7 @@ class Page:
             if answer.get("id") == self._calls:
                 assert "error" not in answer, answer
                 return answer["result"]
+            self.events.append(answer)
 
     async def evaluate(self, expression: str) -> Any:
         return (await self.call("Runtime.evaluate", expression=expression, returnByValue=True))[

@@ -52,6 +52,7 @@ def write(
     loss: float = 2.0,
     seconds: float = 0.5,
     order: float | None = None,
+    device: str = "cpu",
 ) -> Path:
     """A finished run. scores: domain -> value of `metric` (accuracies as fractions), the training
     domain first."""
@@ -76,13 +77,20 @@ def write(
     (run_dir / "results.json").write_text(json.dumps(results, indent=2))
     steps = range(1, made["train"]["steps"] + 1)
     rows = [
-        {"step": s, "time": 0.0, "loss": loss + 1.0 / s, "seconds": seconds, "skipped": 0}
+        {
+            "step": s,
+            "time": 0.0,
+            "loss": loss + 1.0 / s,
+            "seconds": seconds,
+            "tokens": 64,
+            "skipped": 0,
+        }
         for s in steps
     ]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (run_dir / "tracking.json").write_text(
-        json.dumps({"tags": {"world_size": "2", "launcher": "torchrun", "engine": "fsdp2"}})
-    )
+    tags = {"world_size": "2", "launcher": "torchrun", "engine": "fsdp2"}
+    tags |= {"device": device, "train_rows": "16"}
+    (run_dir / "tracking.json").write_text(json.dumps({"tags": tags}))
     if order is not None:
         os.utime(run_dir / "results.json", (order, order))
     return run_dir

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -14,9 +15,11 @@ import pytest
 from PIL import Image
 
 from tests import made_runs
-from tests.browser import chromium
+from tests.browser import browsing, chromium
 from tram_ds.cli import main as tram
-from tram_ds.comparison import comparison, report, runs
+from tram_ds.comparison import comparison, plots, report, runs
+from tram_ds.comparison.collect import gather, parts
+from tram_ds.comparison.layouts import paper_layout
 
 CHROMIUM = [
     "--headless",
@@ -60,7 +63,7 @@ def test_the_page_holds_tables_figures_links_recipes_and_versions(
 ) -> None:
     sections, out = made
     page = (out / "report.html").read_text()
-    assert page.count("<table>") == len(sections[0].blocks) + 2  # and the runs and the versions
+    assert page.count("<table") == len(sections[0].blocks) + 2  # and the runs and the versions
     assert page.count("<svg ") == len(sections[0].drawings) == 3
     assert COMMAND in page and "&lt;results.json&gt;" in page
     assert 'href="../runs/made-tram_x-1"' in page and (out / "../runs/made-tram_x-1").is_dir()
@@ -73,6 +76,31 @@ def test_the_page_holds_tables_figures_links_recipes_and_versions(
     names = {"report.html", "tables.csv", "tables.md", "tables.tex", "figures"}
     assert {p.name for p in out.iterdir()} == names
     assert len(list((out / "figures").glob("*.png"))) == 3
+
+
+def test_every_column_of_every_table_is_explained(
+    made: tuple[list[comparison.Section], Path],
+) -> None:
+    for section in (*made[0], *comparison.paper_alone()):
+        for block in section.blocks:
+            assert [bool(block.meanings[name]) for name in block.columns].count(False) == 0
+    page = (made[1] / "report.html").read_text()
+    assert '<th scope="col" title="forward / backward passes of one step">passes</th>' in page
+    assert "<dt>passes</dt><dd>forward / backward passes of one step</dd>" in page
+
+
+def test_curves_show_the_spread_of_the_seeds(tmp_path: Path) -> None:
+    """Losses 2 + 1/s and 3 + 1/s: their mean in the middle of the band."""
+    for seed, loss in ((0, 2.0), (1, 3.0)):
+        made_runs.write(tmp_path, made_runs.recipe("base", seed), {"home": 1.0}, loss=loss)
+    ((layout, members),) = parts(runs.from_folders([f"{tmp_path}/*"])[0], "auto")
+    drawn = plots.curves(gather(members, layout))
+    assert drawn is not None
+    (line,), (band,) = drawn.axes[0].lines, drawn.axes[0].collections
+    assert line.get_label() == "adam (n = 2)"
+    assert np.allclose(line.get_xydata(), [(4 * s, 2.5 + 1 / s) for s in range(1, 9)])
+    corners = band.get_paths()[0].vertices
+    assert {(4.0, 3.0), (4.0, 4.0)} <= {tuple(corner) for corner in np.asarray(corners).tolist()}
 
 
 def test_the_page_is_well_formed_and_loads_nothing(
@@ -140,6 +168,57 @@ def test_a_browser_shows_it_in_light_and_dark(
     assert (ink > 0).mean() > 0.4, "most of the page's lines are blank"
     green = (pixels[..., 1] - pixels[..., [0, 2]].max(axis=2) > 25).sum()
     assert green > 500, "neither best cells nor TRAM's points are to be seen"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the paper's widest tables: S2ORC's 11 domains and XNLI's 15 languages."""
+    folder = tmp_path_factory.mktemp("large")
+    languages = paper_layout("xnli").domains
+    for i, algorithm in enumerate(("base", "sam", "asam_trpo", "tram_prev", "tram_fisher")):
+        for seed in (0, 1):
+            scores = {domain: 20.0 + k - i + seed for k, domain in enumerate(made_runs.S2ORC)}
+            made_runs.write(folder / "runs", made_runs.recipe(algorithm, seed), scores)
+            pairs = made_runs.recipe(algorithm, seed, "entailment", data="facebook/xnli")
+            accuracies = {d: 0.5 + 0.01 * (k + i + seed) for k, d in enumerate(languages)}
+            made_runs.write(folder / "runs", pairs | {"name": "xnli"}, accuracies, "accuracy")
+    found, _ = runs.from_folders([f"{folder}/runs/*"])
+    return report.write(comparison.compare(found), folder / "out", COMMAND)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_is_cut_and_nothing_is_loaded(
+    large: Path, tmp_path_factory: pytest.TempPathFactory, theme: str
+) -> None:
+    """At three widths the page is as wide as the window, at 1280 so is every table; no errors, no
+    request but for the file."""
+    asyncio.run(look(large, tmp_path_factory.mktemp(f"widths-{theme}"), theme))
+
+
+async def look(page_file: Path, folder: Path, theme: str) -> None:
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+    async with browsing(folder / "profile") as page:
+        for domain in ("Runtime", "Log", "Network"):
+            await page.call(f"{domain}.enable")
+        feature = {"name": "prefers-color-scheme", "value": theme}
+        await page.call("Emulation.setEmulatedMedia", features=[feature])
+        for width in (1280, 800, 390):
+            shown = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            await page.call("Emulation.setDeviceMetricsOverride", **shown)
+            await page.open(page_file.resolve().as_uri())
+            await page.shows("Tables 4 and 11", "To reproduce this page")
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width
+            assert width < 1280 or await page.evaluate(f"{wide}.length") == 0
+            await page.screenshot(folder / f"report-{width}.png")
+        unexplained = "document.querySelectorAll('.grid thead th:not(:first-child):not([title])')"
+        assert await page.evaluate(f"{unexplained}.length") == 0
+        dark = "getComputedStyle(document.body).backgroundColor === 'rgb(20, 24, 29)'"
+        assert await page.evaluate(dark) == (theme == "dark")
+    told = [event["params"] for event in page.events]
+    asked = [p["request"]["url"] for p in told if "request" in p]
+    assert asked and all(url.startswith("file:") for url in asked)
+    assert not [p for p in told if "entry" in p or "exceptionDetails" in p or "args" in p]
 
 
 @pytest.mark.integration

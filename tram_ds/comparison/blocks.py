@@ -4,8 +4,8 @@ MLflow."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from tram_ds.comparison.layouts import Layout
 
@@ -22,17 +22,28 @@ class Cell:
     mark: str = ""
 
 
+Row = tuple[str, list[Cell]]  # label, a cell per column
+
+
 @dataclass(frozen=True)
 class Block:
-    """A titled grid. rows: (label, cells), one cell per column. corner: what the labels are."""
+    """A titled grid. rows: (label, cells), one cell per column. corner: what the labels are.
+
+    legend: what the marks mean. meanings: column -> what it says, in words.
+    """
 
     name: str
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, list[Cell]]]
+    rows: list[Row]
     notes: tuple[str, ...] = ()
     corner: str = "method"
-    marked: bool = False  # are best and worst marked?
+    legend: str = ""
+    meanings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def marked(self) -> bool:
+        return any(cell.mark for _, cells in self.rows for cell in cells)
 
 
 def number(value: float, digits: int, sign: bool = False) -> Cell:
@@ -47,29 +58,30 @@ def with_spread(cell: Cell, spread: float, digits: int) -> Cell:
     return Cell(f"{cell.text} ± {spread:.{digits}f}", cell.value) if math.isfinite(spread) else cell
 
 
-def marks(rows: Sequence[tuple[str, list[Cell]]], layout: Layout) -> list[tuple[str, list[Cell]]]:
-    """The rows with the best and worst of every column marked, as printed: equal text is equal.
+def mark(rows: Sequence[Row], marks: Sequence[Mapping[str, Collection[str]]]) -> list[Row]:
+    """The rows with their cells marked. marks: of every column, mark -> the rows that get it."""
+    told = [{label: name for name, rows in of.items() for label in rows} for of in marks]
+    return [
+        (label, [replace(c, mark=of.get(label, "")) for c, of in zip(cells, told, strict=True)])
+        for label, cells in rows
+    ]
+
+
+def as_printed(rows: Sequence[Row], layout: Layout) -> list[Row]:
+    """The rows with the highest and the lowest number of every column marked: equal text is equal.
     None where all are equal."""
-    marked = [(label, list(cells)) for label, cells in rows]
+    marks = []
     for column in range(len(rows[0][1]) if rows else 0):
-        contest = [
-            r
-            for r, (label, cells) in enumerate(rows)
-            if label != "pretrained" and math.isfinite(cells[column].value)
-        ]
         shown = {
-            r: float(f"{rows[r][1][column].value:.{layout.digits}f}") * layout.gain for r in contest
+            label: float(f"{cells[column].value:.{layout.digits}f}") * layout.gain
+            for label, cells in rows
+            if label != "pretrained" and math.isfinite(cells[column].value)
         }
-        if len(set(shown.values())) < 2:
-            continue
-        for r, value in shown.items():
-            mark = (
-                "best"
-                if value == max(shown.values())
-                else "worst"
-                if value == min(shown.values())
-                else ""
-            )
-            cell = marked[r][1][column]
-            marked[r][1][column] = Cell(cell.text, cell.value, mark)
-    return marked
+        ends = {"best": max, "worst": min} if len(set(shown.values())) > 1 else {}
+        marks.append(
+            {
+                name: [label for label, value in shown.items() if value == end(shown.values())]
+                for name, end in ends.items()
+            }
+        )
+    return mark(rows, marks)

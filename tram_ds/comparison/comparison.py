@@ -10,9 +10,16 @@ from matplotlib.figure import Figure
 from tram_ds.comparison import collect, correlation, plots, tables, views
 from tram_ds.comparison.blocks import Block
 from tram_ds.comparison.collect import Table
+from tram_ds.comparison.compute import compute
 from tram_ds.comparison.layouts import TABLES, Layout, paper_layout
 from tram_ds.comparison.paper import Frame
 from tram_ds.comparison.runs import ANALYSES, Run
+from tram_ds.comparison.terms import explained
+
+CURVES = (
+    "loss against compute, a line per method: the mean over seeds, in a band from the lowest to "
+    "the highest of them"
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def _section(table: Table, baseline: str | None, alpha: float) -> Section:
         tables.summary(table),
     ]
     blocks += [tables.significance(table, plain, alpha)] if len(means) > 1 else []
-    blocks += [views.compute(table, plain)] if trained else []
+    blocks += [compute(table, plain)] if trained else []
     blocks += tables.spread(table)
     blocks += (
         [tables.printed(layout, [*table.values.columns, "zs_avg"])]
@@ -75,10 +82,14 @@ def _section(table: Table, baseline: str | None, alpha: float) -> Section:
     alt = f"{kind} {layout.summary}: dots are seeds, bars 95 % intervals{strokes}"
     drawings = [Drawing("averages", alt, plots.averages(table))]
     if trained and (drawn := plots.curves(table)) is not None:
-        drawings.append(Drawing("compute", "loss against compute, a line per method", drawn))
+        drawings.append(Drawing("compute", CURVES, drawn))
     more, figures = _correlated(means, layout) if trained and layout.train else ([], [])
     runs = [run for of_method in table.runs.values() for run in of_method]
-    return Section(layout, blocks + more, drawings + figures, runs)
+    return Section(layout, _explained(blocks + more, layout), drawings + figures, runs)
+
+
+def _explained(blocks: Sequence[Block], layout: Layout) -> list[Block]:
+    return [explained(block, layout) for block in blocks]
 
 
 def _correlated(means: Frame, layout: Layout) -> tuple[list[Block], list[Drawing]]:
@@ -105,7 +116,7 @@ def _paper_section(layout: Layout) -> Section:
     more, drawings = (
         _correlated(layout.paper, layout) if layout.metric == "perplexity" else ([], [])
     )
-    return Section(layout, blocks + more, drawings)
+    return Section(layout, _explained(blocks + more, layout), drawings)
 
 
 def blocks_of(sections: Sequence[Section], names: Sequence[str] | None = None) -> list[Block]:

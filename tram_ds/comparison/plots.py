@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tram_ds.comparison.collect import Table
+from tram_ds.comparison.compute import along
 from tram_ds.comparison.correlation import Panel, Trend, is_tram
 from tram_ds.comparison.layouts import Layout
+from tram_ds.comparison.runs import Run
 from tram_ds.comparison.significance import mean_interval
-from tram_ds.comparison.views import examples
 
 INK = "#010203"  # stands for the page's text colour
 EARLIER, TRAM, GREY = "#3b82d0", "#1f9d6b", "#8a8f98"
@@ -176,22 +177,35 @@ def _rho(line: Trend) -> str:
 
 
 def curves(table: Table) -> Figure | None:
-    """Loss against compute, one line per method (its first seed); None where no run has a curve."""
-    shown = [(m, runs[0]) for m, runs in table.runs.items() if len(runs[0].course.curve) > 1]
+    """Loss against compute, one line per method: the mean of its seeds, in a band from their lowest
+    to their highest. None where no run has a curve."""
+    shown = {
+        method: drawn
+        for method, runs in table.runs.items()
+        if (drawn := [run for run in runs if len(run.course.curve) > 1])
+    }
     if not shown:
         return None
     made, (ax,) = figure(7.2, 3.8)
-    for i, (method, run) in enumerate(shown):
-        per_step = examples(run) / max(run.course.steps, 1)
-        x, y = zip(*((step * per_step, loss) for step, loss in run.course.curve), strict=True)
-        ax.plot(
-            x,
-            y,
-            DASHES[i // len(LINES) % len(DASHES)],
-            color=LINES[i % len(LINES)],
-            linewidth=1.7,
-            label=method,
-        )
-    label(ax, "", "compute, in examples of plain training", f"{shown[0][1].course.kind} loss")
+    for i, (method, runs) in enumerate(shown.items()):
+        x, losses = _together(runs)
+        colour = LINES[i % len(LINES)]
+        dash = DASHES[i // len(LINES) % len(DASHES)]
+        seeds = f" (n = {len(runs)})" if len(runs) > 1 else ""
+        ax.plot(x, losses.mean(axis=0), dash, color=colour, linewidth=1.7, label=method + seeds)
+        if len(runs) > 1:
+            low, high = losses.min(axis=0), losses.max(axis=0)
+            ax.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0)
+    kind = next(iter(shown.values()))[0].course.kind
+    label(ax, "", "compute, in examples of plain training", f"{kind} loss")
     made.legend(loc="outside right upper", fontsize=8, frameon=False, labelcolor=INK)
     return made
+
+
+def _together(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
+    """(x, (runs, x) losses): the curves at the points of all of them, as far as every one
+    reaches."""
+    lines = [(along(run), [loss for _, loss in run.course.curve]) for run in runs]
+    begin, end = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
+    at = np.unique([value for x, _ in lines for value in x if begin <= value <= end])
+    return at, np.stack([np.interp(at, x, losses) for x, losses in lines])

@@ -17,7 +17,6 @@ from tram_ds.comparison.blocks import Block, Cell
 Format = Literal["terminal", "markdown", "latex", "csv"]
 STYLES = {"best": "bold green", "worst": "red", "": ""}
 SIGNS = {"best": " *", "worst": " !", "": "  "}  # so that marks survive without colour
-LEGEND = "* best, ! worst of the column"
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -37,9 +36,10 @@ def render(blocks: Sequence[Block], form: Format, colour: bool = False) -> str:
     )
 
 
-def _notes(block: Block, legend: str) -> list[str]:
-    marked = any(cell.mark for _, cells in block.rows for cell in cells)
-    return [note for note in (legend if marked else "", *block.notes) if note]
+def _notes(block: Block, signs: str) -> list[str]:
+    """signs: how best and worst look in this format."""
+    legend = f"{signs}; {block.legend}" if block.marked else ""
+    return [note for note in (legend, *block.notes) if note]
 
 
 def _terminal(block: Block, colour: bool) -> str:
@@ -64,7 +64,7 @@ def _terminal(block: Block, colour: bool) -> str:
     )
     console.print(Text(block.title, style="bold"), table, sep="\n")
     lines = [line.rstrip() for line in out.getvalue().rstrip("\n").split("\n")]
-    return "\n".join([*lines, *_notes(block, LEGEND)])
+    return "\n".join([*lines, *_notes(block, "* best, ! worst")])
 
 
 def _markdown(block: Block) -> str:
@@ -75,7 +75,7 @@ def _markdown(block: Block) -> str:
     lines = [f"### {block.title}", "", "| " + " | ".join([block.corner, *block.columns]) + " |"]
     lines.append("|---|" + "---:|" * len(block.columns))
     lines += ["| " + " | ".join([label, *map(cell, cells)]) + " |" for label, cells in block.rows]
-    notes = _notes(block, "**best**, _worst_ of the column")
+    notes = _notes(block, "**best**, _worst_")
     return "\n".join(lines + ([""] if notes else []) + [f"- {note}" for note in notes])
 
 
@@ -95,7 +95,7 @@ def _latex(block: Block) -> str:
     lines += [row([escape(block.corner), *map(escape, block.columns)]), r"\midrule"]
     lines += [row([escape(label), *map(cell, cells)]) for label, cells in block.rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
-    notes = _notes(block, "bold: best, underlined: worst of the column")
+    notes = _notes(block, "bold: best, underlined: worst")
     lines += [rf"\par {escape('; '.join(notes))}"] if notes else []
     return "\n".join([*lines, r"\end{table}"])
 

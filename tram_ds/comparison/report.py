@@ -72,6 +72,7 @@ def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[s
             "title": section.layout.title,
             "first": section.blocks[:1],
             "blocks": section.blocks[1:],
+            "terms": _terms(section),
             "figures": [
                 {
                     "alt": drawing.alt,
@@ -150,6 +151,16 @@ def _columns(block: Block) -> dict[str, Any]:
         name: [cells[i].text for _, cells in block.rows] for i, name in enumerate(block.columns)
     }
     return {block.corner: [label for label, _ in block.rows], **texts}
+
+
+def _terms(section: Section) -> dict[str, str]:
+    """Column -> meaning of every column that is not a domain of the data."""
+    return {
+        name: meaning
+        for block in section.blocks
+        for name, meaning in block.meanings.items()
+        if name not in section.layout.domains
+    }
 
 
 def _slug(section: Section) -> str:

@@ -7,13 +7,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tram_ds.comparison.course import RECORDED, Course, course
 from tram_ds.runtime.jsonl import decode
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
@@ -21,22 +22,10 @@ from tram_ds.runtime.wording import short
 
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
 ANALYSES = ("sharpness", "cka")  # files <run>/analysis/<name>.json: {domain: value}
-CURVE_POINTS = 100
 
 
 class CompareError(ValueError):
     """There is nothing to compare, or not as asked; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Course:
-    """How a run went. seconds: of its training loop. curve: (step, loss), of `kind` validation or
-    training loss."""
-
-    steps: int = 0
-    seconds: float = math.nan
-    kind: str = ""
-    curve: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,7 @@ class Run:
     scores: Scores
     initial: Scores
     train_domains: tuple[str, ...]
-    course: Course = Course()
+    course: Course = field(default_factory=Course)
     tags: dict[str, str] = field(default_factory=dict)
     order: float = 0.0
     run_id: str | None = None
@@ -65,6 +54,15 @@ class Run:
     @property
     def ranks(self) -> int:
         return int(self.tags.get("world_size", 1))
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.tags.get("device") == "cuda"
+
+    @property
+    def train_rows(self) -> int | None:
+        """Rows of an epoch; None of a run that did not say."""
+        return int(self.tags["train_rows"]) if "train_rows" in self.tags else None
 
     @property
     def command(self) -> str:
@@ -191,10 +189,10 @@ def _read_folder(folder: Path, split: str) -> Run:
     files = RunFolder(folder)
     results = json.loads(files.results.read_text(encoding="utf-8"))
     recipe = yaml.safe_load(files.recipe.read_text(encoding="utf-8"))
-    records: Iterable[dict[str, Any]] = ()
+    how = Course()
     if files.metrics.exists():
         with files.metrics.open(encoding="utf-8", errors="replace") as lines:
-            records = [_few(record) for record in map(decode, lines) if record is not None]
+            how = course(record for record in map(decode, lines) if record is not None)
     tags = (
         json.loads(files.tracking.read_text(encoding="utf-8")).get("tags", {})
         if files.tracking.exists()
@@ -206,7 +204,7 @@ def _read_folder(folder: Path, split: str) -> Run:
         recipe,
         results,
         split,
-        course=course(records),
+        course=how,
         tags=tags,
         order=files.results.stat().st_mtime,
         folder=str(folder),
@@ -226,7 +224,7 @@ def _read_mlflow(client: Any, run: Any, uri: str, split: str) -> Run:
         ]
     recipe, results = yaml.safe_load(there[0]), json.loads(there[1])
     records: list[dict[str, Any]] = []
-    for key in ("seconds", "loss", "validation_loss"):
+    for key in RECORDED:
         if key in run.data.metrics:
             records += [
                 {"step": m.step, key: m.value} for m in client.get_metric_history(run_id, key)
@@ -264,34 +262,6 @@ def _run(where: str, recipe: Any, results: Mapping[str, Any], split: str, **also
         warnings=tuple(results.get("warnings") or ()),
         **also,
     )
-
-
-def _few(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: record[key] for key in ("step", "seconds", "loss", "validation_loss") if key in record
-    }
-
-
-def course(records: Iterable[Mapping[str, Any]]) -> Course:
-    """Totals and a loss curve of at most CURVE_POINTS points: validation loss where there is one,
-    else means of the loss."""
-    steps, seconds, loss, validation = 0, 0.0, {}, {}
-    for record in records:
-        step = int(record["step"])
-        steps, seconds = max(steps, step), seconds + float(record.get("seconds") or 0.0)
-        if record.get("loss") is not None:
-            loss[step] = float(record["loss"])
-        if record.get("validation_loss") is not None:
-            validation[step] = float(record["validation_loss"])
-    points, kind = (
-        (sorted(validation.items()), "validation")
-        if validation
-        else (sorted(loss.items()), "training")
-    )
-    width = -(-len(points) // CURVE_POINTS) or 1
-    bins = [points[start : start + width] for start in range(0, len(points), width)]
-    curve = tuple((b[-1][0], math.fsum(v for _, v in b) / len(b)) for b in bins)
-    return Course(steps, seconds or math.nan, kind, curve)
 
 
 def find(

@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from tram_ds.comparison import paper
+from tram_ds.comparison import paper, separable
 from tram_ds.comparison import significance as tests
-from tram_ds.comparison.blocks import NONE, Block, Cell, marks, number, with_spread
+from tram_ds.comparison.blocks import NONE, Block, Cell, as_printed, number, with_spread
 from tram_ds.comparison.collect import Table, with_summary
 from tram_ds.comparison.layouts import Layout, sorted_methods
 from tram_ds.comparison.paper import Column, Frame
@@ -23,8 +23,8 @@ SINGLE = 5  # tables of at most so many columns print mean and spread in one cel
 
 
 def scores(table: Table) -> Block:
-    """Means over seeds, best and worst of each column marked; the pre-trained model is not in the
-    contest."""
+    """Means over seeds, best and worst of each column marked where seeds tell them apart; the
+    pre-trained model is not in the contest."""
     layout, means = table.layout, table.means()
     spread = table.values.groupby(level="method").std()
     columns = tuple(means.columns)
@@ -41,8 +41,10 @@ def scores(table: Table) -> Block:
     counts = _counts(table)
     few, most = int(counts[counts > 0].min().min()), int(counts.max().max())
     seeds = f"{few}" if few == most else f"{few} to {most}"
+    rows, untold = separable.marked(rows, columns, table)
     notes = (
         f"mean over {seeds} seed{'s' * (seeds != '1')}{', ± standard deviation' * in_cell}",
+        *untold,
         *_without_number(table),
         *table.notes,
     )
@@ -51,9 +53,9 @@ def scores(table: Table) -> Block:
         "scores",
         layout.title,
         columns,
-        marks(rows, layout),
+        rows,
         (*notes, missing) if missing else notes,
-        marked=True,
+        legend=separable.LEGEND,
     )
 
 
@@ -141,7 +143,12 @@ def printed(layout: Layout, columns: Sequence[str] | None = None) -> Block:
         rows.append((str(method), cells))
     notes = ("± 95 % interval",) if around is not None else ()
     return Block(
-        "paper", f"the paper: {layout.title}", tuple(shown), marks(rows, layout), notes, marked=True
+        "paper",
+        f"the paper: {layout.title}",
+        tuple(shown),
+        as_printed(rows, layout),
+        notes,
+        legend="best and worst of each column as printed: the paper gives no seeds",
     )
 
 

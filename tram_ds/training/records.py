@@ -118,6 +118,8 @@ def start_tracking(run: Run) -> tracking.Tracker:
         "engine": run.engine,
         "world_size": run.job.world_size,
         "launcher": run.job.launcher,
+        "device": run.job.device.type,
+        "train_rows": len(run.rows),
         "git_commit": git_commit(),
         "data_digest": digest,
     }
