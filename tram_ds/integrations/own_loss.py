@@ -1,0 +1,56 @@
+"""Which ready forward a Hugging Face model takes, and whether its loss is the model's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tram_ds.algorithms.stepper import UserForward
+from tram_ds.integrations.forwards import causal_lm, classification
+from tram_ds.models.output import checked
+from tram_ds.models.passes import evaluating
+
+CLOSE = 1e-3  # relative: the two round in another order, in bf16 too
+
+
+def forward_of(model: nn.Module) -> UserForward:
+    """The ready forward of the model's class, seen through PEFT. ValueError for other classes."""
+    from transformers.models.auto import modeling_auto as auto
+
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    name = type(inner).__name__
+    if name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return causal_lm
+    classifiers = (
+        auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    )
+    if any(name in names.values() for names in classifiers):
+        return classification
+    raise ValueError(
+        f"{name} is no causal language model and no classifier of transformers: pass forward=, "
+        "(model, batch) -> (loss_sum, count, logits (N, C))"
+    )
+
+
+def refuse_other_loss(forward: UserForward, model: Any, batch: Any) -> None:
+    """ValueError where the model's own loss of the batch is another, so that training would leave
+    something out. One pass each, without dropout; collective where the model's forward is."""
+    assert callable(forward)
+    with torch.no_grad(), evaluating(model):
+        ours = checked(forward(model, batch))
+        own = model(**batch).loss
+    if not float(ours.count) or own is None:
+        return
+    mine, theirs = float(ours.loss_sum) / float(ours.count), float(own)
+    if abs(mine - theirs) > CLOSE * abs(theirs):
+        raise ValueError(
+            f"the model's own loss is {theirs:.6g}, the cross-entropy of its labels {mine:.6g}: "
+            "pass forward=, (model, batch) -> (loss_sum, count, logits (N, C)), with the loss that "
+            "you mean"
+        )

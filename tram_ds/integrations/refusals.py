@@ -1,0 +1,93 @@
+"""What of transformers' Trainer cannot go together with two backward passes a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FORWARD = "pass forward=, (model, batch) -> (loss_sum, count, logits (N, C)), with the loss"
+
+
+def refuse(trainer: Any, *, own_forward: bool) -> None:
+    """ValueError for the first thing that cannot be trained right. own_forward: the user brings the
+    loss."""
+    found = [*_engine(trainer), *_options(trainer.args)]
+    found += [] if own_forward else _losses(trainer)
+    for wrong, message in found:
+        if wrong:
+            raise ValueError(message)
+
+
+def _engine(trainer: Any) -> list[tuple[Any, str]]:
+    args, accelerator = trainer.args, trainer.accelerator
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    return [
+        (
+            trainer.is_deepspeed_enabled,
+            "deepspeed: Trainer's DeepSpeed takes a step inside its backward pass: leave it out "
+            "and use DDP, or train on ZeRO with launch/train.py or wrap(engine)",
+        ),
+        (
+            fsdp is not None and getattr(fsdp, "fsdp_version", 1) != 2,
+            "fsdp: FSDP1 cannot run two backward passes a step: fsdp_config={'version': 2}",
+        ),
+        (
+            trainer.is_fsdp_xla_enabled or trainer.is_distributed_loading_by_transformers,
+            "a model sharded by XLA or when it was loaded: load it whole, and use DDP",
+        ),
+        (
+            getattr(args, "parallelism_config", None) is not None,
+            "parallelism_config: tensor, context and sequence parallel ranks share a batch, which "
+            "wrap() does not know: leave it out",
+        ),
+        (
+            args.n_gpu > 1,
+            f"{args.n_gpu} GPUs in one process (DataParallel): start with torchrun, or show one "
+            "(CUDA_VISIBLE_DEVICES=0)",
+        ),
+        (
+            accelerator.mixed_precision not in ("no", "bf16"),
+            f"mixed precision {accelerator.mixed_precision}: a scaled loss skips steps that the "
+            "radius was computed for: use bf16=True",
+        ),
+    ]
+
+
+def _options(args: Any) -> list[tuple[Any, str]]:
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    return [
+        (
+            "lomo" in optimizer or optimizer.startswith("schedule_free"),
+            f"optim {optimizer}: it moves weights outside step(): use adamw_torch",
+        ),
+        (
+            args.auto_find_batch_size,
+            "auto_find_batch_size: it begins again within a window: set "
+            "per_device_train_batch_size to what fits",
+        ),
+        (
+            args.neftune_noise_alpha is not None,
+            "neftune_noise_alpha: noise of its own would be in every pass: leave it out, or use "
+            "algorithm='tram_x', whose noise has its place",
+        ),
+        (
+            args.torch_empty_cache_steps is not None,
+            "torch_empty_cache_steps: no step empties the cache here: leave it out",
+        ),
+    ]
+
+
+def _losses(trainer: Any) -> list[tuple[Any, str]]:
+    from transformers import Trainer
+
+    own = type(trainer).compute_loss is not Trainer.compute_loss
+    return [
+        (own, f"compute_loss of {type(trainer).__name__} would not be asked: {FORWARD}"),
+        (
+            trainer.compute_loss_func is not None,
+            f"compute_loss_func would not be asked: {FORWARD}",
+        ),
+        (
+            trainer.label_smoother is not None,
+            f"label_smoothing_factor {trainer.args.label_smoothing_factor}: {FORWARD}",
+        ),
+    ]
