@@ -25,6 +25,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tram_ds.algorithms.bound import algorithm
+from tram_ds.algorithms.objective import Losses
 from tram_ds.algorithms.step import climb
 from tram_ds.engines.fsdp2 import over, transformer_blocks
 from tram_ds.engines.shards import PART
@@ -110,7 +111,7 @@ def main(
                     {name: engine.params().clone() for name in region.reference.names()}
                 )
                 region.reference.prepare(run, [now], [after])
-            climb(run, rule, [now], None, None)
+            climb(Losses(run, rule), [now])
             for region in rule.regions:
                 region.reference.advance(engine)
             optimizer.step()

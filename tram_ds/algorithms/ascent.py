@@ -48,16 +48,37 @@ class Ascent:
         norm: Norm,
         f: Shards | Lazy | None = None,
     ) -> Lazy:
-        """epsilon, computed part by part when it is read: theta and g must last until then. f: None
-        means g."""
-        sources = (theta, g) if f is None else (theta, g, f)
+        """epsilon by both steps below. Collective, as `norm` is."""
+        return self.epsilon(theta, g, radius, self.norm(theta, g, norm, f), f)
 
-        def of(rule: Rule) -> Callable[..., Shards]:
-            return rule if f is not None else lambda theta, g: rule(theta, g, g)
+    def norm(
+        self, theta: Shards, g: Shards | Lazy, norm: Norm, f: Shards | Lazy | None = None
+    ) -> Tensor:
+        """||weighted||_2, by the engine's `norm`: collective. f: None means g."""
+        return norm(_lazily(self.weighted, theta, g, f))
 
-        coefficient = radius / (norm(Lazy(of(self.weighted), *sources)) + TINY)
-        direction = of(self.direction)
-        return Lazy(lambda *parts: coefficient * direction(*parts), *sources)
+    def epsilon(
+        self,
+        theta: Shards,
+        g: Shards | Lazy,
+        radius: Tensor | float,
+        norm: Tensor,
+        f: Shards | Lazy | None = None,
+    ) -> Lazy:
+        """radius * direction / norm, computed part by part when it is read: theta, g and f must
+        last until then."""
+        coefficient = radius / (norm + TINY)
+
+        def rule(theta: Shards, g: Shards, f: Shards) -> Shards:
+            return coefficient * self.direction(theta, g, f)
+
+        return _lazily(rule, theta, g, f)
+
+
+def _lazily(rule: Rule, theta: Shards, g: Shards | Lazy, f: Shards | Lazy | None) -> Lazy:
+    if f is None:
+        return Lazy(lambda theta, g: rule(theta, g, g), theta, g)
+    return Lazy(rule, theta, g, f)
 
 
 def sam() -> Ascent:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +16,10 @@ from torch import Tensor
 
 from tram_ds.algorithms import references
 from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.objective import Losses
 from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.probe import EpsilonProbe
-from tram_ds.algorithms.step import climb, climb_per_micro_batch, objective
+from tram_ds.algorithms.step import passes
 from tram_ds.algorithms.stepper import Counts, Stepper, UserForward
 from tram_ds.algorithms.trust_region import NoiseReference, TrustRegion
 from tram_ds.engines.protocol import Engine
@@ -101,21 +101,19 @@ def measure(
     engine.begin()
     share = stepper.share(micro_batches, counts)
     undo, run = references.remembered(row), stepper.bind(forward, micro_batches)
-    base = partial(objective, run, Algorithm("base"), None)
+    base = Losses(run, Algorithm("base"))
     probe = EpsilonProbe(full=False)
     try:
         with stepper.quiet(), run.aside():
             for region in row.regions:
                 region.reference.prepare(run, micro_batches, None)
-            loss = engine.backward(micro_batches, base()).loss
+            loss = engine.backward(micro_batches, base.first()).loss
             g = engine.grads().realise()
-            engine.backward(micro_batches, base(descent=True))  # the masks of pass 2
+            engine.backward(micro_batches, base.second())  # the masks of pass 2
             masks = _between(engine, g, engine.grads())[0]
-            o = row.of(Climb)
-            passes = climb_per_micro_batch if o.accumulation == "micro" else climb
-            replayed = o.model_copy(update={"pass2_dropout": "replay"})
+            replayed = row.of(Climb).model_copy(update={"pass2_dropout": "replay"})
             same = replace(row, parts={**row.parts, Climb: replayed})
-            climbed = passes(run, same, micro_batches, share, probe)
+            climbed = passes(Losses(run, same, share), micro_batches, probe)
             change, cosine = _between(engine, g, engine.grads())
     finally:
         engine.abandon()

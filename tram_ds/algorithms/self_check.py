@@ -6,7 +6,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from tram_ds.algorithms import references
 from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.objective import Losses
 from tram_ds.algorithms.options import Climb
-from tram_ds.algorithms.step import distance_of, objective, radius_of
+from tram_ds.algorithms.step import distance_and_radius
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.models.passes import Forward, ForwardContext
@@ -68,8 +68,8 @@ def _radius(run: ForwardContext, algorithm: Algorithm, batches: Sequence[Any]) -
         return algorithm.radius
     measured = replace(algorithm, penalty=None)
     algorithm.radius.reference.prepare(run, batches, None)
-    first = run.engine.backward(batches, objective(run, measured, None))
-    return float(radius_of(measured, distance_of(measured, run.engine, first)))
+    first = run.engine.backward(batches, Losses(run, measured).first())
+    return float(distance_and_radius(measured, run.engine, first)[1])
 
 
 def _climb(
@@ -91,7 +91,7 @@ def _climb(
         noised=None,
         fisher_pass=None,
     )
-    make = partial(objective, run, plain, None)
+    losses = Losses(run, plain)
 
     def loss_at(size: float) -> tuple[Tensor, float]:
         theta, g = engine.params(), engine.grads()
@@ -99,13 +99,13 @@ def _climb(
         measured = algorithm.epsilon_length
         length = size if measured is None else float(measured(theta, g, epsilon, engine.norm))
         with engine.moved(to=theta + epsilon):
-            return engine.backward(batches, make(descent=True)).loss, length
+            return engine.backward(batches, losses.second()).loss, length
 
-    still = engine.backward(batches, make()).loss
+    still = engine.backward(batches, losses.first()).loss
     moved, length = loss_at(radius)
     if bool(moved != still):
         return length
-    engine.backward(batches, make())  # the gradient of theta again
+    engine.backward(batches, losses.first())  # the gradient of theta again
     if isinstance(algorithm.radius, TrustRegion) and bool(loss_at(LARGE)[0] != still):
         if engine.rank == 0:
             text = TOO_SMALL.format(radius=radius, large=LARGE, name=algorithm.name)
