@@ -58,9 +58,14 @@ class FolderSource:
         if not self.domains():
             raise DataError(
                 f"data folder {self.root} has no domain: expected "
-                f"{self.root}/<domain>/{{train,valid,test}}.txt, "
+                f"{self.root}/<domain>/{{train,valid,test}}.txt, or files of rows (train.jsonl), "
                 f"found {some(sorted(p.name for p in self.root.iterdir()))}"
             )
+
+    @classmethod
+    def fits(cls, root: Path) -> bool:
+        """Whether a folder is laid out so."""
+        return any(cls._files(folder) for folder in root.iterdir() if folder.is_dir())
 
     def domains(self) -> list[str]:
         folders = (p for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))

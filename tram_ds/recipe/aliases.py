@@ -77,6 +77,9 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "max_seq_len": ("task.seq_len", "tokens"),  # TT
     "block_size": ("task.seq_len", "tokens"),  # HF
     "tokenizer_name": ("task.tokenizer", ""),  # HF
+    "dataset_text_field": ("task.column", ""),  # TRL
+    "val_set_size": ("task.held_out", "a share"),  # AX
+    "validation_split_percentage": ("task.held_out", "a share: percentage / 100"),  # HF
     # where it runs
     "deepspeed": ("engine.config", "engine={name: zero, config: zero3.json}"),  # HF, AX
     "zero_optimization": ("engine.config", "engine={name: zero, config: zero3.json}"),  # DS

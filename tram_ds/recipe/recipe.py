@@ -17,6 +17,7 @@ from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import RecipeError, Source
 from tram_ds.recipe.sections import (
+    ROWS,
     CheckpointSection,
     EngineSection,
     EvalSection,
@@ -241,6 +242,7 @@ def smoke(recipe: Recipe) -> Recipe:
             "tokenizer": None,
             "max_train_tokens": 20_000,
             "max_eval_tokens": 2_000,
+            **{key: TaskSection.model_fields[key].default for key in ROWS},
         }
     elif "seq_len" in data["task"]:
         task |= {"seq_len": 32, "tokenizer": None}

@@ -33,6 +33,9 @@ def task_names() -> list[str]:
     )
 
 
+ROWS = ("column", "domain_column", "held_out", "held_out_seed")
+
+
 class TaskSection(NamedSection):
     """What is learned, from which data, and where it is evaluated."""
 
@@ -40,7 +43,8 @@ class TaskSection(NamedSection):
     """language_modeling, entailment or image_classification: a module of tram_ds/tasks."""
     data: str
     """A hub id, a local folder, `installed_docs` (text of the installed packages) or `generated` (a
-    tiny made-up set)."""
+    tiny made-up set). language_modeling: also a file of text or rows, or a folder of them
+    (docs/data.md)."""
     revision: str | None = None
     """Branch, tag or commit of task.data on the hub; null = its main branch. Two repositories:
     `train,test`."""
@@ -52,6 +56,16 @@ class TaskSection(NamedSection):
     eval: list[str] | None = None
     """Domains or languages for zero-shot evaluation; null = all except the training one. The
     training one is always scored."""
+    column: str = "text"
+    """Of files of rows: the column that holds the text."""
+    domain_column: str | None = None
+    """Of files of rows: the column that names a row's domain; null = by file."""
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Of files of rows: share of the training rows that each of validation and test gets where
+    there is no file of it; equal rows stay together."""
+    held_out_seed: NotNegative = 0
+    """Which rows are held out; not train.seed, so that runs of several seeds are scored on the
+    same."""
     seq_len: Positive = 1024
     """Tokens per sequence: exactly (language_modeling, packed blocks) or at most (entailment, cut
     there)."""
@@ -75,7 +89,7 @@ class TaskSection(NamedSection):
     def unread(self) -> dict[str, str]:
         text_only = {"seq_len", "tokenizer"} if self.name == "image_classification" else set()
         if self.name in ("entailment", "image_classification"):
-            text_only |= {"bos", "m2d2_ref", "max_train_tokens", "max_eval_tokens"}
+            text_only |= {"bos", "m2d2_ref", "max_train_tokens", "max_eval_tokens", *ROWS}
         return {
             key: f"task.name = {self.name} does not read task.{key}; remove one of the two"
             for key in text_only

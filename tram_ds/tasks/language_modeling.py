@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from tram_ds.data.bpe import source_tokenizer
 from tram_ds.data.choose import open_source
+from tram_ds.data.own_text import OwnText, Reading
 from tram_ds.data.sources import Source, corpus_digest, unknown_domain
 from tram_ds.data.tokenize import Blocks, blocks, tokenize, vocabulary_size
 from tram_ds.models.chunked import IGNORED, Chunked, chunkable
@@ -36,7 +37,9 @@ def build(recipe: Any, training: bool = True) -> LanguageModeling:
 
     training: False where only evaluation follows: no train split is needed.
     """
-    source = open_source(recipe.task.data, recipe.task.cache_dir, recipe.task.revision)
+    task = recipe.task
+    reading = Reading(task.column, task.domain_column, task.held_out, task.held_out_seed)
+    source = open_source(task.data, task.cache_dir, task.revision, reading)
     train, evaluated = _domains(recipe.task, source)
     return LanguageModeling(recipe, source, train, evaluated, training)
 
@@ -164,8 +167,10 @@ class LanguageModeling:
         )
 
     def said(self) -> dict[str, str]:
-        """What the numbers depend on and the recipe leaves to the tokeniser: `bos`, as resolved."""
-        return {"bos": self.bos}
+        """What the numbers depend on and the recipe leaves to tokeniser and files: `bos`, as
+        resolved, and the rows that were read."""
+        own = self.source.said() if isinstance(self.source, OwnText) else {}
+        return {"bos": self.bos, **own}
 
     def data_digest(self) -> str:
         """sha256 (hex) of all the text of this run: the training domains' train, the scored ones'

@@ -1,0 +1,68 @@
+"""A run on a person's own file, from the command to results.json: stopped and resumed it is the
+same run, and what cannot be used is said or is exit 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import ROOT, script
+
+pytestmark = pytest.mark.integration
+
+RECIPE = """
+task: {name: language_modeling, data: notes.jsonl, column: body, domain_column: topic,
+       train: birds, held_out: 0.2, seq_len: 16}
+model: {init: {architecture: gpt2, n_layer: 2, n_embd: 32, n_head: 2, vocab_size: 300}}
+algorithm: tram_prev
+optimizer: {name: adamw, lr: 1e-3}
+train: {steps: 4, global_batch: 4, micro_batch: 1, self_check: false}
+tracking: {enabled: false}
+"""
+
+
+def train(folder: Path, *words: str, world: int = 1) -> subprocess.CompletedProcess[str]:
+    (folder / "tiny.yaml").write_text(RECIPE)
+    words = ("--recipe", "tiny.yaml", f"task.cache_dir={folder}/cache", *words)
+    return script(ROOT / "launch/train.py", *words, cwd=folder, world=world)
+
+
+def notes(folder: Path) -> None:
+    rows = [
+        {"topic": ("birds", "trees")[i % 2], "body": f"note {i}: {'seen ' * (i % 5)}here"}
+        for i in range(300)
+    ]
+    lines = [json.dumps(row) for row in [*rows, {"topic": "birds", "body": 7}]]
+    (folder / "notes.jsonl").write_text("\n".join(lines))
+
+
+def losses(run: Path) -> list[str]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [float(row["loss"]).hex() for row in rows if "loss" in row]
+
+
+def test_a_run_on_a_file_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
+    notes(tmp_path)
+    whole = train(tmp_path, "run_dir=whole")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert "task.held_out: 0.2 for valid and test, seed 0" in whole.stdout
+    results = json.loads((tmp_path / "whole/results.json").read_text())
+    assert results["task"]["left_out"] == "1 row: notes.jsonl line 301: body is 7, not text"
+    assert set(results["scores"]["test"]) == {"birds", "trees"}
+    assert set(results["zero_shot_average"]) == {"test"}
+    stopped = train(tmp_path, "run_dir=again", "train.stop_after=2")
+    assert stopped.returncode == 75, stopped.stderr[-3000:]
+    resumed = train(tmp_path, "run_dir=again", "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert losses(tmp_path / "again") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 4
+
+
+def test_a_file_without_the_column_is_exit_2_before_a_run_folder_is_made(tmp_path: Path) -> None:
+    notes(tmp_path)
+    done = train(tmp_path, "task.column=text", "run_dir=none")
+    assert done.returncode == 2 and not (tmp_path / "none").exists()
+    assert "notes.jsonl has no column text; it has topic, body: set task.column" in done.stderr
