@@ -269,3 +269,31 @@ def test_launch_compare_in_this_process(
     assert "averages,tram_prev,recomputed,22.55" in capsys.readouterr().out.replace(
         "0000000000003", ""
     )
+
+
+def test_tables_of_odd_names_have_files_of_their_own(tmp_path: Path) -> None:
+    """Names that differ in what a file's name does not keep, or beyond its length."""
+    names = ["c#", "c+", "é", "x" * 300, "x" * 299 + "y"]
+    for name in names:
+        recipe = made_runs.recipe("sam", 0) | {"name": name}
+        run = made_runs.write(tmp_path, recipe | {"name": "made"}, {"home": 10.0, "far": 40.0})
+        (run / "recipe.yaml").write_text(json.dumps(recipe))
+    found, _ = runs.from_folders([str(tmp_path / "*")])
+    report.write(comparison.compare(found), tmp_path / "out", COMMAND)
+    pictures = list((tmp_path / "out" / "figures").glob("*-averages.png"))
+    assert len(pictures) == len(names)
+    shown = (tmp_path / "out" / "report.html").read_text()
+    assert len(set(re.findall(r'<section id="([^"]+)"', shown))) == len(names)
+
+
+def test_compare_asks_the_mlflow_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere/a.db")
+    assert tram.main(["compare", "--experiment", "x"]) == 2
+    assert f"sqlite:///{tmp_path}/elsewhere/a.db: there is no such database" in (
+        capsys.readouterr().err
+    )
+    assert tram.main(["compare", "--experiment", "x", "--uri", f"sqlite:///{tmp_path}/b.db"]) == 2
+    assert f"{tmp_path}/b.db: there is no such" in capsys.readouterr().err

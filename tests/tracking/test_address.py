@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tram_ds.tracking.address import address
+from tram_ds.tracking.address import address, sqlite_path, sqlite_uri
 
 SERVER = {"MLFLOW_TRACKING_URI": "http://server:5000"}
 
@@ -71,3 +71,27 @@ def test_one_line_says_where_from_and_what_is_not_used():
 def test_a_password_in_the_variable_is_used_and_not_said():
     at = found({"MLFLOW_TRACKING_URI": "http://me:canary@server"})
     assert at.uri == "http://me:canary@server" and "canary" not in at.told
+
+
+@pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        ("/a b/[x]#1/100%/mlflow.db", "sqlite:////a b/[x]#1/100%/mlflow.db"),  # as it always was
+        ("/a%20b/mlflow.db", "sqlite:////a%2520b/mlflow.db"),
+        ("/a?b/mlflow.db", "sqlite:////a%3Fb/mlflow.db"),
+        ("/a?b%/mlflow.db", "sqlite:////a%3Fb%25/mlflow.db"),
+    ],
+)
+def test_a_database_uri_is_what_sqlalchemy_reads_as_that_file(path, uri):
+    from sqlalchemy.engine import make_url
+
+    assert sqlite_uri(Path(path)) == uri and sqlite_path(uri) == Path(path)
+    assert make_url(uri).database == path
+
+
+def test_a_relative_database_of_an_odd_folder(tmp_path, monkeypatch):
+    (tmp_path / "a?b").mkdir()
+    monkeypatch.chdir(tmp_path / "a?b")
+    uri = found({"MLFLOW_TRACKING_URI": "sqlite:///x.db?y=1"}).uri
+    assert uri == f"sqlite:///{tmp_path}/a%3Fb/x.db?y=1"
+    assert sqlite_path(uri) == tmp_path / "a?b" / "x.db"

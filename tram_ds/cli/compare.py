@@ -25,9 +25,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="MLflow experiment: where runs come from if no folder is named, and --log goes",
     )
     parser.add_argument(
-        "--uri",
-        default=f"sqlite:///{Path.cwd() / 'mlflow.db'}",
-        help="MLflow; default: mlflow.db here",
+        "--uri", help="MLflow; default: MLFLOW_TRACKING_URI, else mlflow.db in this folder"
     )
     parser.add_argument(
         "--table",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -50,5 +51,5 @@ def _launch(recipe: str, *words: str) -> int:
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     script = str(LAUNCH / "train.py")
     command = [launcher, "--num_accelerators", "2", script, "--recipe", recipe, *words]
-    print("$", " ".join(command), flush=True)
+    print("$", shlex.join(command), flush=True)
     return terminal.Relay(command, {**os.environ, "OMP_NUM_THREADS": "1"}).wait()

@@ -3,6 +3,7 @@ was asked for."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from argparse import Namespace
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from tram_ds.comparison import comparison, report, runs
 from tram_ds.comparison.render import render
 from tram_ds.runtime.files import refuse_unwritable
+from tram_ds.tracking.address import address
 
 
 def main(options: Namespace, words: Sequence[str]) -> str:
@@ -21,10 +23,11 @@ def main(options: Namespace, words: Sequence[str]) -> str:
     if options.report:
         refuse_unwritable(options.report / "report.html", "--report")
     found, notes = [], []
+    uri = address(options.uri, None, "", os.environ).uri
     if options.paper:
         sections = comparison.paper_alone(options.table)
     else:
-        found, notes = runs.find(options.runs, options.experiment, options.uri, options.split)
+        found, notes = runs.find(options.runs, options.experiment, uri, options.split)
         sections = comparison.compare(found, options.table, options.baseline, options.alpha)
     chosen = comparison.blocks_of(sections, options.only.split(",") if options.only else None)
     text = render(chosen, options.format, colour=sys.stdout.isatty())
@@ -36,7 +39,7 @@ def main(options: Namespace, words: Sequence[str]) -> str:
     if options.log:
         experiment = options.experiment or runs.experiment_of(found)
         print(
-            f"MLflow run: {report.log(sections, options.report, experiment, options.uri, command)}",
+            f"MLflow run: {report.log(sections, options.report, experiment, uri, command)}",
             file=sys.stderr,
         )
     return text

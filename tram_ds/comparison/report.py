@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +25,8 @@ from tram_ds.comparison.render import Format, render
 from tram_ds.comparison.runs import Run
 from tram_ds.runtime.files import private_dir, write_whole
 from tram_ds.runtime.redact import redact, redact_yaml
-from tram_ds.tracking.server import find_experiment, new_client, prepare_environment, sqlite_path
+from tram_ds.tracking.address import sqlite_path
+from tram_ds.tracking.server import find_experiment, new_client, prepare_environment
 
 PACKAGES = (
     "torch",
@@ -37,6 +39,7 @@ PACKAGES = (
     "mlflow",
     "matplotlib",
 )
+LONGEST_SLUG = 100  # of the 255 bytes a file system gives to a name
 KIND_TAG = "tram_ds.kind"  # tells a comparison's MLflow run from those of trainings
 
 
@@ -51,11 +54,9 @@ def write(sections: Sequence[Section], out: Path, command: str, notes: Sequence[
     endings: dict[str, Format] = {"csv": "csv", "md": "markdown", "tex": "latex"}
     for ending, form in endings.items():
         write_whole(out / f"tables.{ending}", render(blocks, form))
-    for section in sections:
+    for slug, section in zip(_slugs(sections), sections, strict=True):
         for drawing in section.drawings:
-            (out / "figures" / f"{_slug(section)}-{drawing.name}.png").write_bytes(
-                plots.png(drawing.figure)
-            )
+            (out / "figures" / f"{slug}-{drawing.name}.png").write_bytes(plots.png(drawing.figure))
     write_whole(out / "report.html", page(sections, out, command, notes))
     return out / "report.html"
 
@@ -68,7 +69,7 @@ def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[s
     )
     shown = [
         {
-            "id": _slug(section),
+            "id": slug,
             "title": section.layout.title,
             "first": section.blocks[:1],
             "blocks": section.blocks[1:],
@@ -76,14 +77,14 @@ def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[s
             "figures": [
                 {
                     "alt": drawing.alt,
-                    "svg": Markup(plots.svg(drawing.figure, f"{_slug(section)} {drawing.alt}")),
+                    "svg": Markup(plots.svg(drawing.figure, f"{slug} {drawing.alt}")),
                 }
                 for drawing in section.drawings
             ],
             "runs": [_run(run, out) for run in section.runs],
             "recipes": _recipes(section.runs),
         }
-        for section in sections
+        for slug, section in zip(_slugs(sections), sections, strict=True)
     ]
     return environment.get_template("report.html.j2").render(
         sections=shown,
@@ -131,11 +132,11 @@ def log(
     ).info.run_id
     status = "FAILED"
     try:
-        for section in sections:
+        for slug, section in zip(_slugs(sections), sections, strict=True):
             for block in section.blocks:
-                client.log_table(run_id, _columns(block), f"{_slug(section)}/{block.name}.json")
+                client.log_table(run_id, _columns(block), f"{slug}/{block.name}.json")
             for drawing in section.drawings:
-                client.log_figure(run_id, drawing.figure, f"{_slug(section)}/{drawing.name}.png")
+                client.log_figure(run_id, drawing.figure, f"{slug}/{drawing.name}.png")
         client.log_text(run_id, render(blocks_of(sections), "markdown"), "tables.md")
         if out is not None:
             client.log_artifact(run_id, str(out / "report.html"))
@@ -163,13 +164,21 @@ def _terms(section: Section) -> dict[str, str]:
     }
 
 
-def _slug(section: Section) -> str:
-    layout = section.layout
-    return (
-        layout.name
-        if layout.name != "auto"
-        else re.sub(r"[^a-z0-9_]+", "-", layout.title.lower()).strip("-")
-    )
+def _slugs(sections: Sequence[Section]) -> list[str]:
+    """Of their files and places on the page. Where one is too long, empty or another's too, a
+    checksum of the title follows."""
+    plain = [
+        section.layout.name
+        if section.layout.name != "auto"
+        else re.sub(r"[^a-z0-9_]+", "-", section.layout.title.lower()).strip("-")
+        for section in sections
+    ]
+    return [
+        slug
+        if slug and len(slug) <= LONGEST_SLUG and plain.count(slug) == 1
+        else f"{slug[:LONGEST_SLUG]}-{zlib.crc32(section.layout.title.encode()):08x}".lstrip("-")
+        for slug, section in zip(plain, sections, strict=True)
+    ]
 
 
 def _run(run: Run, out: Path) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from tram_ds.comparison.course import RECORDED, Course, course
+from tram_ds.comparison.folders import run_folders
 from tram_ds.runtime.jsonl import decode
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
@@ -73,7 +74,7 @@ class Run:
             "srun": f"srun --ntasks {self.ranks} python",
         }
         # from MLflow: the artifact of that name
-        recipe = str(RunFolder(self.folder or "").recipe)
+        recipe = shlex.quote(str(RunFolder(self.folder or "").recipe))
         return (
             f"{ways.get(self.tags.get('launcher', ''), 'python')} launch/train.py --recipe {recipe}"
         )
@@ -110,12 +111,10 @@ class Run:
 
 def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run], list[str]]:
     """(runs, notes: what was left out and why, what a run warned of) of folders or glob patterns.
-    CompareError if there is no finished run."""
-    folders = sorted(
-        {Path(path) for pattern in patterns for path in glob.glob(os.path.expanduser(pattern))}
-    )
+    A folder that goes by two names, through a link, is one run. CompareError if there is no
+    finished run."""
     runs, notes = [], []
-    for folder in folders:
+    for folder in run_folders(patterns):
         if not folder.is_dir() or not RunFolder(folder).recipe.is_file():
             continue
         if not RunFolder(folder).results.is_file():
@@ -136,7 +135,8 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
     if it has no finished run or does not exist."""
     from mlflow.exceptions import MlflowException
 
-    from tram_ds.tracking.server import new_client, prepare_environment, sqlite_path
+    from tram_ds.tracking.address import sqlite_path
+    from tram_ds.tracking.server import new_client, prepare_environment
     from tram_ds.tracking.upload import KEY_TAG
 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # nobody trains meanwhile

@@ -39,8 +39,7 @@ from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, agreed, barrier
 from tram_ds.runtime.redact import redact
 from tram_ds.tasks import choose as tasks
-from tram_ds.tracking.address import address
-from tram_ds.tracking.server import sqlite_path
+from tram_ds.tracking.address import address, sqlite_path
 
 SMOKE_SECONDS = 180
 SERVER_SECONDS = 3

@@ -113,7 +113,7 @@ def cells(sweep: Sweep, overrides: Sequence[str] = (), smoke: bool = False) -> l
     for base, *values in itertools.product(sweep.base, *sweep.grid.values()):
         chosen = dict(zip(sweep.grid, values, strict=True))
         cell = _cell(
-            base, [*overrides, *(f"{key}={json.dumps(chosen[key])}" for key in keys)], chosen, smoke
+            base, [*overrides, *(f"{key}={_text(chosen[key])}" for key in keys)], chosen, smoke
         )
         if cell.run_dir in found:
             raise RecipeError(
@@ -179,9 +179,15 @@ def _cell(base: str, overrides: list[str], chosen: dict[str, Any], smoke: bool) 
     )
     if suffix:
         run_dir = loaded.run_dir + re.sub(r"[^A-Za-z0-9_.=+-]+", "_", suffix.replace('"', ""))
-        overrides = [*overrides, f"run_dir={json.dumps(run_dir)}"]
+        overrides = [*overrides, f"run_dir={_text(run_dir)}"]
         loaded = recipe.load(base, overrides, smoke=smoke)
     return Cell(base, tuple(overrides), loaded.resolved_run_dir(), loaded, smoke)
+
+
+def _text(value: Any) -> str:
+    """The value as YAML that the command line takes: JSON, but without its escapes, of which YAML
+    makes two halves of a character such as an emoji."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def state(cell: Cell) -> str:

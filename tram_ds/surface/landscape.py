@@ -13,6 +13,7 @@ all-reduce completes all of them.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +174,17 @@ def plot(results: Mapping[str, Mapping[str, Any]], folder: Path, title: str) -> 
             label="loss (nats)",
         )
         axes.plot(0, 0, marker="+", color="black", markersize=10)
-        files += _save(figure, folder / f"landscape-{domain}")
+        files += _save(figure, folder / f"landscape-{_cut(domain)}")
     return files
+
+
+def _cut(domain: str, longest: int = 100) -> str:
+    """The domain's name; of one that a longer file's name has no room for the beginning and a
+    checksum."""
+    raw = domain.encode()
+    if len(raw) <= longest:
+        return domain
+    return f"{raw[:longest].decode(errors='ignore')}-{zlib.crc32(raw):08x}"
 
 
 def _save(figure: Any, stem: Path) -> list[Path]:

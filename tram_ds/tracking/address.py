@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from tram_ds.runtime.redact import redact
 
@@ -32,8 +33,8 @@ def address(
     set_ = {name: env.get(name, "").strip() for name in (URI, NAME, ID, *OF_ONE_RUN)}
     found, source = uri, "tracking.uri" if uri else ""
     if not found and set_[URI]:
-        found, source = _absolute(set_[URI]), URI
-    found = found or f"{_SQLITE}{Path.cwd() / 'mlflow.db'}"
+        found, source = absolute(set_[URI]), URI
+    found = found or sqlite_uri(Path.cwd() / "mlflow.db")
     where = redact(found) + (f" ({source})" if source else "")
     name, of = experiment, "tracking.experiment" if experiment else ""
     if not name and (set_[NAME] or set_[ID]):
@@ -46,9 +47,32 @@ def address(
     return Address(found, name or default_experiment, of == ID, told)
 
 
-def _absolute(uri: str) -> str:
+def absolute(uri: str) -> str:
     """A relative sqlite path is of the folder the command runs in; `sync` may run elsewhere."""
     path, question, query = uri.removeprefix(_SQLITE).partition("?")
     if not uri.startswith(_SQLITE) or Path(path).is_absolute():
         return uri
-    return f"{_SQLITE}{Path.cwd() / path}{question}{query}"
+    return f"{_SQLITE}{Path(_quoted(Path.cwd())) / path}{question}{query}"
+
+
+def sqlite_uri(database: Path) -> str:
+    """The URI of a database file, by its absolute path."""
+    return f"{_SQLITE}{_quoted(database)}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database file of a sqlite URI, else None."""
+    if not uri.startswith(_SQLITE):
+        return None
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0]))
+
+
+def _quoted(path: Path) -> str:
+    """The path as SQLAlchemy reads it from a URI: it ends at a `?`, and `%20` is a space. What says
+    the same unquoted stays as the user knows it."""
+    text = str(path)
+    return (
+        text.replace("%", "%25").replace("?", "%3F")
+        if unquote(text) != text or "?" in text
+        else text
+    )

@@ -3,12 +3,15 @@ run."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tram_ds.runtime.files import remove_empty
 from tram_ds.runtime.redact import redact
+from tram_ds.tracking.address import sqlite_path
 from tram_ds.tracking.state import TrackingError
 
 if TYPE_CHECKING:
@@ -36,14 +39,22 @@ def new_client(uri: str) -> MlflowClient:
 
     for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    missing = _missing_folders(uri)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    for folder in missing:
+        with contextlib.suppress(OSError):
+            remove_empty(folder)
+    return client
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """The database file of a sqlite URI, else None."""
-    return (
-        Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
-    )
+def _missing_folders(uri: str) -> list[Path]:
+    """What MLflow makes for a quoted path, whose folder it takes as it is written; innermost
+    first."""
+    database = sqlite_path(uri)
+    if database is None or uri == f"sqlite:///{database}":
+        return []
+    written = Path(uri.removeprefix("sqlite:///"))
+    return [folder for folder in written.parents if not folder.exists()]
 
 
 def get_run(client: MlflowClient, run_id: str) -> Run | None:

@@ -23,7 +23,7 @@ from tram_ds.runtime.locks import locked
 from tram_ds.runtime.redact import HIDDEN, redact
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.tracking import state as tracking_state
-from tram_ds.tracking.address import URI
+from tram_ds.tracking.address import URI, absolute
 from tram_ds.tracking.machine import SystemMetrics
 from tram_ds.tracking.server import prepare_environment
 from tram_ds.tracking.state import Identity, StateFile, now
@@ -241,6 +241,7 @@ def sync(run_dir: str | Path, uri: str | None = None, wait: float = 15.0) -> Syn
             f"the address {state.uri} was saved without its password: give it with --uri, or "
             f"set {URI} to it"
         )
+    uri = uri and absolute(uri)
     with locked(RunFolder(run_dir).tracking_lock, wait):
         file = StateFile(run_dir, state)
         file.update(

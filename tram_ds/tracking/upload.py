@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tram_ds.runtime.locks import locked
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
+from tram_ds.tracking.address import sqlite_path
 from tram_ds.tracking.points import (
     MAX_METRICS,
     Point,
@@ -25,7 +26,7 @@ from tram_ds.tracking.points import (
     read_batches,
 )
 from tram_ds.tracking.results import curves, final_points, table_json
-from tram_ds.tracking.server import find_experiment, find_parent, get_run, new_client, sqlite_path
+from tram_ds.tracking.server import find_experiment, find_parent, get_run, new_client
 from tram_ds.tracking.state import MAX_KEY, StateFile, TrackingError
 
 if TYPE_CHECKING:
