@@ -1,4 +1,4 @@
-"""The page's script on every rank of a job, then the plain loop over the batches it read: rank 0
+"""A script of the page on every rank of a job, then the plain loop over the batches it read: rank 0
 says how far apart they are."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import json
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,25 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 from transformers import Trainer
 
-from tests.integrations.test_transformers_trainer import ALGORITHM, SCRIPT, equal, made
+from tests.integrations.plain import equal, factor, made
 from tests.wrap.hand import gap
 from tram_ds.algorithms.stepper import wrap
-from tram_ds.integrations import causal_lm
+from tram_ds.integrations import AcceleratedStepper, causal_lm
+
+EXAMPLES = Path(__file__).parent / "examples"
 
 
-def main(out: str, folder: str) -> None:
+def main(out: str, script: str, folder: str) -> None:
     os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate looks for GPUs and starts no job
+    run = {"hf_trainer": of_trainer, "accelerate_loop": of_accelerate}[script]
+    found = run(EXAMPLES / f"{script}.py", folder)
+    if dist.get_rank() == 0:
+        Path(out).write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def of_trainer(script: Path, folder: str) -> dict[str, Any]:
     windows: list[Any] = []
     read = Trainer.get_batch_samples
 
@@ -32,44 +44,68 @@ def main(out: str, folder: str) -> None:
         return samples
 
     Trainer.get_batch_samples = noted  # type: ignore[method-assign]
-    sys.argv = [str(SCRIPT), folder]
-    whole = runpy.run_path(str(SCRIPT))
+    whole = ran(script, folder)
     steps = whole["trainer"].state.max_steps
-    plain = by_hand(windows, steps)
-    sys.argv = [str(SCRIPT), f"{folder}-again", f"{folder}/checkpoint-3"]
-    resumed = runpy.run_path(str(SCRIPT))
-    found = {
-        "wrapped": type(whole["trainer"].model_wrapped).__name__,
-        "steps": steps,
-        "windows": [len(window) for window in windows[:steps]],
-        "gap": gap(whole["model"], plain),
-        "resumed": equal(whole["model"], resumed["model"]),
-        "apart": apart(whole["model"]),
-    }
-    if dist.get_rank() == 0:
-        Path(out).write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def by_hand(windows: list[Any], steps: int) -> torch.nn.Module:
-    model, _ = made()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0, fused=True)
-
-    def factor(step: int) -> float:
-        return step / 2 if step < 2 else (steps - step) / (steps - 2)
-
-    stepper = wrap(
-        DDP(model, find_unused_parameters=True),
-        optimizer,
-        ALGORITHM,
+    windows = windows[:steps]
+    plain = by_hand(
+        windows,
+        {"name": "tram_prev", "radius_scale": 10.0},
+        {"weight_decay": 0.0, "fused": True},
+        lambda step: factor(step, steps),
         seed=42,
-        clip_norm=0.5,
-        schedule=factor,
     )
-    for window in windows[:steps]:
+    resumed = ran(script, f"{folder}-again", f"{folder}/checkpoint-3")
+    return told(whole, resumed, windows, plain, whole["trainer"].model_wrapped)
+
+
+def of_accelerate(script: Path, folder: str) -> dict[str, Any]:
+    read: list[Any] = []
+    step = AcceleratedStepper.step
+
+    def noted(self: AcceleratedStepper, batch: Any, forward: Any) -> Any:
+        read.append(batch)
+        return step(self, batch, forward)
+
+    AcceleratedStepper.step = noted  # type: ignore[method-assign]
+    whole = ran(script, folder)
+    windows = [read[at : at + 2] for at in range(0, len(read), 2)]
+    # accelerate moves a prepared scheduler once for every rank
+    plain = by_hand(windows, "tram_prev", {}, lambda step: factor(2 * step), use_cache=True)
+    resumed = ran(script, f"{folder}-again", folder)
+    return told(whole, resumed, windows, plain, whole["model"])
+
+
+def ran(script: Path, *arguments: str) -> dict[str, Any]:
+    sys.argv = [str(script), *arguments]
+    return runpy.run_path(str(script))
+
+
+def by_hand(
+    windows: list[Any],
+    algorithm: Any,
+    adamw: dict[str, Any],
+    schedule: Callable[[int], float],
+    seed: int = 0,
+    **config: Any,
+) -> torch.nn.Module:
+    model, _ = made(**config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, **adamw)
+    parallel = DDP(model, find_unused_parameters=True)
+    stepper = wrap(parallel, optimizer, algorithm, seed=seed, clip_norm=0.5, schedule=schedule)
+    for window in windows:
         stepper.step(window, causal_lm)
     return model
+
+
+def told(whole: Any, resumed: Any, windows: list[Any], plain: Any, wrapped: Any) -> dict[str, Any]:
+    model, again = (getattr(x["model"], "module", x["model"]) for x in (whole, resumed))
+    return {
+        "wrapped": type(wrapped).__name__,
+        "windows": [len(window) for window in windows],
+        "gap": gap(model, plain),
+        "resumed": equal(model, again),
+        "apart": apart(model),
+    }
 
 
 def apart(model: torch.nn.Module) -> float:

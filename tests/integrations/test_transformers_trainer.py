@@ -10,36 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
-from tests import ranks
+from tests.integrations.plain import STEPS, equal, factor, made
 from tests.wrap.hand import sam_step
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.integrations import TramTrainer, causal_lm
 
 SCRIPT = Path(__file__).parent / "examples" / "hf_trainer.py"
 ALGORITHM = {"name": "tram_prev", "radius_scale": 10.0}
-STEPS = 6  # 22 rows, 11 micro-batches of 2, 5 windows of 2 and one of 1
 
 
 def ran(*arguments: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the script of the page left behind."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
     return runpy.run_path(str(SCRIPT))
-
-
-def made(**config: Any) -> tuple[GPT2LMHeadModel, list[dict[str, torch.Tensor]]]:
-    """The script's model and rows, without the cache that Trainer turns off too."""
-    torch.manual_seed(0)
-    small = {"vocab_size": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8}
-    model = GPT2LMHeadModel(GPT2Config(**small, use_cache=False, **config))
-    rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(32, (22, 8))]
-    return model, rows
-
-
-def factor(step: int) -> float:
-    """Linear with 2 steps of warm-up, as transformers has it."""
-    return step / 2 if step < 2 else (STEPS - step) / (STEPS - 2)
 
 
 @pytest.fixture
@@ -55,11 +40,6 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
 
     monkeypatch.setattr(Trainer, "get_batch_samples", noted)
     return found
-
-
-def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def trained(
@@ -231,16 +211,3 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_weights(tmp_path: Path) -> None:
     trainer.train()
     for a, b in zip(before, trainer.model.parameters(), strict=True):
         assert b.dtype == torch.float32 and not torch.equal(a, b)
-
-
-def test_two_ranks_are_the_plain_loop_too(tmp_path: Path) -> None:
-    """22 rows on 2 ranks: 6 micro-batches each (the last filled up), 3 steps."""
-    found = ranks.run("tests.integrations.ddp_worker", str(tmp_path / "run"))
-    assert found.pop("gap") <= 1e-7
-    assert found == {
-        "wrapped": "DistributedDataParallel",
-        "steps": 3,
-        "windows": [2, 2, 2],
-        "resumed": True,
-        "apart": 0.0,
-    }

@@ -1,4 +1,5 @@
-"""What of transformers' Trainer cannot go together with two backward passes a step."""
+"""What of accelerate and of transformers' Trainer cannot go together with two backward passes a
+step."""
 
 from __future__ import annotations
 
@@ -10,44 +11,62 @@ FORWARD = "pass forward=, (model, batch) -> (loss_sum, count, logits (N, C)), wi
 def refuse(trainer: Any, *, own_forward: bool) -> None:
     """ValueError for the first thing that cannot be trained right. own_forward: the user brings the
     loss."""
-    found = [*_engine(trainer), *_options(trainer.args)]
+    found = [*_accelerator(trainer.accelerator), *_trainer(trainer), *_options(trainer.args)]
     found += [] if own_forward else _losses(trainer)
     for wrong, message in found:
         if wrong:
             raise ValueError(message)
 
 
-def _engine(trainer: Any) -> list[tuple[Any, str]]:
-    args, accelerator = trainer.args, trainer.accelerator
-    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+def refuse_accelerator(accelerator: Any) -> None:
+    """ValueError for the first thing of an Accelerator that cannot be trained right."""
+    for wrong, message in _accelerator(accelerator):
+        if wrong:
+            raise ValueError(message)
+
+
+def _accelerator(accelerator: Any) -> list[tuple[Any, str]]:
+    state = accelerator.state
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     return [
         (
-            trainer.is_deepspeed_enabled,
-            "deepspeed: Trainer's DeepSpeed takes a step inside its backward pass: leave it out "
+            getattr(state, "deepspeed_plugin", None) is not None,
+            "deepspeed: accelerate's DeepSpeed takes a step inside its backward pass: leave it out "
             "and use DDP, or train on ZeRO with launch/train.py or wrap(engine)",
         ),
         (
-            fsdp is not None and getattr(fsdp, "fsdp_version", 1) != 2,
-            "fsdp: FSDP1 cannot run two backward passes a step: fsdp_config={'version': 2}",
+            getattr(state, "fsdp_plugin", None) is not None,
+            "fsdp: accelerate saves and loads its shards in a way that no test here has seen: use "
+            "DDP, or fully_shard the model and wrap() it, or launch/train.py with engine=fsdp2",
         ),
+        (
+            getattr(accelerator, "parallelism_config", None) is not None,
+            "parallelism_config: tensor, context and sequence parallel ranks share a batch, which "
+            "wrap() does not know: leave it out",
+        ),
+        (
+            kind.startswith(("MEGATRON", "XLA")),
+            f"{kind}: it has an optimizer step of its own: use DDP",
+        ),
+        (
+            accelerator.mixed_precision not in ("no", "bf16"),
+            f"mixed precision {accelerator.mixed_precision}: a scaled loss skips steps that the "
+            "radius was computed for: use bf16",
+        ),
+    ]
+
+
+def _trainer(trainer: Any) -> list[tuple[Any, str]]:
+    args = trainer.args
+    return [
         (
             trainer.is_fsdp_xla_enabled or trainer.is_distributed_loading_by_transformers,
             "a model sharded by XLA or when it was loaded: load it whole, and use DDP",
         ),
         (
-            getattr(args, "parallelism_config", None) is not None,
-            "parallelism_config: tensor, context and sequence parallel ranks share a batch, which "
-            "wrap() does not know: leave it out",
-        ),
-        (
             args.n_gpu > 1,
             f"{args.n_gpu} GPUs in one process (DataParallel): start with torchrun, or show one "
             "(CUDA_VISIBLE_DEVICES=0)",
-        ),
-        (
-            accelerator.mixed_precision not in ("no", "bf16"),
-            f"mixed precision {accelerator.mixed_precision}: a scaled loss skips steps that the "
-            "radius was computed for: use bf16=True",
         ),
     ]
 

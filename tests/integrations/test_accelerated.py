@@ -1,0 +1,99 @@
+"""A loop of accelerate's with AcceleratedStepper is the plain loop with wrap()."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, DistributedType
+
+from tests.integrations.plain import equal, factor, made
+from tests.wrap.hand import batches, forward, mlp, sgd
+from tram_ds.algorithms.stepper import wrap
+from tram_ds.integrations import AcceleratedStepper, causal_lm
+from tram_ds.integrations.refusals import refuse_accelerator
+
+SCRIPT = Path(__file__).parent / "examples" / "accelerate_loop.py"
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> None:
+    """accelerate keeps one state a process; earlier tests may have made another."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def ran(*arguments: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    return runpy.run_path(str(SCRIPT))
+
+
+def test_the_script_is_the_plain_loop_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ran(tmp_path / "saved", monkeypatch=monkeypatch)
+    model, rows = made(use_cache=True)  # which only Trainer turns off
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    stepper = wrap(model, optimizer, "tram_prev", clip_norm=0.5, schedule=factor)
+    data = [torch.stack([row["input_ids"] for row in rows[at : at + 2]]) for at in range(0, 22, 2)]
+    micro = [{"input_ids": ids, "labels": ids} for ids in data]
+    for at in range(0, len(micro), 2):
+        stepper.step(micro[at : at + 2], causal_lm)
+    assert equal(whole["model"], model)
+    assert whole["stepper"].stepper.steps == whole["scheduler"].scheduler.last_epoch == 6
+    assert {int(s["step"]) for s in whole["optimizer"].state.values()} == {6}
+
+    resumed = ran(tmp_path / "again", tmp_path / "saved", monkeypatch=monkeypatch)
+    assert equal(resumed["model"], model)
+
+
+def prepared(**options: Any) -> tuple[Accelerator, Any, Any]:
+    accelerator, model = Accelerator(cpu=True, **options), mlp()
+    return accelerator, *accelerator.prepare(model, sgd(model))
+
+
+def test_a_step_that_is_not_finite_moves_no_scheduler() -> None:
+    accelerator, model, optimizer = prepared()
+    scheduler = accelerator.prepare(torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5))
+    stepper = AcceleratedStepper(accelerator, model, optimizer, "sam", rho=0.1)
+    (batch,) = batches(1)
+    for poison, rate in ((float("nan"), 0.1), (1.0, 0.05)):
+        with accelerator.accumulate(model):
+            report = stepper.step((batch[0] * poison, batch[1]), forward)
+            scheduler.step()
+        assert report is not None and report.skipped == (poison != 1.0)
+        assert scheduler.get_last_lr() == [rate]
+
+
+def test_what_cannot_go_together_is_refused(tmp_path: Path) -> None:
+    accelerator, model, optimizer = prepared()
+    with pytest.raises(ValueError, match="SGD was not prepared by this accelerator"):
+        AcceleratedStepper(accelerator, model, optimizer.optimizer)
+    AcceleratedStepper(accelerator, model, optimizer)
+    with pytest.raises(ValueError, match="a second AcceleratedStepper"):
+        AcceleratedStepper(accelerator, model, optimizer)
+    with pytest.raises(ValueError, match=r"has no tram\.safetensors"):
+        accelerator.load_state(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fsdp_plugin": object()}, "^fsdp: .*use DDP"),
+        ({"deepspeed_plugin": object()}, "^deepspeed: .*launch/train.py"),
+        ({"parallelism_config": object()}, "^parallelism_config: "),
+        ({"mixed_precision": "fp16"}, "^mixed precision fp16: .*use bf16"),
+        ({"distributed_type": DistributedType.MEGATRON_LM}, "^MEGATRON_LM: "),
+    ],
+)
+def test_a_way_to_train_that_is_no_ddp_is_refused(change: dict[str, Any], message: str) -> None:
+    there = {"mixed_precision": "no", "distributed_type": DistributedType.MULTI_GPU}
+    now = SimpleNamespace(**(there | change))
+    now.state = now
+    with pytest.raises(ValueError, match=message):
+        refuse_accelerator(now)
