@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests import ranks
+from tram_ds.comparison.runs import CompareError, from_mlflow
 from tram_ds.tracking import tracker as tracking
 from tram_ds.tracking.metrics_log import MetricsLog
 from tram_ds.tracking.points import metric_name, read_batches
 from tram_ds.tracking.server import prepare_environment
+from tram_ds.tracking.state import begin as begin_state
 from tram_ds.tracking.state import load
 
 CANARY = "canary-5f1c"
@@ -137,6 +139,63 @@ def test_requeue_continues_the_run_without_duplicate_steps(tmp_path, uri):
     run = server(uri).get_run(second.run_id)
     assert steps_of(uri, second.run_id) == list(range(15)) and run.info.status == "FINISHED"
     assert run.data.params["train.seed"] == "0" and run.data.tags["changed.train.seed"] == "7"
+
+
+def test_another_way_is_a_run_of_its_own(tmp_path, uri):
+    """Ten steps, then from step 6 on with another recipe to step 8: MLflow cannot take steps 7 to 9
+    back, so they stay with the run that measured them, and nothing counts it any more."""
+    first = begin(tmp_path, uri, experiment="two ways")
+    write_steps(tmp_path, range(10))
+    first.log_results({"scores": {"test": {"Art": {"loss": 9.0}}}})
+    assert first.finish("FINISHED")
+    log = MetricsLog(tmp_path)
+    log.truncate_after(6)
+    second = begin(tmp_path, uri, experiment="two ways", went_back=True)
+    for step in range(7, 9):
+        log.append({"step": step, "loss": 0.5})
+    log.close()
+    assert second.finish("KILLED") and second.run_id != first.run_id
+    losses = {m.step: m.value for m in server(uri).get_metric_history(second.run_id, "loss")}
+    assert losses == {step: 1.0 / (step + 1) for step in range(7)} | {7: 0.5, 8: 0.5}
+    old, new = (server(uri).get_run(run.run_id) for run in (first, second))
+    assert old.data.tags["tram_ds.left_for"] == second.run_id
+    assert new.data.tags["tram_ds.continues"] == first.run_id
+    assert "final/test/Art/loss" in old.data.metrics and "loss" in new.data.metrics
+    assert "final/test/Art/loss" not in new.data.metrics
+    assert steps_of(uri, first.run_id) == list(range(10))
+    with pytest.raises(CompareError, match=f"left for run {second.run_id}"):
+        from_mlflow("two ways", uri)
+
+
+def test_another_way_whose_steps_mlflow_never_saw_is_the_same_run(tmp_path, uri):
+    """All it has is before step 6, or the run goes on from its end: nothing to take back."""
+    first = begin(tmp_path, uri)
+    write_steps(tmp_path, range(7))
+    assert first.finish("KILLED")
+    write_steps(tmp_path, range(7, 10))  # while MLflow was away
+    log = MetricsLog(tmp_path)
+    log.truncate_after(6)
+    second = begin(tmp_path, uri, went_back=True)
+    log.append({"step": 7, "loss": 0.5})
+    log.close()
+    assert second.finish("FINISHED") and second.run_id == first.run_id
+    assert steps_of(uri, second.run_id) == list(range(8))
+
+
+def test_a_new_way_that_never_reached_mlflow_is_still_no_part_of_the_old_run(tmp_path, uri):
+    """Killed before its first upload; the file run_id still names the run that was left."""
+    first = begin(tmp_path, uri)
+    write_steps(tmp_path, range(10))
+    assert first.finish("KILLED")
+    log = MetricsLog(tmp_path)
+    log.truncate_after(6)
+    log.close()
+    about = tracking.Identity(uri, "language_modeling", "seed-0", "parent", {}, {}, "")
+    assert begin_state(tmp_path, about, went_back=True).state.run_id is None
+    assert (tmp_path / "run_id").read_text().strip() == first.run_id
+    third = begin(tmp_path, uri)
+    assert third.finish("FINISHED") and third.run_id != first.run_id
+    assert steps_of(uri, third.run_id) == list(range(7))
 
 
 def test_killed_without_a_word_then_sync(tmp_path, uri):

@@ -137,6 +137,7 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
 
     from tram_ds.tracking.address import sqlite_path
     from tram_ds.tracking.server import new_client, prepare_environment
+    from tram_ds.tracking.state import LEFT_TAG
     from tram_ds.tracking.upload import KEY_TAG
 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # nobody trains meanwhile
@@ -164,6 +165,11 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
         for run in page:
             if KEY_TAG not in run.data.tags:
                 continue  # a parent, or another program's run
+            if other := run.data.tags.get(LEFT_TAG):
+                notes.append(
+                    f"{run.info.run_name} ({run.info.run_id}): its way was left for run {other}"
+                )
+                continue
             try:
                 runs.append(_read_mlflow(client, run, uri, split))
                 notes += [f"{run.info.run_name}: {text}" for text in runs[-1].warnings]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tram_ds.runtime.files import remove_empty
 from tram_ds.runtime.redact import redact
 from tram_ds.tracking.address import sqlite_path
-from tram_ds.tracking.state import TrackingError
+from tram_ds.tracking.state import LEFT_TAG, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -115,6 +115,17 @@ def _experiment(client: MlflowClient, number: str) -> Experiment | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+def mark_left(client: MlflowClient, left: str, taken_over_by: str) -> None:
+    """Says of a run that another went back and took another way: it has ended, and what it holds
+    beyond that point is nobody's result. All of it stays. Nothing where the server lacks it."""
+    run = get_run(client, left)
+    if run is None or run.info.lifecycle_stage == "deleted":
+        return
+    client.set_tag(left, LEFT_TAG, taken_over_by)
+    if run.info.status == "RUNNING":
+        client.set_terminated(left, "KILLED")
 
 
 def find_parent(client: MlflowClient, experiment_id: str, name: str, started: int) -> str:

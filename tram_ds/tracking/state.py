@@ -20,6 +20,8 @@ from tram_ds.runtime.run_layout import RunFolder
 MAX_PARAM = 6000  # characters MLflow stores of a parameter
 MAX_TAG = 8000  # of a tag
 MAX_KEY = 250  # of any key
+# of a run that went back and took another way: the run of the way it left, and of that: this one
+CONTINUES_TAG, LEFT_TAG = "tram_ds.continues", "tram_ds.left_for"
 
 
 class TrackingError(RuntimeError):
@@ -46,6 +48,7 @@ class State:
     ended: int | None = None
     run_key: str = ""  # a tag of the run: finds it again when the reply to its creation was lost
     run_id: str | None = None
+    left: str | None = None  # the run of a way that was left for this one
     offset: int = 0  # bytes of metrics.jsonl the server has
     # digest of the line that ends at `offset`: tells whether the file is still the same
     last_line: str = ""
@@ -115,14 +118,21 @@ class Identity:
     experiment_by_id: bool = False
 
 
-def begin(run_dir: Path, run: Identity) -> StateFile:
+def begin(run_dir: Path, run: Identity, went_back: bool = False) -> StateFile:
     """Writes the state at the start of a process: a new run, or the continuation of the folder's
-    earlier one."""
+    earlier one. went_back: what is recorded from here on is of another way; then it is a new run
+    too where MLflow has records of the way that was left, which it cannot take back."""
     private_dir(run_dir)
     earlier = load(run_dir) or State(run.uri, run.experiment, run.run_name, run.parent_name)
     run_id = earlier.run_id
     with contextlib.suppress(OSError):
         run_id = run_id or RunFolder(run_dir).run_id.read_text(encoding="utf-8").strip() or None
+    metrics = RunFolder(run_dir).metrics
+    recorded = metrics.stat().st_size if metrics.exists() else 0
+    if went_back and run_id and earlier.offset > recorded:
+        earlier = _another_way(earlier, run_id)
+    if run_id == earlier.left:  # run_id still names that one until the new one is made
+        run_id = None
     file = StateFile(run_dir, earlier)
     file.update(
         uri=run.uri,
@@ -143,6 +153,12 @@ def begin(run_dir: Path, run: Identity) -> StateFile:
         acknowledged={key: value for key, value in earlier.acknowledged.items() if key != "status"},
     )
     return file
+
+
+def _another_way(earlier: State, left: str) -> State:
+    """The state of a run of which MLflow has nothing yet, beside the run `left`."""
+    fresh = State(earlier.uri, earlier.experiment, earlier.run_name, earlier.parent_name)
+    return replace(fresh, tags={CONTINUES_TAG: left}, left=left)
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

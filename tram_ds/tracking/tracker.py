@@ -189,18 +189,20 @@ def start(
     run: Identity,
     every_seconds: float = 5.0,
     system_seconds: float | None = None,
+    went_back: bool = False,
 ) -> MlflowTracker:
     """Starts or, in a run folder that was tracked before, continues the MLflow run. Rank 0 only;
     never waits.
 
     On resume call MetricsLog.truncate_after first. every_seconds: between two uploads.
-    system_seconds: between two samples of the machine; None = no system metrics.
+    system_seconds: between two samples of the machine; None = no system metrics. went_back: see
+    state.begin.
     """
     prepare_environment()
     if commit := run.tags.get("git_commit"):
         source = {"mlflow.source.git.commit": str(commit).removesuffix(DIRTY)}
         run = replace(run, tags={**run.tags, **source})
-    file = tracking_state.begin(Path(run_dir), run)
+    file = tracking_state.begin(Path(run_dir), run, went_back)
     system = SystemMetrics(run_dir, system_seconds) if system_seconds else None
     return MlflowTracker(file, every_seconds, system=system)
 

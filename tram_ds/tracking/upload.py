@@ -26,7 +26,13 @@ from tram_ds.tracking.points import (
     read_batches,
 )
 from tram_ds.tracking.results import curves, final_points, table_json
-from tram_ds.tracking.server import find_experiment, find_parent, get_run, new_client
+from tram_ds.tracking.server import (
+    find_experiment,
+    find_parent,
+    get_run,
+    mark_left,
+    new_client,
+)
 from tram_ds.tracking.state import MAX_KEY, StateFile, TrackingError
 
 if TYPE_CHECKING:
@@ -73,6 +79,7 @@ class Uploader:
 
     def _push(self, client: MlflowClient) -> None:
         self._describe(client)
+        self._mark_left(client)
         self._send_dataset(client)
         for name in SPOOLS:
             self._replay(client, name)
@@ -112,6 +119,7 @@ class Uploader:
         }
         wanted |= {name: digest(text) for name, text in self._artifacts().items()}
         wanted |= {"dataset": digest(state.dataset)} if state.dataset else {}
+        wanted |= {"left": state.left} if state.left else {}
         wanted |= {"final": digest(state.results)} if self._final() else {}
         wanted |= {CURVES: str(state.offset)} if self._final() else {}
         described = all(state.acknowledged.get(what, "") == text for what, text in wanted.items())
@@ -204,6 +212,12 @@ class Uploader:
         elif (wanted := digest(state.tags)) != state.acknowledged.get("tags"):
             self._send_tags(client, [RunTag(key, value) for key, value in tags.items()])
             self._file.acknowledge("tags", wanted)
+
+    def _mark_left(self, client: MlflowClient) -> None:
+        state = self._file.state
+        if state.left and state.acknowledged.get("left") != state.left:
+            mark_left(client, state.left, _id(state.run_id))
+            self._file.acknowledge("left", state.left)
 
     def _send_tags(self, client: MlflowClient, tags: Sequence[Any]) -> None:
         for start in range(0, len(tags), MAX_PARAMS):

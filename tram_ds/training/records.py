@@ -68,9 +68,10 @@ class Records:
 
 
 @contextmanager
-def recording(run: Run) -> Iterator[Records]:
-    """Records from here on; what an earlier process recorded of later steps is set aside. Ends with
-    the log closed and the tracker told records.status."""
+def recording(run: Run, went_back: bool) -> Iterator[Records]:
+    """Records from here on; what an earlier process recorded of later steps is set aside.
+    went_back: those steps will not come again as they were. Ends with the log closed and the
+    tracker told records.status."""
     with ExitStack() as files:
         progress = Progress(run.job.rank, run.total_steps, initial=run.stepper.steps)
         files.callback(progress.close)
@@ -80,7 +81,7 @@ def recording(run: Run) -> Iterator[Records]:
             log.truncate_after(run.stepper.steps)
             files.callback(log.close)
             if run.recipe.tracking.enabled:
-                tracker = start_tracking(run)
+                tracker = start_tracking(run, went_back)
         records = Records(run, log, progress, tracker)
         try:
             yield records
@@ -108,7 +109,7 @@ def tracked_at(recipe: Recipe) -> Address:
     return address(recipe.tracking.uri, recipe.tracking.experiment, recipe.name, os.environ)
 
 
-def start_tracking(run: Run) -> tracking.Tracker:
+def start_tracking(run: Run, went_back: bool) -> tracking.Tracker:
     """The MLflow run: a child, by seed, of the run of (recipe, algorithm). Never raises for a
     server's sake."""
     recipe, task, digest = run.recipe, run.task, run.task.data_digest()
@@ -137,4 +138,6 @@ def start_tracking(run: Run) -> tracking.Tracker:
         dataset(recipe.task, digest, task.train_domains, task.eval_domains),
         where.by_id,
     )
-    return tracking.start(run.folder.path, about, system_seconds=SYSTEM_SECONDS)
+    return tracking.start(
+        run.folder.path, about, system_seconds=SYSTEM_SECONDS, went_back=went_back
+    )

@@ -38,10 +38,9 @@ def run(recipe: Recipe, request: Request) -> int:
             return DONE
         this = build(found)
         with peer_errors(this.watchdog), saving(this) as saver:
-            if request.resume:
-                go_on(this)
+            went_back = go_on(this) if request.resume else False
             initial = this.evaluator.initial() if recipe.eval.initial else None
-            with recording(this) as records:
+            with recording(this, went_back) as records:
                 code = loop(this, saver, records)
                 if code == DONE:
                     conclude(this, records, initial)
@@ -73,8 +72,10 @@ def saving(run: Run) -> Iterator[Saver]:
         yield saver
 
 
-def go_on(run: Run) -> None:
-    """From the newest checkpoint, if there is one; rank 0 says what was done. Collective."""
+def go_on(run: Run) -> bool:
+    """From the newest checkpoint, if there is one; rank 0 says what was done. Whether the steps
+    after it are another way than those an earlier process went: with a changed recipe, or from
+    before a damaged checkpoint. Collective."""
     found = resume(
         run.stepper,
         run.folder.path,
@@ -91,6 +92,7 @@ def go_on(run: Run) -> None:
     run.evaluator.go_back_to(run.stepper.steps, run.total_steps)
     if run.job.rank == 0:
         print("\n".join(_told(run.folder, found)))
+    return found is not None and bool(found.changes or found.refused)
 
 
 def _told(folder: RunFolder, found: Resumed | None) -> list[str]:
