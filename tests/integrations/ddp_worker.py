@@ -3,6 +3,7 @@ says how far apart they are."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import runpy
@@ -19,15 +20,19 @@ from transformers import Trainer
 from tests.integrations.plain import equal, factor, made
 from tests.wrap.hand import gap
 from tram_ds.algorithms.stepper import wrap
-from tram_ds.integrations import AcceleratedStepper, causal_lm
+from tram_ds.integrations import AcceleratedStepper, TramCallback, causal_lm
 
 EXAMPLES = Path(__file__).parent / "examples"
 
 
 def main(out: str, script: str, folder: str) -> None:
     os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate looks for GPUs and starts no job
-    run = {"hf_trainer": of_trainer, "accelerate_loop": of_accelerate}[script]
-    found = run(EXAMPLES / f"{script}.py", folder)
+    runs = {
+        "hf_trainer": of_trainer,
+        "accelerate_loop": of_accelerate,
+        "lightning_fit": of_lightning,
+    }
+    found = runs[script](EXAMPLES / f"{script}.py", folder)
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(found))
     dist.barrier()
@@ -73,6 +78,28 @@ def of_accelerate(script: Path, folder: str) -> dict[str, Any]:
     plain = by_hand(windows, "tram_prev", {}, lambda step: factor(2 * step), use_cache=True)
     resumed = ran(script, f"{folder}-again", folder)
     return told(whole, resumed, windows, plain, whole["model"])
+
+
+def of_lightning(script: Path, folder: str) -> dict[str, Any]:
+    import lightning
+
+    two = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}  # a user's line for 2 ranks
+    lightning.Trainer = functools.partial(lightning.Trainer, **two)  # type: ignore[misc]
+    read: list[Any] = []
+    keep = TramCallback._keep
+
+    def noted(self: TramCallback, batch: Any, *arguments: Any) -> Any:
+        read.append(batch)
+        return keep(self, batch, *arguments)
+
+    TramCallback._keep = noted  # type: ignore[method-assign]
+    whole = ran(script, folder)
+    windows = [read[at : at + 2] for at in range(0, len(read), 2)]
+    plain = by_hand(windows, "tram_prev", {}, lambda step: factor(step, 12), use_cache=True)
+    resumed = ran(script, f"{folder}-again", f"{folder}/step=3.ckpt")
+    wrapped = type(whole["trainer"].strategy).__name__
+    found = told(*({"model": x["model"].gpt2} for x in (whole, resumed)), windows, plain, None)
+    return found | {"wrapped": wrapped}
 
 
 def ran(script: Path, *arguments: str) -> dict[str, Any]:

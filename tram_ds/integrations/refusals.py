@@ -1,5 +1,5 @@
-"""What of accelerate and of transformers' Trainer cannot go together with two backward passes a
-step."""
+"""What of accelerate, transformers' Trainer and Lightning cannot go together with two backward
+passes a step."""
 
 from __future__ import annotations
 
@@ -21,6 +21,40 @@ def refuse(trainer: Any, *, own_forward: bool) -> None:
 def refuse_accelerator(accelerator: Any) -> None:
     """ValueError for the first thing of an Accelerator that cannot be trained right."""
     for wrong, message in _accelerator(accelerator):
+        if wrong:
+            raise ValueError(message)
+
+
+def refuse_lightning(trainer: Any, module: Any) -> None:
+    """ValueError for the first thing of Lightning's Trainer that cannot be trained right."""
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    strategy, precision = trainer.strategy, str(trainer.precision)
+    hooks = ("optimizer_step", "configure_gradient_clipping", "optimizer_zero_grad", "backward")
+    own = [name for name in hooks if is_overridden(name, module)]
+    found = [
+        (
+            not isinstance(strategy, (DDPStrategy, SingleDeviceStrategy)),
+            f"strategy {type(strategy).__name__}: use ddp, or train shards with launch/train.py or "
+            "wrap()",
+        ),
+        (
+            precision not in ("32-true", "bf16-mixed"),
+            f"precision {precision}: use 32-true, or bf16-mixed, whose weights are fp32",
+        ),
+        (
+            not module.automatic_optimization,
+            "automatic_optimization = False: such a training_step takes its steps itself: call "
+            "wrap(...).step there",
+        ),
+        (own, f"{', '.join(own)} of {type(module).__name__} would not be called: leave it out"),
+        (
+            getattr(trainer.gradient_clip_algorithm, "value", "norm") not in (None, "norm"),
+            "gradient_clip_algorithm value: the second gradient is clipped by its norm",
+        ),
+    ]
+    for wrong, message in found:
         if wrong:
             raise ValueError(message)
 

@@ -8,6 +8,7 @@ One file where every rank holds whole weights; on shards a file of each rank's o
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,24 +25,18 @@ def save(stepper: Stepper, folder: Path) -> None:
     """Writes this rank's file, if it has one, into `folder`, which is made."""
     from safetensors.torch import save_file
 
-    engine, state = stepper.engine, stepper.state()
+    engine = stepper.engine
     if engine.shard_group is None and engine.rank:
         return
-    pieces = {
-        key(name, span): piece.detach().cpu().contiguous()
-        for name, shards in state.references.items()
-        for span, piece in zip(shards.layout, shards, strict=True)
-    }
-    told = json.dumps(about(stepper) | {"step": state.step, "base_steps": state.base_steps})
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(pieces, place(engine, folder), {"tram": told})
+    save_file(pieces(stepper), place(engine, folder), {"tram": told(stepper)})
 
 
 def load(stepper: Stepper, folder: Path) -> None:
     """Continues from what save() wrote; weights and optimizer are loaded already.
 
-    ValueError where that was another algorithm, seed or sharding, or where nothing is there: the
-    next step would silently measure d from other weights.
+    ValueError as continued() has it, or where nothing is there: the next step would silently
+    measure d from other weights.
     """
     from safetensors import safe_open
 
@@ -53,23 +48,50 @@ def load(stepper: Stepper, folder: Path) -> None:
             "model of this one (from_pretrained)"
         )
     with safe_open(path, "pt") as file:
-        told = json.loads(file.metadata()["tram"])
-        for name, now in about(stepper).items():
-            if told[name] != now:
-                raise ValueError(
-                    f"{path} is of {name} {told[name]!r} and this run of {now!r}: resume with "
-                    f"{told[name]!r}, or start a new run with the model of the checkpoint"
-                )
-        asked = [n for region in stepper.algorithm.regions for n in region.reference.names()]
-        references = {name: _read(file, name, stepper.engine, path) for name in asked}
-    stepper.load(
-        replace(
-            stepper.state(),
-            step=told["step"],
-            base_steps=told["base_steps"],
-            references=references,
-        )
-    )
+        there = set(file.keys())
+        read = {name: file.get_tensor(name) for name in needed(stepper) if name in there}
+        continued(stepper, file.metadata()["tram"], read, str(path))
+
+
+def pieces(stepper: Stepper) -> dict[str, Tensor]:
+    """This rank's pieces of the reference weights, live where they are on the CPU."""
+    return {
+        key(name, span): piece.detach().cpu().contiguous()
+        for name, shards in stepper.state().references.items()
+        for span, piece in zip(shards.layout, shards, strict=True)
+    }
+
+
+def told(stepper: Stepper) -> str:
+    """Everything else, as JSON."""
+    counts = {"step": stepper.steps, "base_steps": stepper.engine.steps}
+    return json.dumps(about(stepper) | counts)
+
+
+def continued(stepper: Stepper, told: str, there: Mapping[str, Tensor], where: str) -> None:
+    """Continues from told() and pieces(); weights and optimizer are loaded already. ValueError
+    where they are of another algorithm, seed, model or sharding."""
+    then = json.loads(told)
+    for name, now in about(stepper).items():
+        if then[name] != now:
+            raise ValueError(
+                f"{where} is of {name} {then[name]!r} and this run of {now!r}: resume with "
+                f"{then[name]!r}, or start a new run with the model of the checkpoint"
+            )
+    references = {name: _read(there, name, stepper.engine, where) for name in names(stepper)}
+    step, base_steps = then["step"], then["base_steps"]
+    now = stepper.state()
+    stepper.load(replace(now, step=step, base_steps=base_steps, references=references))
+
+
+def names(stepper: Stepper) -> list[str]:
+    """The references that the algorithm continues."""
+    return [name for region in stepper.algorithm.regions for name in region.reference.names()]
+
+
+def needed(stepper: Stepper) -> list[str]:
+    """The keys of pieces(), before there are any."""
+    return [key(name, span) for name in names(stepper) for span in stepper.engine.layout]
 
 
 def about(stepper: Stepper) -> dict[str, Any]:
@@ -89,20 +111,14 @@ def key(reference: str, span: Span) -> str:
     return f"{reference}/{span.name}/{span.start}"
 
 
-def _read(file: Any, name: str, engine: Engine, path: Path) -> Shards:
-    there, like = set(file.keys()), engine.params()
-    pieces: list[Tensor] = []
+def _read(there: Mapping[str, Tensor], name: str, engine: Engine, where: str) -> Shards:
+    like, found = engine.params(), []
     for span, now in zip(like.layout, like, strict=True):
-        if key(name, span) not in there:
+        piece = there.get(key(name, span))
+        if piece is None or piece.numel() != now.numel():
             raise ValueError(
-                f"{path} has no reference weights of {span.name}: the checkpoint is of another "
-                "model, or of another number of ranks"
+                f"{where} has no reference weights of {span.name} {list(span.shape)}: the "
+                "checkpoint is of another model, or of another number of ranks"
             )
-        piece = file.get_tensor(key(name, span))
-        if piece.numel() != now.numel():
-            raise ValueError(
-                f"{path} has {piece.numel()} reference weights of {span.name} for {now.numel()}: "
-                "the checkpoint is of another model, or of another number of ranks"
-            )
-        pieces.append(torch.empty_like(now).copy_(piece.view(now.shape)))
-    return Shards(pieces, like.layout)
+        found.append(torch.empty_like(now).copy_(piece.view(now.shape)))
+    return Shards(found, like.layout)
