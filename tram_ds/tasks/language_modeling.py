@@ -19,15 +19,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tram_ds.data.bpe import source_tokenizer
 from tram_ds.data.choose import open_source
 from tram_ds.data.own_text import OwnText, Reading
-from tram_ds.data.sources import Source, corpus_digest, unknown_domain
-from tram_ds.data.tokenize import Blocks, blocks, tokenize, vocabulary_size
+from tram_ds.data.sources import Source, corpus_digest
+from tram_ds.data.tokenize import Blocks, blocks, tokenize
 from tram_ds.models.chunked import IGNORED, Chunked, chunkable
 from tram_ds.models.output import Batch, Output
-from tram_ds.models.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
+from tram_ds.models.pretrained import load_config, load_model
 from tram_ds.runtime.errors import DataError
+from tram_ds.tasks.causal import (
+    causal_output,
+    check_config,
+    chosen_domains,
+    config_defaults,
+    fresh_tokenizer,
+    inputs,
+    named_tokenizer,
+    next_tokens,
+    perplexity,
+    right_padded,
+)
 from tram_ds.tasks.protocol import Load
 
 
@@ -40,7 +51,7 @@ def build(recipe: Any, training: bool = True) -> LanguageModeling:
     task = recipe.task
     reading = Reading(task.column, task.domain_column, task.held_out, task.held_out_seed)
     source = open_source(task.data, task.cache_dir, task.revision, reading)
-    train, evaluated = _domains(recipe.task, source)
+    train, evaluated = chosen_domains(recipe.task, source)
     return LanguageModeling(recipe, source, train, evaluated, training)
 
 
@@ -62,8 +73,12 @@ class LanguageModeling:
         """eval_domains: those scored, the training domains first."""
         self.settings, self.model_section, self.seed = recipe.task, recipe.model, recipe.train.seed
         self.source, self.train_domains, self.eval_domains = source, train_domains, eval_domains
-        self.tokenizer = _tokenizer(self.settings, self.model_section, source)
-        self._check_config(load_config(self.model_section, **self._config_defaults()))
+        self.tokenizer = named_tokenizer(self.settings, self.model_section) or fresh_tokenizer(
+            self.settings, self.model_section, source
+        )
+        seq_len = self.settings.seq_len
+        self.defaults = config_defaults(self.model_section, self.tokenizer, seq_len)
+        check_config(load_config(self.model_section, **self.defaults), self.tokenizer, seq_len)
         self.bos = resolved_bos(self.settings.bos, self.tokenizer)
         self.block_prefix = self._bos_ids("block")
         self.tokens = cache(self._tokens)
@@ -75,9 +90,7 @@ class LanguageModeling:
             self.eval_sets(split)
 
     def model(self, load: Load = load_model) -> nn.Module:
-        return load(
-            AutoModelForCausalLM, self.model_section, seed=self.seed, **self._config_defaults()
-        )
+        return load(AutoModelForCausalLM, self.model_section, seed=self.seed, **self.defaults)
 
     def train_rows(self) -> Sequence[np.ndarray]:
         """Rows (seq_len,) int64 of the training domains, one after the other, without shorter last
@@ -102,32 +115,17 @@ class LanguageModeling:
     def collate(self, rows: Sequence[np.ndarray]) -> Batch:
         """{input_ids (B, T)} int64, padded on the right with attention_mask (B, T) if the rows are
         uneven."""
-        lengths = torch.tensor([len(row) for row in rows])
-        longest = int(lengths.max())
-        if bool((lengths == longest).all()):
+        if len({len(row) for row in rows}) == 1:
             return {"input_ids": torch.from_numpy(np.stack(rows))}
-        input_ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id or 0)
-        for target, row in zip(input_ids, rows, strict=True):
-            target[: len(row)] = torch.from_numpy(row)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
-        }
+        input_ids, mask = right_padded(rows, self.tokenizer.pad_token_id or 0)
+        return {"input_ids": input_ids, "attention_mask": mask}
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
-        mask = batch.get("attention_mask")
-        logits = model(**_inputs(batch)).logits  # (B, T, C)
-        logits = logits.flatten(0, 1) if mask is None else logits[mask.bool()]  # (N, C)
-        targets = next_tokens(batch)
-        loss_sum = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-        counted = targets != IGNORED
-        return Output(
-            loss_sum, counted.sum(), logits, rows=len(batch["input_ids"]), counted=counted
-        )
+        return causal_output(model, batch)
 
     def chunked(self, model: nn.Module) -> Chunked | None:
         whole = getattr(self.model_section, "logits", "chunks") == "whole"
-        return None if whole or not chunkable(model) else Chunked(_inputs, next_tokens)
+        return None if whole or not chunkable(model) else Chunked(inputs, next_tokens)
 
     def counts(self, batch: Batch) -> tuple[int, int]:
         targets = next_tokens(batch)
@@ -138,11 +136,7 @@ class LanguageModeling:
         return output.loss_sum.new_zeros(())
 
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
-        """Mean loss in nats per counted token, and its exponential: infinite from a loss of 709.8
-        on."""
-        loss = loss_sum / count
-        with np.errstate(over="ignore"):
-            return {"loss": loss, "perplexity": float(np.exp(loss))}
+        return perplexity(loss_sum, count)
 
     def evaluation_sums(self, output: Output, batch: Batch) -> Tensor:
         """(3,) fp64 loss sum, count and number correct of an evaluation batch: those of `forward`,
@@ -180,37 +174,6 @@ class LanguageModeling:
             (d, s) for d in self.eval_domains for s in self.source.splits(d) if s != "train"
         ]
         return corpus_digest(self.source, train + held_out)
-
-    def _config_defaults(self) -> dict[str, Any]:
-        if self.model_section.path is not None:
-            return {}
-        special = {
-            "bos_token_id": self.tokenizer.bos_token_id,
-            "eos_token_id": self.tokenizer.eos_token_id,
-        }
-        positions = {"max_position_embeddings": self.settings.seq_len}
-        return {"vocab_size": vocabulary_size(self.tokenizer), **positions, **special}
-
-    def _check_config(self, config: Any) -> None:
-        vocabulary, seq_len = vocabulary_size(self.tokenizer), self.settings.seq_len
-        size = config.get_text_config().vocab_size
-        if vocabulary > size:
-            raise DataError(
-                f"the tokeniser has {vocabulary} entries but the model's vocabulary only {size}: "
-                "token ids would be "
-                "out of range; set task.tokenizer to the model's own tokeniser, or "
-                "model.init.vocab_size to its size"
-            )
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and seq_len > positions:
-            raise DataError(
-                f"task.seq_len {seq_len} exceeds the model's {positions} positions; set seq_len "
-                f"<= {positions}"
-            )
-        if seq_len < 2:
-            raise DataError(
-                f"task.seq_len {seq_len} leaves nothing to predict; set it to 2 or more"
-            )
 
     def _scored(self, split: str) -> list[str]:
         if split == "test":
@@ -264,29 +227,6 @@ def resolved_bos(wanted: str, tokenizer: Any) -> str:
     return wanted
 
 
-def _inputs(batch: Batch) -> dict[str, Any]:
-    """What the model is called with."""
-    return {
-        "use_cache": False,
-        **{key: batch[key] for key in ("input_ids", "attention_mask") if key in batch},
-    }
-
-
-def next_tokens(batch: Batch) -> Tensor:
-    """(N,) the token each valid position of the batch predicts, IGNORED for the last of each row
-    and beside padding.
-
-    `labels` (B, T) replaces input_ids as targets if the batch has it, IGNORED where nothing is to
-    be counted.
-    """
-    mask = batch.get("attention_mask")
-    targets = batch.get("labels", batch["input_ids"])
-    if mask is not None:
-        targets = targets.masked_fill(mask == 0, IGNORED)
-    following = F.pad(targets[:, 1:], (0, 1), value=IGNORED)
-    return following.flatten() if mask is None else following[mask.bool()]
-
-
 class _Joined(Sequence[np.ndarray]):
     """Several row sequences one after the other."""
 
@@ -301,44 +241,3 @@ class _Joined(Sequence[np.ndarray]):
             raise IndexError(f"row {index} of {len(self)}")
         part = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[part][index - self.ends[part] + len(self.parts[part])]
-
-
-def _domains(task: Any, source: Source) -> tuple[list[str], list[str]]:
-    """(training domains, scored domains with the training ones first), as `train`, `eval` and
-    `exclude` say."""
-    there = source.domains()
-    for name in [
-        *task.exclude,
-        *(task.eval or []),
-        *([task.train] if task.train not in (None, "all") else []),
-    ]:
-        if name not in there:
-            raise unknown_domain(name, there, f"task.data {task.data}")
-    trainable = [
-        name for name in there if name not in task.exclude and "train" in source.splits(name)
-    ]
-    if not trainable and task.train in (None, "all"):
-        raise DataError(
-            f"no domain of task.data {task.data} outside task.exclude has a train split"
-        )
-    train = trainable if task.train == "all" else [task.train or trainable[0]]
-    evaluated = (
-        [name for name in there if name not in task.exclude] if task.eval is None else task.eval
-    )
-    return train, list(dict.fromkeys([*train, *evaluated]))
-
-
-def _tokenizer(task: Any, model: Any, source: Source) -> Any:
-    if task.tokenizer is not None:
-        return load_tokenizer(task.tokenizer, key="task.tokenizer")
-    if model.path is None:
-        vocabulary = (model.init or {}).get("vocab_size")
-        return source_tokenizer(
-            source, task.cache_dir, **({"vocab_size": vocabulary} if vocabulary else {})
-        )
-    if not has_tokenizer(model.path):
-        raise DataError(
-            f"model.path '{model.path}' holds no tokeniser; set task.tokenizer to the one it was "
-            "trained with"
-        )
-    return load_tokenizer(model.path, model.revision)

@@ -1,0 +1,149 @@
+"""What the tasks of causal language models share: which domains, which tokeniser, what a position
+predicts and what a forward pass counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tram_ds.data.bpe import source_tokenizer
+from tram_ds.data.sources import Source, unknown_domain
+from tram_ds.data.tokenize import vocabulary_size
+from tram_ds.models.chunked import IGNORED
+from tram_ds.models.output import Batch, Output
+from tram_ds.models.pretrained import has_tokenizer, load_tokenizer
+from tram_ds.runtime.errors import DataError
+
+
+def chosen_domains(task: Any, source: Source) -> tuple[list[str], list[str]]:
+    """(training domains, scored domains with the training ones first), as `train`, `eval` and
+    `exclude` say."""
+    there = source.domains()
+    for name in [
+        *task.exclude,
+        *(task.eval or []),
+        *([task.train] if task.train not in (None, "all") else []),
+    ]:
+        if name not in there:
+            raise unknown_domain(name, there, f"task.data {task.data}")
+    trainable = [
+        name for name in there if name not in task.exclude and "train" in source.splits(name)
+    ]
+    if not trainable and task.train in (None, "all"):
+        raise DataError(
+            f"no domain of task.data {task.data} outside task.exclude has a train split"
+        )
+    train = trainable if task.train == "all" else [task.train or trainable[0]]
+    evaluated = (
+        [name for name in there if name not in task.exclude] if task.eval is None else task.eval
+    )
+    return train, list(dict.fromkeys([*train, *evaluated]))
+
+
+def named_tokenizer(task: Any, model: Any) -> Any:
+    """The tokeniser of task.tokenizer or model.path; None where neither is given."""
+    if task.tokenizer is not None:
+        return load_tokenizer(task.tokenizer, key="task.tokenizer")
+    if model.path is None:
+        return None
+    if not has_tokenizer(model.path):
+        raise DataError(
+            f"model.path '{model.path}' holds no tokeniser; set task.tokenizer to the one it was "
+            "trained with"
+        )
+    return load_tokenizer(model.path, model.revision)
+
+
+def fresh_tokenizer(task: Any, model: Any, source: Source, reserved: int = 0) -> Any:
+    """A tokeniser trained on the source's text, as large as model.init.vocab_size says. reserved:
+    entries of it that are left for others."""
+    vocabulary = (model.init or {}).get("vocab_size")
+    size = {"vocab_size": vocabulary - reserved} if vocabulary else {}
+    return source_tokenizer(source, task.cache_dir, **size)
+
+
+def config_defaults(model: Any, tokenizer: Any, seq_len: int) -> dict[str, Any]:
+    """Config fields of a fresh model that follow from the tokeniser and the rows; none for a
+    path."""
+    if model.path is not None:
+        return {}
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    positions = {"max_position_embeddings": seq_len}
+    return {"vocab_size": vocabulary_size(tokenizer), **positions, **special}
+
+
+def check_config(config: Any, tokenizer: Any, seq_len: int) -> None:
+    """DataError for a model that cannot take the tokeniser's ids or rows of seq_len."""
+    vocabulary = vocabulary_size(tokenizer)
+    size = config.get_text_config().vocab_size
+    if vocabulary > size:
+        raise DataError(
+            f"the tokeniser has {vocabulary} entries but the model's vocabulary only {size}: "
+            "token ids would be "
+            "out of range; set task.tokenizer to the model's own tokeniser, or "
+            "model.init.vocab_size to its size"
+        )
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and seq_len > positions:
+        raise DataError(
+            f"task.seq_len {seq_len} exceeds the model's {positions} positions; set seq_len "
+            f"<= {positions}"
+        )
+    if seq_len < 2:
+        raise DataError(f"task.seq_len {seq_len} leaves nothing to predict; set it to 2 or more")
+
+
+def right_padded(rows: Sequence[np.ndarray], fill: int) -> tuple[Tensor, Tensor]:
+    """((B, T) int64 of uneven rows, (B, T) mask of what is theirs), padded on the right."""
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.full((len(rows), int(lengths.max())), fill)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = torch.from_numpy(row)
+    return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+
+
+def inputs(batch: Batch) -> dict[str, Any]:
+    """What the model is called with."""
+    return {
+        "use_cache": False,
+        **{key: batch[key] for key in ("input_ids", "attention_mask") if key in batch},
+    }
+
+
+def next_tokens(batch: Batch) -> Tensor:
+    """(N,) the token each valid position of the batch predicts, IGNORED for the last of each row
+    and beside padding.
+
+    `labels` (B, T) replaces input_ids as targets if the batch has it, IGNORED where nothing is to
+    be counted.
+    """
+    mask = batch.get("attention_mask")
+    targets = batch.get("labels", batch["input_ids"])
+    if mask is not None:
+        targets = targets.masked_fill(mask == 0, IGNORED)
+    following = F.pad(targets[:, 1:], (0, 1), value=IGNORED)
+    return following.flatten() if mask is None else following[mask.bool()]
+
+
+def causal_output(model: nn.Module, batch: Batch) -> Output:
+    """A forward pass with whole logits, of the positions that are not padding."""
+    mask = batch.get("attention_mask")
+    logits = model(**inputs(batch)).logits  # (B, T, C)
+    logits = logits.flatten(0, 1) if mask is None else logits[mask.bool()]  # (N, C)
+    targets = next_tokens(batch)
+    loss_sum = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+    counted = targets != IGNORED
+    return Output(loss_sum, counted.sum(), logits, rows=len(batch["input_ids"]), counted=counted)
+
+
+def perplexity(loss_sum: float, count: float) -> dict[str, float]:
+    """Mean loss in nats per counted token, and its exponential: infinite from a loss of 709.8
+    on."""
+    loss = loss_sum / count
+    with np.errstate(over="ignore"):
+        return {"loss": loss, "perplexity": float(np.exp(loss))}
