@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 from tram_ds.data import m2d2
+from tram_ds.data.conversations import conversation
 from tram_ds.data.generated import GeneratedSource
+from tram_ds.data.generated_conversations import conversations_folder
 from tram_ds.data.installed_docs import cached_folder
 from tram_ds.data.layout import find_files, kinds
 from tram_ds.data.own_text import OwnText, Reading
@@ -45,6 +47,25 @@ def open_source(
         f"nothing), '{HUB_ID}' nor a file or folder on this machine; give a file ({kinds()}), or "
         "a folder that holds train.* or <domain>/train.*"
     )
+
+
+def open_conversations(
+    data: str,
+    cache_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    reading: Reading = PLAIN,
+) -> OwnText:
+    """The conversations of `data`: "generated", or a file or folder of rows. DataError for anything
+    else."""
+    refuse_revision(data, revision)
+    path = conversations_folder(cache_dir) if data == "generated" else Path(data).expanduser()
+    if not (path.exists() and find_files(path)):
+        raise DataError(
+            f"task.data '{data}' is neither 'generated' nor a file or folder of conversations on "
+            f"this machine: give a file with a column messages, or prompt and completion "
+            f"({kinds()})"
+        )
+    return OwnText(str(path), reading, cache_dir, conversation)
 
 
 def _with_splits(

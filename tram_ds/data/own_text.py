@@ -1,6 +1,6 @@
 """A person's own files as text by domain and split: read once, row by row, and kept as text.
 
-A row is a document's part: the text of a split is that of its rows, one after the other, each
+A row is a part of a document: the text of a split is that of its rows, one after the other, each
 ended by a newline. So rows of any kind of file give the tokens that a text file with the same lines
 gives. Rows that cannot be used are counted, and the first of them named.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +38,19 @@ class Reading:
     held_out: float = 0.05
     held_out_seed: int = 0
 
-    @property
-    def columns(self) -> list[str]:
-        return [self.column, *([self.domain_column] if self.domain_column else [])]
+
+# (row, task.column) -> (its text, nothing) or (nothing, why it has none)
+Part = Callable[[Row, str], tuple[str, str]]
+
+
+def column_of_text(row: Row, column: str) -> tuple[str, str]:
+    """The text under a column."""
+    text = row.values.get(column)
+    if text is None:
+        return "", f"no {column}"
+    if not isinstance(text, str):
+        return "", f"{column} is {short(text, 20)}, not text"
+    return text, "" if text.strip() else f"{column} is empty"
 
 
 @dataclass
@@ -70,10 +80,15 @@ class OwnText:
     """Implements tram_ds.data.sources.Source over files of rows."""
 
     def __init__(
-        self, data: str, reading: Reading, cache_dir: str | os.PathLike[str] | None = None
+        self,
+        data: str,
+        reading: Reading,
+        cache_dir: str | os.PathLike[str] | None = None,
+        part: Part = column_of_text,
     ) -> None:
-        """DataError for files that cannot be read, or hold no row that can be used."""
-        self.data, self.reading = data, reading
+        """part: what is read of a row. DataError for files that cannot be read, or hold no row that
+        can be used."""
+        self.data, self.reading, self.part = data, reading, part
         root = Path(data).expanduser()
         self.files = find_files(root)
         self.unread = unread(root, self.files)
@@ -113,6 +128,18 @@ class OwnText:
             said["not_read"] = some(self.unread)
         return said
 
+    def places(self, texts: Iterable[str]) -> dict[str, str]:
+        """Text of a row -> the file and line where it stands first: the files are read again."""
+        missing, found = set(texts), dict[str, str]()
+        for path in (path for splits in self.files.values() for _, path in _each(splits)):
+            rows = read_rows(path, None) if missing else iter(())
+            for row in rows:
+                text = "" if row.wrong else _ended(self.part(row, self.reading.column)[0])
+                if text in missing:
+                    found[text] = f"{path.name} {row.place}"
+                    missing.discard(text)
+        return found
+
     def _path(self, domain: str, split: str) -> Path:
         if split in self.splits(domain):
             return self.folder / domain / f"{split}.txt"
@@ -129,11 +156,11 @@ class OwnText:
             for domain, splits in self.files.items()
             for split, path in _each(splits)
         ]
-        key = digest_of(VERSION, repr(self.reading), *parts)
+        key = digest_of(VERSION, repr(self.reading), self.part.__name__, *parts)
         folder = cache_root(cache_dir) / "own_text" / key
 
         def build(folder: Path) -> None:
-            count = write_text(folder, self.files, self.reading)
+            count = write_text(folder, self.files, self.reading, self.part)
             (folder / COUNT).write_text(json.dumps(vars(count)), encoding="utf-8")
 
         return build_once(folder, build, lambda folder: (folder / COUNT).is_file())
@@ -142,7 +169,7 @@ class OwnText:
 COUNT = "count.json"  # beside the domains' folders
 
 
-def write_text(folder: Path, files: Files, reading: Reading) -> Count:
+def write_text(folder: Path, files: Files, reading: Reading, part: Part) -> Count:
     """Writes `<domain>/<split>.txt` of the files' rows. DataError for a file without a row that can
     be used."""
     count = Count()
@@ -151,7 +178,7 @@ def write_text(folder: Path, files: Files, reading: Reading) -> Count:
         for name, splits in files.items():
             for split, path in _each(splits):
                 held = _lacking(splits) if split == "train" else []
-                for domain, text in _texts(path, name, reading, count):
+                for domain, text in _texts(path, name, reading, part, count):
                     key = domain, _split(text, split, held, reading)
                     if key not in opened:
                         _refuse_many(count, path, reading)
@@ -181,45 +208,56 @@ def _refuse_many(count: Count, path: Path, reading: Reading) -> None:
         )
 
 
-def _texts(path: Path, name: str, reading: Reading, count: Count) -> Iterator[tuple[str, str]]:
+def _texts(
+    path: Path, name: str, reading: Reading, part: Part, count: Count
+) -> Iterator[tuple[str, str]]:
     """(domain, text that ends with a newline) of each row of a file that can be used."""
     usable, seen, own = 0, dict[str, None](), Count()
-    for row in read_rows(path, reading.columns):
+    needed = _columns(reading, part)
+    for row in read_rows(path, needed if part is column_of_text else None):
         if len(seen) < MOST:
             seen.update(dict.fromkeys(row.values))
-        if wrong := row.wrong or _wrong(row, reading):
+        text, wrong = ("", row.wrong) if row.wrong else part(row, reading.column)
+        if wrong := wrong or _wrong(row, text, reading):
             own.leave(path, row, wrong)
             continue
         usable += 1
-        text = row.values[reading.column]
         domain = str(row.values[reading.domain_column]) if reading.domain_column else name
-        yield _domain(domain, path, row), text if text.endswith("\n") else f"{text}\n"
+        yield _domain(domain, path, row), _ended(text)
     if not usable:
-        if seen and (missing := [column for column in reading.columns if column not in seen]):
+        if seen and (missing := [column for column in needed if column not in seen]):
             raise lacks(path, missing, list(seen))
+        columns = f"; its columns are {', '.join(seen)}" if seen else ""
         raise DataError(
-            f"{path}: none of its {own.left_out} rows can be used: {'; '.join(own.first) or 'none'}"
+            f"{path}: none of its {own.left_out} rows can be used: "
+            f"{'; '.join(own.first) or 'none'}{columns}"
         )
     count.left_out += own.left_out
     count.first = (count.first + own.first)[:NAMED]
 
 
-def _wrong(row: Row, reading: Reading) -> str:
-    """Why the row cannot be used, or nothing."""
-    for column in reading.columns:
-        if row.values.get(column) is None:
-            return f"no {column}"
-    text = row.values[reading.column]
-    if not isinstance(text, str):
-        return f"{reading.column} is {short(text, 20)}, not text"
-    if not text.strip():
-        return f"{reading.column} is empty"
-    if reading.domain_column and not _is_name(row.values[reading.domain_column]):
-        return f"{reading.domain_column} is {short(row.values[reading.domain_column], 20)}, no name"
+def _ended(text: str) -> str:
+    return text if text.endswith("\n") else f"{text}\n"
+
+
+def _columns(reading: Reading, part: Part) -> list[str]:
+    """Those without which no row can be used."""
+    text = [reading.column] if part is column_of_text else []
+    return text + ([reading.domain_column] if reading.domain_column else [])
+
+
+def _wrong(row: Row, text: str, reading: Reading) -> str:
+    """Why a row that has its text cannot be used, or nothing."""
+    if reading.domain_column:
+        name = row.values.get(reading.domain_column)
+        if name is None:
+            return f"no {reading.domain_column}"
+        if not _is_name(name):
+            return f"{reading.domain_column} is {short(name, 20)}, no name"
     try:
         text.encode()
     except UnicodeEncodeError:
-        return f"{reading.column} holds half a surrogate pair"
+        return "half a surrogate pair in its text"
     return ""
 
 

@@ -29,6 +29,8 @@ from tram_ds.runtime.errors import DataError
 PARAGRAPH = 4096  # characters after which a text file's row ends with the line it is in
 LONGEST = 1 << 28  # characters of a row
 
+Columns = list[str] | None
+
 
 @dataclass(frozen=True)
 class Row:
@@ -53,9 +55,9 @@ def stem_of(path: Path) -> str:
     return name.removesuffix(kind_of(path) or "")
 
 
-def read_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    """The rows of a file. columns: those that are wanted of kinds that name them once for all rows;
-    DataError if such a file lacks one."""
+def read_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of a file. columns: those that are wanted of kinds that name them once for all rows,
+    DataError if such a file lacks one; None = whatever is there."""
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
     return READERS[kind_of(path) or ""](path, columns)
@@ -102,28 +104,28 @@ def _lines(path: Path) -> Iterator[str]:
         yield last
 
 
-def _paragraphs(path: Path, columns: list[str]) -> Iterator[Row]:
+def _paragraphs(path: Path, columns: Columns) -> Iterator[Row]:
     """A text file's rows: up to the next line that is not empty after an empty one, or after
     PARAGRAPH characters. Together they are the text, under the first column asked for."""
-    held: list[str] = []
+    name, held = (columns or ["text"])[0], list[str]()
     size, first = 0, 1
     for number, line in enumerate(_lines(path), 1):
         ended = size >= PARAGRAPH or (bool(held) and not held[-1].strip())
         if ended and line.strip() and any(part.strip() for part in held):
-            yield Row(f"line {first}", {columns[0]: "".join(held)})
+            yield Row(f"line {first}", {name: "".join(held)})
             held, size, first = [], 0, number
         held.append(line)
         size += len(line)
-    yield Row(f"line {first}", {columns[0]: "".join(held)})
+    yield Row(f"line {first}", {name: "".join(held)})
 
 
-def _json_lines(path: Path, columns: list[str]) -> Iterator[Row]:
+def _json_lines(path: Path, columns: Columns) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             yield _parsed(f"line {number}", line)
 
 
-def _json(path: Path, columns: list[str]) -> Iterator[Row]:
+def _json(path: Path, columns: Columns) -> Iterator[Row]:
     """A list of objects, or an object a line."""
     beginning = next((text.lstrip() for text in _text(path) if text.strip()), "")
     if not beginning.startswith("["):
@@ -171,7 +173,7 @@ def _checked(place: str, value: Any) -> Row:
     return Row(place, value) if isinstance(value, dict) else Row(place, wrong="no JSON object")
 
 
-def _csv(path: Path, columns: list[str], delimiter: str = ",") -> Iterator[Row]:
+def _csv(path: Path, columns: Columns, delimiter: str = ",") -> Iterator[Row]:
     limit = csv.field_size_limit(LONGEST)
     try:
         yield from _fields(
@@ -181,11 +183,11 @@ def _csv(path: Path, columns: list[str], delimiter: str = ",") -> Iterator[Row]:
         csv.field_size_limit(limit)
 
 
-def _fields(path: Path, columns: list[str], reader: Any) -> Iterator[Row]:
+def _fields(path: Path, columns: Columns, reader: Any) -> Iterator[Row]:
     header = _next(path, reader)
     if not header or isinstance(header, str):
         raise DataError(f"{path} has no header: its first line names the columns")
-    if missing := [name for name in columns if name not in header]:
+    if missing := [name for name in columns or [] if name not in header]:
         raise lacks(path, missing, header)
     while True:
         place = f"line {reader.line_num + 1}"
@@ -215,9 +217,9 @@ def _next(path: Path, reader: Any) -> list[str] | str | None:
         return "no CSV"
 
 
-def _parquet(path: Path, columns: list[str]) -> Iterator[Row]:
+def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
     names = read_schema(path).names
-    if missing := [name for name in columns if name not in names]:
+    if missing := [name for name in columns or [] if name not in names]:
         raise lacks(path, missing, names)
     number = 0
     try:
@@ -232,7 +234,7 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[Row]:
 
 
 PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".zst": _zstd}
-READERS: dict[str, Callable[[Path, list[str]], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, Columns], Iterator[Row]]] = {
     ".txt": _paragraphs,
     ".jsonl": _json_lines,
     ".json": _json,

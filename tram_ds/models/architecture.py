@@ -26,7 +26,12 @@ FAMILIES = [  # pattern of a model path, lower case -> Hugging Face model type; 
     (r"gemma", "gemma"),
     (r"opt-", "opt"),
 ]
-BY_TASK = {"language_modeling": "gpt2", "entailment": "xlm-roberta", "image_classification": "vit"}
+BY_TASK = {
+    "language_modeling": "gpt2",
+    "instruction": "llama",
+    "entailment": "xlm-roberta",
+    "image_classification": "vit",
+}
 TINY = {  # whatever of this an architecture's configuration has is set by --smoke
     "hidden_size": 32,
     "num_hidden_layers": 2,

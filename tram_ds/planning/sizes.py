@@ -22,6 +22,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"architecture": "gpt2"},
     "gpt2-xl": {"architecture": "gpt2", "n_layer": 48, "n_embd": 1600, "n_head": 25},
     "7b": LLAMA,
+    "llama3-8b": {
+        **LLAMA,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+    },
     "13b": {
         **LLAMA,
         "hidden_size": 5120,
@@ -50,11 +57,13 @@ PATHS = {
     "openai-community/gpt2": "gpt2",
     "openai-community/gpt2-xl": "gpt2-xl",
     "openlm-research/open_llama_7b_v2": "7b",
+    "meta-llama/Llama-3.1-8B-Instruct": "llama3-8b",
     "FacebookAI/xlm-roberta-base": "xlm-roberta-base",
     "google/vit-base-patch16-224-in21k": "vit-base",
 }
 HEADS = {
     "language_modeling": "AutoModelForCausalLM",
+    "instruction": "AutoModelForCausalLM",
     "entailment": "AutoModelForSequenceClassification",
     "image_classification": "AutoModelForImageClassification",
 }
@@ -132,7 +141,7 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
     )
     block, saved = two.parameters - one.parameters, two.saved - one.saved
     length = _length(config, task, seq_len)
-    text = task == "language_modeling"
+    text = HEADS[task] == "AutoModelForCausalLM"
     return ModelSize(
         parameters=one.parameters + (layers - 1) * block,
         layers=layers,
@@ -169,7 +178,7 @@ def _config(section: ModelSection, task: str, seq_len: int) -> Any:
     if (
         section.path is None
         and section.init not in CONFIGS.values()
-        and task == "language_modeling"
+        and HEADS[task] == "AutoModelForCausalLM"
     ):
         defaults["max_position_embeddings"] = seq_len
     config = load_config(section, **defaults)

@@ -112,6 +112,8 @@ VALUES: dict[str, dict[str, str]] = {  # our key -> their value -> ours, or why 
         "causal_lm": "language_modeling",
         "clm": "language_modeling",
         "text-generation": "language_modeling",
+        "sft": "instruction",
+        "chat": "instruction",
         "sequence_classification": "entailment",
         "text-classification": "entailment",
         "nli": "entailment",

@@ -32,6 +32,7 @@ from tram_ds.runtime.checked import Section, refusal
 
 __all__ = ["Recipe", "RecipeError", "accumulation", "check_length", "dump", "load", "smoke"]
 
+CAUSAL = ("language_modeling", "instruction")  # tasks that predict tokens
 RUN_DIR_FIELDS = ("recipe", "algorithm", "seed")
 
 
@@ -115,9 +116,9 @@ class Recipe(Section):
     def _sections_agree(self) -> Recipe:
         steps = self.train.steps
         problems = []
-        if self.task.name == "language_modeling" and self.algorithm.distance == "mmd":
+        if self.task.name in CAUSAL and self.algorithm.distance == "mmd":
             text = (
-                "mmd compares samples of examples, and task.name = language_modeling predicts "
+                f"mmd compares samples of examples, and task.name = {self.task.name} predicts "
                 "tokens: use l2"
             )
             problems.append(("algorithm.distance", text))
@@ -244,6 +245,9 @@ def smoke(recipe: Recipe) -> Recipe:
             "max_eval_tokens": 2_000,
             **{key: TaskSection.model_fields[key].default for key in ROWS},
         }
+    elif recipe.task.name == "instruction":
+        task |= {"seq_len": 64, "tokenizer": None, "chat_template": None}
+        task |= {key: TaskSection.model_fields[key].default for key in ROWS if key != "column"}
     elif "seq_len" in data["task"]:
         task |= {"seq_len": 32, "tokenizer": None}
     data["task"] |= task

@@ -40,11 +40,12 @@ class TaskSection(NamedSection):
     """What is learned, from which data, and where it is evaluated."""
 
     name: str
-    """language_modeling, entailment or image_classification: a module of tram_ds/tasks."""
+    """language_modeling, instruction, entailment or image_classification: a module of
+    tram_ds/tasks."""
     data: str
     """A hub id, a local folder, `installed_docs` (text of the installed packages) or `generated` (a
-    tiny made-up set). language_modeling: also a file of text or rows, or a folder of them
-    (docs/data.md)."""
+    tiny made-up set). language_modeling: also a file of text or rows, or a folder of them;
+    instruction: a file or folder of conversations (docs/data.md)."""
     revision: str | None = None
     """Branch, tag or commit of task.data on the hub; null = its main branch. Two repositories:
     `train,test`."""
@@ -67,11 +68,13 @@ class TaskSection(NamedSection):
     """Which rows are held out; not train.seed, so that runs of several seeds are scored on the
     same."""
     seq_len: Positive = 1024
-    """Tokens per sequence: exactly (language_modeling, packed blocks) or at most (entailment, cut
-    there)."""
+    """Tokens per sequence: exactly (language_modeling, packed blocks) or at most (instruction and
+    entailment, cut there)."""
     tokenizer: str | None = None
     """Hub id or folder of the tokenizer; null = model.path, or, for model.init, one trained on the
     training text."""
+    chat_template: str | None = None
+    """Of instruction: path of a Jinja chat template; null = the tokenizer's own."""
     bos: Literal["auto", "none", "block", "document"] = "auto"
     """Where the tokenizer's beginning-of-text token goes: before every block of seq_len (which it
     counts in), once before a domain's text, or nowhere; auto = block where the tokenizer begins
@@ -88,8 +91,12 @@ class TaskSection(NamedSection):
 
     def unread(self) -> dict[str, str]:
         text_only = {"seq_len", "tokenizer"} if self.name == "image_classification" else set()
-        if self.name in ("entailment", "image_classification"):
-            text_only |= {"bos", "m2d2_ref", "max_train_tokens", "max_eval_tokens", *ROWS}
+        if self.name != "language_modeling":
+            text_only |= {"bos", "m2d2_ref", "max_train_tokens", "max_eval_tokens", "column"}
+        if self.name != "instruction":
+            text_only |= {"chat_template"}
+        if self.name not in ("language_modeling", "instruction"):
+            text_only |= {*ROWS}
         return {
             key: f"task.name = {self.name} does not read task.{key}; remove one of the two"
             for key in text_only

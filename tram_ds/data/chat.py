@@ -1,0 +1,117 @@
+"""A conversation as tokens, and which of them are the assistant's: what a chat template makes of
+it.
+
+The answers are found by what the template itself says: its `generation` blocks where it has them;
+else the text up to an answer, as it is when the answer is asked for, must be how the whole begins.
+A conversation whose template says neither is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+
+from tram_ds.data.conversations import ANSWERS, Messages
+from tram_ds.runtime.errors import DataError
+from tram_ds.runtime.wording import short
+
+BLOCKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+DAY = "26 Jul 2024"  # Llama's own: where a template writes the date, tokens are every day's
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
+
+
+CLOCK = "strftime_now"  # what templates ask for the date
+
+
+class Unmarkable(Exception):
+    """A conversation whose answers cannot be told from the rest, and why."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A fast tokeniser and the template that it is used with."""
+
+    tokenizer: Any
+    template: str
+
+    def __post_init__(self) -> None:
+        """DataError for a template that writes the date and takes none."""
+        if CLOCK in self.template and "date_string" not in self.template:
+            raise DataError(
+                "the chat template writes the date of the day, so the tokens would be others "
+                "tomorrow: set task.chat_template to one without strftime_now"
+            )
+
+    def tokens(self, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
+        """((T,) int64 ids, (T,) bool which are answers, with the token that ends each). Unmarkable
+        if that cannot be told."""
+        text = self._rendered(messages)
+        if BLOCKS.search(self.template):
+            return self._by_blocks(messages)
+        spans = self._spans(messages, text)
+        encoding = self.tokenizer(text, add_special_tokens=False, verbose=False).encodings[0]
+        answers = np.zeros(len(encoding.ids), dtype=bool)
+        offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        for start, end in spans:
+            inside = (offsets[:, 0] >= start) & (offsets[:, 0] < end)
+            answers |= inside & (offsets[:, 1] > start)  # not a trimmed space before it
+        return np.asarray(encoding.ids, dtype=np.int64), answers
+
+    def _by_blocks(self, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
+        found = self._applied(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids = np.asarray(found["input_ids"], dtype=np.int64)
+        return ids, np.asarray(found["assistant_masks"], dtype=bool)
+
+    def _spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
+        """Characters of the answers in the whole text: (first, end) of each."""
+        spans = []
+        for number, message in enumerate(messages):
+            if message["role"] != ANSWERS or not message["content"].strip():
+                continue
+            before = self._rendered(messages[:number], add_generation_prompt=True)
+            after = self._rendered(messages[: number + 1])
+            if not (text.startswith(after) and after.startswith(before)):
+                raise Unmarkable(
+                    f"the chat template writes message {number + 1} otherwise when it is asked for "
+                    "or when others follow: mark answers with {% generation %} in a "
+                    "task.chat_template"
+                )
+            first, end = _answer(after[len(before) :], message["content"].strip(), number)
+            spans.append((len(before) + first, len(before) + end))
+        assert all(one[1] <= other[0] for one, other in pairwise(spans))
+        return spans
+
+    def _rendered(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+        return self._applied(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+    def _applied(self, messages: Messages, **how: Any) -> Any:
+        day = {"date_string": DAY} if CLOCK in self.template else {}
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=self.template, **day, **how
+            )
+        except TemplateError as error:
+            raise Unmarkable(f"the chat template refuses it: {short(str(error))}") from error
+
+
+def _answer(text: str, content: str, number: int) -> tuple[int, int]:
+    """Where in what the template adds for an answer it begins and ends: without what stands before
+    it, with what ends it, without empty space behind that."""
+    place = text.find(content)
+    if place < 0:
+        raise Unmarkable(f"the chat template changes the text of message {number + 1}")
+    behind = text[place + len(content) :]
+    ended = behind.rstrip() or behind
+    return (place if text[:place].strip() else 0), place + len(content) + len(ended)
