@@ -26,7 +26,7 @@ tracking: {enabled: false}
 
 def train(folder: Path, *words: str, world: int = 1) -> subprocess.CompletedProcess[str]:
     (folder / "tiny.yaml").write_text(RECIPE)
-    words = ("--recipe", "tiny.yaml", f"task.cache_dir={folder}/cache", *words)
+    words = ("--recipe", "tiny.yaml", *words, f"task.cache_dir={folder}/cache")
     return script(ROOT / "launch/train.py", *words, cwd=folder, world=world)
 
 
@@ -66,3 +66,28 @@ def test_a_file_without_the_column_is_exit_2_before_a_run_folder_is_made(tmp_pat
     done = train(tmp_path, "task.column=text", "run_dir=none")
     assert done.returncode == 2 and not (tmp_path / "none").exists()
     assert "notes.jsonl has no column text; it has topic, body: set task.column" in done.stderr
+
+
+def test_conversations_are_resumed_to_the_same_bits_on_two_ranks(tmp_path: Path) -> None:
+    """Whose caches both build at once; other topics are scored zero-shot."""
+    rows = [
+        {"topic": ("sums", "names")[i % 2], "prompt": f"What is {i}?", "completion": f"It is {i}."}
+        for i in range(120)
+    ]
+    lines = [json.dumps(row) for row in [*rows, {"topic": "sums", "prompt": "Why?"}]]
+    (tmp_path / "talks.jsonl").write_text("\n".join(lines))
+    keys = "name: instruction, data: talks.jsonl, domain_column: topic, train: sums, held_out: 0.2"
+    words = [f"task={{{keys}, seq_len: 48, cache_dir: cache}}", "algorithm=tram_x"]
+    whole = train(tmp_path, *words, "run_dir=whole", world=2)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    results = json.loads((tmp_path / "whole/results.json").read_text())
+    assert results["task"]["left_out"] == "1 row: talks.jsonl line 121: no completion"
+    assert list(results["scores"]["test"]) == ["sums", "names"]
+    zero_shot = results["scores"]["test"]["names"]["perplexity"]
+    assert results["zero_shot_average"]["test"]["perplexity"] == zero_shot
+    assert (tmp_path / "whole/export/chat_template.jinja").exists()
+    stopped = train(tmp_path, *words, "run_dir=again", "train.stop_after=2", world=2)
+    assert stopped.returncode == 75, stopped.stderr[-3000:]
+    resumed = train(tmp_path, *words, "run_dir=again", "--resume", world=2)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert losses(tmp_path / "again") == losses(tmp_path / "whole")
