@@ -12,15 +12,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.wrap.hand import RHO, batches, forward, gap, sam_step
+from tests.wrap.hand import batches, forward, gap
+from tests.wrap.rows_by_hand import OPTIONS, ROWS, RowByHand
 from tram_ds.algorithms.stepper import wrap
 
 O = torch.optim  # noqa: E741
 Make = Callable[[Any], torch.optim.Optimizer]
 # without a division by the root of small squares, which would make rounding errors large
+FAR = {"lr": 0.05, "eps": 0.1}
 OPTIMIZERS: dict[str, Make] = {
     "sgd": lambda p: O.SGD(p, lr=0.1),
     "momentum": lambda p: O.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adam": lambda p: O.Adam(p, **FAR),
+    "amsgrad": lambda p: O.Adam(p, amsgrad=True, weight_decay=0.01, **FAR),
+    "adamw": lambda p: O.AdamW(p, weight_decay=0.1, **FAR),
+    "nadam": lambda p: O.NAdam(p, **FAR),
     "asgd": lambda p: O.ASGD(p, lr=0.1, t0=1),
     "lbfgs": O.LBFGS,
     "sparse_adam": O.SparseAdam,
@@ -52,6 +58,7 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(plan.seed)
         self.plan = plan
+        self.entry = nn.Identity()  # where tram_x adds its noise
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(6, 6), NORMS[norm](), nn.Tanh()) for norm, _, _ in plan.blocks
         )
@@ -67,6 +74,7 @@ class Model(nn.Module):
             self.scale.data = self.scale.data.double()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.entry(x)
         for block, (_, how, _) in zip(self.blocks, self.plan.blocks, strict=True):
             if how == "plain":
                 x = block(x)
@@ -94,11 +102,20 @@ CHECKPOINTED = Plan((("batch", "reentrant", False), ("rms", "plain", True)), Tru
 
 
 @settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
-@given(plan=plans, optimizer=st.sampled_from(sorted(OPTIMIZERS)), micros=st.integers(1, 2))
-@example(plan=CHECKPOINTED, optimizer="momentum", micros=1)
-def test_three_steps_are_those_by_hand_or_refused(plan: Plan, optimizer: str, micros: int) -> None:
+@given(
+    plan=plans,
+    row=st.sampled_from(ROWS),
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    micros=st.integers(1, 2),
+)
+@example(plan=CHECKPOINTED, row="sam", optimizer="momentum", micros=1)
+@example(plan=CHECKPOINTED, row="tram_prev", optimizer="adamw", micros=1)
+@example(plan=CHECKPOINTED, row="tram_x", optimizer="adam", micros=1)
+def test_three_steps_are_those_by_hand_or_refused(
+    plan: Plan, row: str, optimizer: str, micros: int
+) -> None:
     ours, theirs = Model(plan), Model(plan)
     strided = plan.odd == "strided" and not plan.double  # which is a copy
     refused = optimizer in ("lbfgs", "sparse_adam") or strided
@@ -106,15 +123,19 @@ def test_three_steps_are_those_by_hand_or_refused(plan: Plan, optimizer: str, mi
     # by hand all micro-batches are differentiated at once, which orders recomputed statistics
     # otherwise
     micros = 1 if recomputed else micros
+    options: dict[str, Any] = dict(OPTIONS.get(row, {}))
+    if row == "tram_x":
+        options["noise_site"] = theirs.entry
+    made = OPTIMIZERS[optimizer]
     try:
-        stepper = wrap(theirs, OPTIMIZERS[optimizer](list(theirs.parameters())), "sam", rho=RHO)
+        stepper = wrap(theirs, made(list(theirs.parameters())), row, **options)
     except ValueError as error:
         assert refused and len(str(error)) > 40, error
         return
     assert not refused
-    hand = OPTIMIZERS[optimizer](list(ours.parameters()))
+    hand = RowByHand(row, ours, made(list(ours.parameters())), forward, ours.entry)
     for step in range(3):
         data = batches(micros, d=6, classes=6, seed=step)
-        sam_step(ours, hand, data, forward)
+        hand.step(data)
         stepper.step(data, forward)
     assert gap(ours, theirs) < 1e-4  # three fp32 steps through tanh and norms
