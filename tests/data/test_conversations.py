@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
-from tests.data.test_chat import MISTRAL, TALK, tokenizer
+from tests.data.test_chat import LLAMA3, MISTRAL, TALK, tokenizer
 from tests.data.test_rows import write
 from tram_ds.data.chat import CHATML, Chat
 from tram_ds.data.choose import open_conversations
@@ -104,3 +107,25 @@ def test_data_that_is_not_there_says_what_could_be():
         DataError, match=r"'no/such' is neither .*messages, or prompt and completion"
     ):
         open_conversations("no/such")
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, MISTRAL], ids=["chatml", "llama", "mistral"])
+def test_an_instruction_set_of_real_text_counts_its_completions(tmp_path, template):
+    """With GPT-2's own tokenizer, whose markers are ordinary text: what is counted reads as the
+    completions do, and the rest as the whole text without them."""
+    data = Path(os.environ.get("TRAM_DS_DATA", "none"))
+    if not (data / "gpt2_bpe").is_dir() or not (data / "edu_domains").is_dir():
+        pytest.skip("TRAM_DS_DATA does not point at a folder with gpt2_bpe and edu_domains")
+    gpt2 = AutoTokenizer.from_pretrained(data / "gpt2_bpe")
+    lines = (data / "edu_domains/art/train.txt").read_text().splitlines()
+    pairs = [line.split(". ", 1) for line in lines if ". " in line and len(line) < 600][:200]
+    asked, answered = ([pair[i].strip() for pair in pairs] for i in (0, 1))
+    path = write(tmp_path / "art.jsonl.gz", asked, "prompt", completion=answered)
+    chat = Chat(gpt2, template)
+    examples = open_examples(source_of(path), "art", "train", chat, 1024, tmp_path / "cache")
+    assert len(examples) == len(pairs) == 200 and not examples.cut.left_out
+    for (ids, answers), completion in zip(examples, answered, strict=True):
+        counted = gpt2.decode(ids[answers]).lstrip()
+        assert counted.startswith(completion)
+        assert counted.removeprefix(completion) in ("<|im_end|>", "<|eot_id|>", "<|endoftext|>")
+        assert completion not in gpt2.decode(ids[~answers])
