@@ -184,7 +184,7 @@ def client(uri):
 
 def check_complete(uri, run_id, status, calls=CALLS):
     run = client(uri).get_run(run_id)
-    for key in ("loss", "radius", "tokens"):
+    for key in ("loss/train", "radius/radius", "throughput/tokens"):
         assert [metric.step for metric in client(uri).get_metric_history(run_id, key)] == list(
             range(calls)
         )

@@ -58,7 +58,7 @@ def the_run(folder: Path) -> Any:
 
 def steps(folder: Path) -> list[int]:
     history = client(f"sqlite:///{folder}/mlflow.db").get_metric_history(
-        the_run(folder).info.run_id, "loss"
+        the_run(folder).info.run_id, "loss/train"
     )
     return [point.step for point in history]
 
@@ -133,7 +133,7 @@ def test_an_error_is_a_failed_run(tmp_path: Path) -> None:
     wild = ["optimizer.lr=1e30", "train.clip_norm=null", "train.steps=8", "train.max_skipped=2"]
     assert finished(tmp_path, *wild) == 3
     assert the_run(tmp_path).info.status == "FAILED"
-    assert the_run(tmp_path).data.metrics["skipped"] == 1
+    assert the_run(tmp_path).data.metrics["optimizer/skipped"] == 1
 
 
 TIMED = """

@@ -190,9 +190,13 @@ def test_the_run_is_in_mlflow_and_finished(runs: dict[str, Path]) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.tags["algorithm"] == "tram_x"
     assert run.data.params["optimizer.lr"] == "0.001"
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
+    losses = client.get_metric_history(run.info.run_id, "loss/train")
+    assert [point.step for point in losses] == [1, 2, 3, 4]
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
     assert parent.info.run_name == "tiny-tram_x"
+    shared, found = parent.data.params, parent.data.metrics
+    assert shared["algorithm.name"] == "tram_x" and "train.seed" not in shared
+    assert found["final/test/zero_shot/perplexity"] > 1
 
 
 def test_a_finished_run_is_left_alone(runs: dict[str, Path]) -> None:

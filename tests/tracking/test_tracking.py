@@ -59,7 +59,7 @@ def server(uri):
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def steps_of(uri, run_id, key="loss"):
+def steps_of(uri, run_id, key="loss/train"):
     return [metric.step for metric in server(uri).get_metric_history(run_id, key)]
 
 
@@ -155,12 +155,12 @@ def test_another_way_is_a_run_of_its_own(tmp_path, uri):
         log.append({"step": step, "loss": 0.5})
     log.close()
     assert second.finish("KILLED") and second.run_id != first.run_id
-    losses = {m.step: m.value for m in server(uri).get_metric_history(second.run_id, "loss")}
+    losses = {m.step: m.value for m in server(uri).get_metric_history(second.run_id, "loss/train")}
     assert losses == {step: 1.0 / (step + 1) for step in range(7)} | {7: 0.5, 8: 0.5}
     old, new = (server(uri).get_run(run.run_id) for run in (first, second))
     assert old.data.tags["tram_ds.left_for"] == second.run_id
     assert new.data.tags["tram_ds.continues"] == first.run_id
-    assert "final/test/Art/loss" in old.data.metrics and "loss" in new.data.metrics
+    assert "final/test/Art/loss" in old.data.metrics and "loss/train" in new.data.metrics
     assert "final/test/Art/loss" not in new.data.metrics
     assert steps_of(uri, first.run_id) == list(range(10))
     with pytest.raises(CompareError, match=f"left for run {second.run_id}"):
@@ -419,7 +419,7 @@ def test_sync_sends_again_what_a_server_acknowledged_and_lost(tmp_path, uri):
     assert tracker.finish("FINISHED")
     with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
         gone = database.execute(
-            "delete from metrics where run_uuid = ? and key = 'loss' and step in (1, 3, 5)",
+            "delete from metrics where run_uuid = ? and key = 'loss/train' and step in (1, 3, 5)",
             (tracker.run_id,),
         )
         assert gone.rowcount == 3

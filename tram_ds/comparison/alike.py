@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tram_ds.comparison.labels import SAME_NUMBERS
 from tram_ds.comparison.runs import Run
+from tram_ds.recipe.numbers import SAME_NUMBERS
 from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection
 
 SECTIONS: dict[str, Any] = {"task": TaskSection, "model": ModelSection, "eval": EvalSection}

@@ -9,35 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tram_ds.comparison.layouts import Layout
+from tram_ds.recipe.numbers import SAME_NUMBERS
 
 if TYPE_CHECKING:
     from tram_ds.comparison.collect import Run
 
 SHORT_DISTANCES = {"kl_forward": "kl"}
 LONGEST = 48  # characters of what tells variants apart that fit into a row's name
-# recipe keys that change where, how fast or how safely a run trains, not what it computes
-SAME_NUMBERS = (
-    "name",
-    "run_dir",
-    "engine",
-    "tracking",
-    "checkpoint",
-    "eval.every_steps",
-    "eval.batch",
-    "eval.splits",
-    "eval.initial",
-    "model.activation_checkpointing",
-    "model.attention",
-    "task.cache_dir",
-    "train.seed",
-    "train.micro_batch",
-    "train.log_every",
-    "train.probe_every",
-    "train.stop_after",
-    "train.max_skipped",
-    "train.timeout",
-    "train.self_check",
-)
 
 
 def labels(runs: Sequence[Run], layout: Layout) -> tuple[list[str], list[str]]:

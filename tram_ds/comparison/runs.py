@@ -20,6 +20,7 @@ from tram_ds.runtime.jsonl import decode
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.runtime.wording import short
+from tram_ds.tracking.points import GROUPED
 
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
 ANALYSES = ("sharpness", "cka")  # files <run>/analysis/<name>.json: {domain: value}
@@ -231,10 +232,9 @@ def _read_mlflow(client: Any, run: Any, uri: str, split: str) -> Run:
     recipe, results = yaml.safe_load(there[0]), json.loads(there[1])
     records: list[dict[str, Any]] = []
     for key in RECORDED:
-        if key in run.data.metrics:
-            records += [
-                {"step": m.step, key: m.value} for m in client.get_metric_history(run_id, key)
-            ]
+        if (name := GROUPED[key]) in run.data.metrics:
+            history = client.get_metric_history(run_id, name)
+            records += [{"step": point.step, key: point.value} for point in history]
     link = (
         f"{uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
         if uri.startswith("http")

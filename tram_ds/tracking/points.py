@@ -14,6 +14,36 @@ from tram_ds.tracking.state import MAX_KEY
 
 MAX_METRICS = 1000  # per log_batch call
 _NOT_METRICS = {"step", "time", "nonfinite"}
+# what MLflow calls the metrics of a step: it draws the charts of a group together
+GROUPED = {
+    "loss": "loss/train",
+    "validation_loss": "loss/validation",
+    "perturbed_loss": "loss/perturbed",
+    "sharpness_gap": "loss/sharpness_gap",
+    "distance": "radius/distance",
+    "radius": "radius/radius",
+    "perturbation_norm": "radius/perturbation_norm",
+    "perturbation_length": "radius/perturbation_length",
+    "perturbation_cosine": "radius/perturbation_cosine",
+    "perturbation_projection": "radius/perturbation_projection",
+    "perturbation_norm_share": "radius/perturbation_norm_share",
+    "perturbation_embedding_share": "radius/perturbation_embedding_share",
+    "perturbation_matrix_share": "radius/perturbation_matrix_share",
+    "effect": "effect/change",
+    "effect_cosine": "effect/cosine",
+    "effect_masks": "effect/masks",
+    "effect_gap": "effect/gap",
+    "effect_norm": "effect/norm",
+    "grad_norm": "optimizer/grad_norm",
+    "first_grad_norm": "optimizer/first_grad_norm",
+    "grad_norm_change": "optimizer/grad_norm_change",
+    "lr": "optimizer/lr",
+    "skipped": "optimizer/skipped",
+    "tokens": "throughput/tokens",
+    "seconds": "throughput/seconds",
+    "tokens_per_second": "throughput/tokens_per_second",
+    "mfu": "throughput/mfu",
+}
 
 Point = tuple[str, int, float, int]  # metric, step, value, unix milliseconds
 
@@ -40,8 +70,8 @@ def read_batches(path: Path, offset: int) -> Iterator[tuple[int, str, list[Point
 
 
 def points_of(record: Mapping[str, Any]) -> list[Point]:
-    """The numbers of a record; nested ones as `outer/inner`; non-finite ones as counts,
-    `nonfinite/<name>`."""
+    """The numbers of a record, under their names of GROUPED; nested ones as `outer/inner`;
+    non-finite ones as counts, `nonfinite/<name>`."""
     step, timestamp = record.get("step"), record.get("time", 0)
     if not isinstance(step, int) or not isinstance(timestamp, int | float):
         return []
@@ -50,7 +80,8 @@ def points_of(record: Mapping[str, Any]) -> list[Point]:
         f"nonfinite/{str(key).replace('.', '/')}": 1 for key in record.get("nonfinite") or []
     }
     return [
-        (metric_name(key), step, value, int(timestamp * 1000)) for key, value in _numbers(values)
+        (metric_name(GROUPED.get(key, key)), step, value, int(timestamp * 1000))
+        for key, value in _numbers(values)
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,17 @@ def final_points(results: Mapping[str, Any], time: int) -> list[Point]:
     step = (results.get("selected") or {}).get("step", 0)
     record = {"step": step, "time": time / 1000, "final": final, "nonfinite": bad}
     return [(name, at, value, time) for name, at, value, _ in points_of(record)]
+
+
+def cost_points(
+    results: Mapping[str, Any], time: int, run_dir: Path, tags: Mapping[str, str]
+) -> list[Point]:
+    """`cost/gpu_hours`, or `cost/rank_hours` without GPUs: the time of all recorded steps."""
+    seconds = math.fsum(record.get("seconds") or 0.0 for record in read(run_dir))
+    hours = seconds * int(tags.get("world_size", 1)) / 3600
+    name = "gpu_hours" if tags.get("device") == "cuda" else "rank_hours"
+    step = (results.get("selected") or {}).get("step", 0)
+    return points_of({"step": step, "time": time / 1000, "cost": {name: hours}}) if seconds else []
 
 
 def table_json(results: Mapping[str, Any]) -> str:

@@ -6,13 +6,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tram_ds.runtime.files import remove_empty
 from tram_ds.runtime.redact import redact
 from tram_ds.tracking.address import sqlite_path
-from tram_ds.tracking.state import LEFT_TAG, TrackingError
+from tram_ds.tracking.points import digest
+from tram_ds.tracking.state import LEFT_TAG, State, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -128,10 +130,12 @@ def mark_left(client: MlflowClient, left: str, taken_over_by: str) -> None:
         client.set_terminated(left, "KILLED")
 
 
-def find_parent(client: MlflowClient, experiment_id: str, name: str, started: int) -> str:
-    """The id of the parent run of this name. Of several processes that create it at once all take
-    the oldest."""
-    group = name.replace("'", "_").replace("\\", "_")
+def find_parent(client: MlflowClient, experiment_id: str, state: State, note: str) -> str:
+    """The id of the run above all seeds of this name and these shared parameters. Of several
+    processes that create it at once all take the oldest."""
+    name = state.parent_name
+    told = f"{name}-{digest(state.shared)}" if state.shared else name
+    group = told.replace("'", "_").replace("\\", "_")
 
     def oldest() -> str | None:
         order = ["attributes.start_time ASC", "attributes.run_id ASC"]
@@ -142,9 +146,22 @@ def find_parent(client: MlflowClient, experiment_id: str, name: str, started: in
 
     if (known := oldest()) is not None:
         return known
-    mine = client.create_run(experiment_id, started, {PARENT_TAG: group}, name).info.run_id
+    tags = {PARENT_TAG: group, "mlflow.note.content": note}
+    mine = client.create_run(experiment_id, state.started, tags, name).info.run_id
     client.set_terminated(mine, "FINISHED")  # it does no work of its own
     chosen = oldest() or mine
     if chosen != mine:
         client.delete_run(mine)
     return chosen
+
+
+def runs_page(uri: str, experiment_id: str | None) -> str:
+    """Where the runs are looked at: the page of the experiment's table, which MLflow 3 does not
+    open by itself; for a database also what serves it."""
+    server = "://" in uri and not uri.startswith("sqlite")
+    shown = redact(uri)
+    serve = "" if server else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+    if experiment_id is None:
+        return shown if server else f"{shown}  ({serve})"
+    page = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    return f"{shown.rstrip('/')}{page}" if server else f"{serve}, then http://127.0.0.1:5000{page}"

@@ -38,6 +38,8 @@ class State:
     parent_name: str
     experiment_by_id: bool = False  # `experiment` is the number of one that exists
     params: dict[str, str] = field(default_factory=dict[str, str])
+    shared: dict[str, str] = field(default_factory=dict[str, str])  # those of all seeds
+    note: str = ""  # the description of the run when it is created
     tags: dict[str, str] = field(default_factory=dict[str, str])
     recipe_yaml: str = ""
     dataset: dict[str, str] | None = None  # the fields of an MLflow dataset
@@ -49,6 +51,7 @@ class State:
     run_key: str = ""  # a tag of the run: finds it again when the reply to its creation was lost
     run_id: str | None = None
     left: str | None = None  # the run of a way that was left for this one
+    experiment_id: str | None = None
     offset: int = 0  # bytes of metrics.jsonl the server has
     # digest of the line that ends at `offset`: tells whether the file is still the same
     last_line: str = ""
@@ -103,7 +106,8 @@ class Identity:
 
     uri: `sqlite:///ABSOLUTE/mlflow.db` or a server's http(s) address. experiment: one per task, by
     its name or, experiment_by_id, its number; parent_name: one per (recipe, algorithm); run_name:
-    one per seed. params: the resolved recipe, nested. tags: algorithm, task, engine, world_size,
+    one per seed. params: the resolved recipe, nested; shared: those of them that all seeds have.
+    note: a description. tags: algorithm, task, engine, world_size,
     git_commit, data_digest; None values are left out. dataset: see tracking.dataset.
     """
 
@@ -116,6 +120,8 @@ class Identity:
     recipe_yaml: str
     dataset: Mapping[str, str] | None = None
     experiment_by_id: bool = False
+    shared: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    note: str = ""
 
 
 def begin(run_dir: Path, run: Identity, went_back: bool = False) -> StateFile:
@@ -141,6 +147,8 @@ def begin(run_dir: Path, run: Identity, went_back: bool = False) -> StateFile:
         run_name=redact(run.run_name),
         parent_name=redact(run.parent_name),
         params=flatten(redact(dict(run.params))),
+        shared=flatten(redact(dict(run.shared))),
+        note=redact(run.note),
         tags=clean_tags(earlier.tags | dict(run.tags)),
         recipe_yaml=redact_yaml(run.recipe_yaml),
         dataset=redact(dict(run.dataset)) if run.dataset else None,

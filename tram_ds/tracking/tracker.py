@@ -25,7 +25,7 @@ from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.tracking import state as tracking_state
 from tram_ds.tracking.address import URI, absolute
 from tram_ds.tracking.machine import SystemMetrics
-from tram_ds.tracking.server import prepare_environment
+from tram_ds.tracking.server import prepare_environment, runs_page
 from tram_ds.tracking.state import Identity, StateFile, now
 from tram_ds.tracking.upload import TABLE, Uploader
 
@@ -42,6 +42,12 @@ class Tracker(Protocol):
     @property
     def run_id(self) -> str | None:
         """The MLflow run id; None while the server has not been reached yet, and without
+        tracking."""
+        ...
+
+    @property
+    def page(self) -> str | None:
+        """Where the run is looked at: an address, or the command that serves it; None without
         tracking."""
         ...
 
@@ -65,6 +71,7 @@ class NullTracker:
     """Tracks nothing: for all ranks but 0, and when tracking is off."""
 
     run_id: str | None = None
+    page: str | None = None
 
     def log_results(self, results: Mapping[str, Any]) -> None:
         """Does nothing."""
@@ -106,6 +113,11 @@ class MlflowTracker:
     def run_id(self) -> str | None:
         """See Tracker."""
         return self._file.state.run_id
+
+    @property
+    def page(self) -> str | None:
+        """See Tracker."""
+        return runs_page(self._file.state.uri, self._file.state.experiment_id)
 
     def log_results(self, results: Mapping[str, Any]) -> None:
         """See Tracker. Non-finite numbers are stored as null and listed under `nonfinite`."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tram_ds.runtime.locks import locked
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
+from tram_ds.tracking import group
 from tram_ds.tracking.address import sqlite_path
 from tram_ds.tracking.points import (
     MAX_METRICS,
@@ -25,7 +26,7 @@ from tram_ds.tracking.points import (
     metric_name,
     read_batches,
 )
-from tram_ds.tracking.results import curves, final_points, table_json
+from tram_ds.tracking.results import cost_points, curves, final_points, table_json
 from tram_ds.tracking.server import (
     find_experiment,
     find_parent,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 log = logging.getLogger(__name__)
-MAX_PARAMS = 100
 KEY_TAG = "tram_ds.run_key"
 # spools -> the names of the fields of State that say how far the server has them
 SPOOLS = {
@@ -87,6 +87,7 @@ class Uploader:
         self._send_artifacts(client)
         self._send_curves(client)
         self._conclude(client)
+        self._summarise(client)
 
     def repair(self) -> None:
         """After a push: sends again what the server acknowledged and does not have, point by point.
@@ -116,6 +117,7 @@ class Uploader:
             "params": digest(state.params),
             "tags": digest(state.tags),
             "status": state.status or "",
+            "group": self._told_group(),
         }
         wanted |= {name: digest(text) for name, text in self._artifacts().items()}
         wanted |= {"dataset": digest(state.dataset)} if state.dataset else {}
@@ -162,8 +164,9 @@ class Uploader:
             if same_key:
                 run = same_key[0]
             else:
-                parent_id = find_parent(client, experiment_id, state.parent_name, state.started)
-                tags = {KEY_TAG: state.run_key, "mlflow.parentRunId": parent_id}
+                parent_id = find_parent(client, experiment_id, state, group.note(state))
+                tags = {KEY_TAG: state.run_key, group.PARENT: parent_id}
+                tags |= {group.NOTE: state.note} if state.note else {}
                 run = client.create_run(experiment_id, state.started, tags, state.run_name)
             nothing = {
                 field: fresh
@@ -171,6 +174,8 @@ class Uploader:
                 for field, fresh in zip(fields, (0, ""), strict=True)
             }
             self._file.update(run_id=run.info.run_id, acknowledged={}, **nothing)
+        if state.experiment_id != run.info.experiment_id:
+            self._file.update(experiment_id=run.info.experiment_id)
         self._refuse_deleted(run)
         if state.status is None and run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
@@ -196,9 +201,11 @@ class Uploader:
             new = [
                 Param(key, value) for key, value in params.items() if key not in self._server_params
             ]
-            for start in range(0, len(new), MAX_PARAMS):
+            for start in range(0, len(new), group.MAX_PARAMS):
                 client.log_batch(
-                    _id(state.run_id), params=new[start : start + MAX_PARAMS], synchronous=True
+                    _id(state.run_id),
+                    params=new[start : start + group.MAX_PARAMS],
+                    synchronous=True,
                 )
             changed = {
                 key: value
@@ -220,10 +227,10 @@ class Uploader:
             self._file.acknowledge("left", state.left)
 
     def _send_tags(self, client: MlflowClient, tags: Sequence[Any]) -> None:
-        for start in range(0, len(tags), MAX_PARAMS):
+        for start in range(0, len(tags), group.MAX_PARAMS):
             client.log_batch(
                 _id(self._file.state.run_id),
-                tags=tags[start : start + MAX_PARAMS],
+                tags=tags[start : start + group.MAX_PARAMS],
                 synchronous=True,
             )
 
@@ -304,7 +311,9 @@ class Uploader:
         stored once."""
         state = self._file.state
         if self._final() and state.acknowledged.get("final") != digest(state.results):
-            points = final_points(state.results or {}, state.results_time)
+            results, time = state.results or {}, state.results_time
+            points = final_points(results, time)
+            points += cost_points(results, time, self._file.run_dir, state.tags)
             for start in range(0, len(points), MAX_METRICS):
                 self._send_metrics(client, points[start : start + MAX_METRICS])
             self._file.acknowledge("final", digest(state.results))
@@ -326,9 +335,26 @@ class Uploader:
 
     def _conclude(self, client: MlflowClient) -> None:
         state = self._file.state
-        if state.status and state.acknowledged.get("status") != state.status:
+        scored = not self._final() or state.acknowledged.get("final") == digest(state.results)
+        # a seed that is over has its scores: its parent's mean counts on it
+        if scored and state.status and state.acknowledged.get("status") != state.status:
             client.set_terminated(_id(state.run_id), state.status, state.ended)
             self._file.acknowledge("status", state.status)
+
+    def _told_group(self) -> str:
+        """What of this run its parent shows: as far as the server has it."""
+        state = self._file.state
+        had = [state.acknowledged.get(what) for what in ("status", "final")]
+        return digest([*had, state.shared, state.dataset])
+
+    def _summarise(self, client: MlflowClient) -> None:
+        """The parent, computed from all its children; after the status, which it looks at."""
+        state, wanted = self._file.state, self._told_group()
+        if state.acknowledged.get("group") != wanted:
+            run = client.get_run(_id(state.run_id))
+            if group.PARENT in run.data.tags:
+                group.refresh(client, run, state)
+            self._file.acknowledge("group", wanted)
 
 
 def _id(run_id: str | None) -> str:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tram_ds.recipe.numbers import deciding
 from tram_ds.recipe.recipe import Recipe, dump, to_dict
 from tram_ds.runtime.git import git_commit
 from tram_ds.tracking import tracker as tracking
@@ -89,6 +90,8 @@ def recording(run: Run, went_back: bool) -> Iterator[Records]:
             files.close()  # the log before the tracker's last upload, which reads it
             # whoever stopped it may kill it soon
             tracker.finish(records.status, timeout=60.0 if records.status == "FINISHED" else 10.0)
+            if records.status == "FINISHED" and tracker.page:
+                print(f"MLflow:     {tracker.page}")
 
 
 def last_of_first(run: Run) -> int:
@@ -114,6 +117,7 @@ def start_tracking(run: Run, went_back: bool) -> tracking.Tracker:
     server's sake."""
     recipe, task, digest = run.recipe, run.task, run.task.data_digest()
     tags: dict[str, Any] = {
+        "recipe": recipe.name,
         "algorithm": recipe.algorithm.name,
         "task": recipe.task.name,
         "engine": run.engine,
@@ -137,6 +141,9 @@ def start_tracking(run: Run, went_back: bool) -> tracking.Tracker:
         dump(recipe),
         dataset(recipe.task, digest, task.train_domains, task.eval_domains),
         where.by_id,
+        deciding(to_dict(recipe)),
+        f"Trained again by `tram train --recipe {run.folder.recipe}`.\n\nRun folder: "
+        f"`{run.folder.path}`, exported model: `{run.folder.export.resolve()}`",
     )
     return tracking.start(
         run.folder.path, about, system_seconds=SYSTEM_SECONDS, went_back=went_back

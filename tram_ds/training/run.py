@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,14 +13,13 @@ from tram_ds.evaluation.evaluator import Scores
 from tram_ds.recipe.recipe import Recipe, to_dict
 from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
 from tram_ds.runtime.ranks import barrier
-from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.runtime.signals import Watchdog
 from tram_ds.training.build import Run, build
 from tram_ds.training.loop import Loop
 from tram_ds.training.opening import Request, opened
 from tram_ds.training.progress import results_text
-from tram_ds.training.records import Records, recording, tracked_at, warned
+from tram_ds.training.records import Records, recording, warned
 
 __all__ = ["Request", "run"]
 
@@ -127,8 +125,7 @@ def conclude(run: Run, records: Records, initial: Scores | None) -> None:
     records.tracker.log_results(results)
     if run.job.rank == 0:
         records.tracker.set_tags({"export": str(run.folder.export.resolve())})
-        uri = tracked_at(run.recipe).uri if run.recipe.tracking.enabled else None
-        print_results(results, run.folder, uri)
+        print_results(results, run.folder)
 
 
 @contextmanager
@@ -151,9 +148,9 @@ def peer_errors(watchdog: Watchdog) -> Iterator[None]:
         ) from error
 
 
-def print_results(results: dict[str, Any], folder: RunFolder, uri: str | None) -> None:
-    """The table of scores per domain, before and after where both were measured, and where
-    everything is."""
+def print_results(results: dict[str, Any], folder: RunFolder) -> None:
+    """The table of scores per domain, before and after where both were measured, and where the run
+    is."""
     split = next(iter(results["scores"]))
     scores = results["scores"][split]
     metric = "accuracy" if "accuracy" in next(iter(scores.values())) else "perplexity"
@@ -163,11 +160,3 @@ def print_results(results: dict[str, Any], folder: RunFolder, uri: str | None) -
     print(results_text(before, after, results["train_domains"], metric))
     print("".join(f"warning: {text}\n" for text in results["warnings"]), end="")
     print(f"run folder: {folder}")
-    if uri:
-        print(f"MLflow:     {redact(uri)}" + _to_look_at(uri))
-
-
-def _to_look_at(uri: str) -> str:
-    """A server is looked at where it is; a database needs one."""
-    server = "://" in uri and not uri.startswith("sqlite")
-    return "" if server else f"  (mlflow ui --backend-store-uri {shlex.quote(uri)})"
