@@ -36,6 +36,7 @@ from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, joined
 from tram_ds.runtime.run_layout import RunFolder
+from tram_ds.tasks.alike import read_alike
 
 Split = Literal["validation", "test"]
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
@@ -115,19 +116,28 @@ def score_all(
     """
     if not chosen:
         raise DataError("no model to evaluate: name one with --model, or leave --no-pretrained out")
-    tasks = [_build(_with_model(_evaluating(recipe, domains, split), c.path)) for c in chosen]
-    report: dict[str, Any] = {
-        "recipe": recipe.name,
-        "task": recipe.task.name,
-        "data": recipe.task.data,
-        "split": split,
-    }
-    report |= {
-        "metric": tasks[0].metric,
-        "train_domains": list(tasks[0].train_domains),
-        "models": [],
-    }
     with joined(job, "replicated"):
+        tasks = read_alike(
+            lambda: [
+                _build(_with_model(_evaluating(recipe, domains, split), c.path)) for c in chosen
+            ],
+            lambda built: {
+                f"{split} rows of {domain}": len(rows)
+                for task in built
+                for domain, rows in task.eval_sets(split).items()
+            },
+            job.world_size,
+            f"task.data {recipe.task.data}",
+        )
+        report: dict[str, Any] = {
+            "recipe": recipe.name,
+            "task": recipe.task.name,
+            "data": recipe.task.data,
+            "split": split,
+            "metric": tasks[0].metric,
+            "train_domains": list(tasks[0].train_domains),
+            "models": [],
+        }
         for candidate, task in zip(chosen, tasks, strict=True):
             scores, fresh = _score(recipe, candidate, task, domains, split, job)
             average = zero_shot_average(scores, task.train_domains, task.metric)

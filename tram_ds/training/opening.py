@@ -23,6 +23,7 @@ from tram_ds.runtime.run_lock import RunLock, held
 from tram_ds.runtime.shared_folder import refuse_unshared
 from tram_ds.runtime.signals import StopRequest, Watchdog
 from tram_ds.tasks import choose as tasks
+from tram_ds.tasks.alike import read_alike
 
 # seconds after train.timeout: a collective's own timeout comes first and says more
 WATCHDOG_GRACE = 5.0
@@ -98,12 +99,22 @@ def opened(recipe: Recipe, request: Request) -> Iterator[Opened | None]:
 
 
 def read_data(recipe: Recipe, job: Job) -> tuple[Any, Sequence[Any], int]:
-    """(task, its training rows, steps of the whole run). Rank 0 says what the task resolved."""
-    task = tasks.build(recipe)
-    rows, train = task.train_rows(), recipe.train
-    # rounded up: the last step of the last epoch may read rows of a next one
-    total = train.steps or -(-len(rows) * (train.epochs or 1) // train.global_batch)
-    check_length(recipe, total)
+    """(task, its training rows, steps of the whole run), the same on all ranks. Rank 0 says what
+    the task resolved. Collective."""
+
+    def read() -> tuple[Any, Sequence[Any], int]:
+        task = tasks.build(recipe)
+        rows, train = task.train_rows(), recipe.train
+        # rounded up: the last step of the last epoch may read rows of a next one
+        total = train.steps or -(-len(rows) * (train.epochs or 1) // train.global_batch)
+        check_length(recipe, total)
+        return task, rows, total
+
+    def facts(found: tuple[Any, Sequence[Any], int]) -> dict[str, Any]:
+        task, rows, total = found
+        return {"training rows": len(rows), "steps": total, "content": task.data_digest()}
+
+    task, rows, total = read_alike(read, facts, job.world_size, f"task.data {recipe.task.data}")
     if job.rank == 0 and hasattr(task, "said"):
         print("".join(f"task.{key}: {value}\n" for key, value in task.said().items()), end="")
     return task, rows, total
