@@ -10,6 +10,7 @@ import torch
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.distance import kl_forward
 from tram_ds.algorithms.options import Climb
+from tram_ds.algorithms.radius import Scaled
 from tram_ds.algorithms.table import ALGORITHMS, reads
 from tram_ds.algorithms.trust_region import Previous, TrustRegion
 from tram_ds.engines.shards import Shards, Span
@@ -82,7 +83,7 @@ def test_the_released_formula_is_not_an_ascent() -> None:
 def test_radius_of_a_distance(d: float, radius: float) -> None:
     """scale 5, at most 3; rounding below zero counts as zero. An infinite d is caught by the step's
     own finite flag."""
-    region = TrustRegion(Previous(), kl_forward, scale=5.0, maximum=3.0)
+    region = TrustRegion(Previous(), kl_forward, Scaled(5.0), maximum=3.0)
     assert float(region.radius(torch.tensor(d, dtype=torch.float64))) == pytest.approx(radius)
 
 

@@ -104,6 +104,8 @@ def test_the_keys_that_set_the_size() -> None:
     assert keys(algorithm("asam")) == ("rho",)
     assert keys(algorithm("asam_trpo")) == ("rho", "weight")
     assert keys(algorithm("tram_x")) == ("radius_scale", "sigma")
+    assert keys(algorithm("tram_x", radius="relative")) == ("rho", "sigma")
+    assert keys(algorithm("tram_init", radius_scale="auto")) == ("rho",)
 
 
 NO_DROPOUT = "no active dropout"

@@ -19,6 +19,9 @@ DEFAULT_RHO = {
     "asam_mesa": 0.5,
     "fsam": 0.1,
     "tram_fisher": 0.1,
+    "tram_prev": 0.5,
+    "tram_init": 0.5,
+    "tram_x": 0.5,
 }
 BEFORE, NOISED = (
     ("trpo", "mesa", "asam_trpo", "asam_mesa", "tram_prev", "tram_init"),
@@ -51,6 +54,8 @@ class Oracle:
         weight=0.1,
         decay=0.999,
         radius_scale=1.0,
+        radius="distance",
+        calibration_steps=50,
         fisher="shared",
         distance=kl,
     ):
@@ -69,6 +74,7 @@ class Oracle:
             decay,
             radius_scale,
         )
+        self.rule, self.calibration_steps, self.distances = radius, calibration_steps, []
         self.rho, self.fisher, self.distance = (
             DEFAULT_RHO.get(name) if rho is None else rho,
             fisher,
@@ -143,13 +149,27 @@ class Oracle:
         size = norm({n: theta[n] * g[n] for n in g})  # Eq. 7
         return {n: radius * theta[n] ** 2 * g[n] / size for n in g}
 
+    def radius(self, d):
+        """Eq. 7 with d <= rho = 0.5; or rho times d over a mean of the distances above 0."""
+        if self.rule == "distance" and self.scale != "auto":
+            return min(self.scale * d, torch.tensor(0.5, dtype=torch.float64))
+        self.distances += [d] if d > 0 else []
+        if not self.distances:
+            return d
+        if self.rule == "relative":  # the newest counts most
+            weights = [0.99**age for age in reversed(range(len(self.distances)))]
+        else:
+            weights = [float(i < self.calibration_steps) for i in range(len(self.distances))]
+        pairs = zip(weights, self.distances, strict=True)
+        return self.rho * d * sum(weights) / sum(w * seen for w, seen in pairs)
+
     def step(self, batches):
         """theta_t -> theta_{t+1}; returns (loss, d, loss at theta + epsilon)."""
         penalty = "tram" not in self.name and (self.name in BEFORE or self.name in NOISED)
         noised = self.name == "tram_fisher" and self.fisher == "shared"
         g, loss, d = self.gradient(self.theta, batches, noised, penalty)
         perturbed = loss
-        radius = self.scale * d if self.name in ("tram_prev", "tram_init", "tram_x") else self.rho
+        radius = self.radius(d) if self.name in ("tram_prev", "tram_init", "tram_x") else self.rho
         if radius is not None:
             eps = self.epsilon(g, batches, radius)
             g, perturbed, _ = self.gradient(

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.parity import problem
 from tests.parity.worker import compare
+from tram_ds.algorithms.radius import Scaled
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.models.output import Output
@@ -431,7 +432,7 @@ def test_perturbing_every_second_step_alternates_with_the_base_optimizer() -> No
     other = problem.model()
     optimizer = torch.optim.SGD(other.parameters(), lr=problem.LR)
     base, tram = (wrap(other, optimizer, name) for name in ("base", "tram_prev"))
-    tram.algorithm.radius.scale = 20.0  # type: ignore[union-attr]
+    tram.algorithm.radius.rule = Scaled(20.0)  # type: ignore[union-attr]
     for step, batches in enumerate(steps):
         if step == 2:
             tram.algorithm.radius.reference.load({"previous": before})  # type: ignore[union-attr]  # noqa: F821

@@ -41,6 +41,13 @@ def test_equals_the_oracle(engine: str, algorithm: str, form: int | str) -> None
     check(rows(engine)[f"{algorithm}/{form}"])
 
 
+@pytest.mark.parametrize("row", ("tram_prev/relative", "tram_x/auto"))
+@pytest.mark.parametrize("engine", build.MATRIX)
+def test_a_radius_that_remembers_equals_the_oracle(engine: str, row: str) -> None:
+    """rho times d over its running mean; rho over the mean of the first distances, times d."""
+    check(rows(engine)[row])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", SOME)
 @pytest.mark.parametrize("engine", (*build.VARIANTS, "fsdp2_hybrid"))

@@ -14,6 +14,12 @@ from tests.parity import build, problem
 from tests.parity.reference import Oracle
 from tram_ds.algorithms.table import ALGORITHMS
 
+# rules of the radius that remember distances: the third step's is out of the calibration
+SIZED: dict[str, dict[str, dict[str, Any]]] = {
+    "tram_prev": {"relative": {"radius_scale": None, "radius": "relative", "rho": 0.2}},
+    "tram_x": {"auto": {"radius_scale": "auto", "calibration_steps": 2, "rho": 0.2}},
+}
+
 
 def relative_error(built: Any, theta: dict[str, torch.Tensor]) -> float:
     """Largest |theta - oracle| / max|oracle| over parameters and ranks."""
@@ -45,7 +51,8 @@ def compare(
     lean: the engine takes its logits in chunks and looks ahead at the next batch, the oracle does
     neither.
     """
-    model, options = problem.model(), {**problem.OPTIONS.get(algorithm, {}), **extra}
+    given = {**problem.OPTIONS.get(algorithm, {}), **extra}  # None: not given after all
+    model, options = problem.model(), {k: v for k, v in given.items() if v is not None}
     oracle_options = {k: v for k, v in options.items() if k not in ("perturbation",)}
     double = problem.double(model)
     oracle = Oracle(
@@ -84,6 +91,9 @@ def main(out: str, engine: str, *algorithms: str) -> None:
     names = algorithms or tuple(ALGORITHMS)
     rows = {f"{a}/{k}": compare(engine, a, k, rank, world) for a in names for k in accumulations}
     rows |= {f"{a}/lean": compare(engine, a, 2, rank, world, lean=True) for a in names}
+    for a in set(SIZED) & set(names):
+        for form, options in SIZED[a].items():
+            rows[f"{a}/{form}"] = compare(engine, a, 2, rank, world, **options)
     if rank == 0:
         Path(out).write_text(json.dumps(rows))
     build.leave()

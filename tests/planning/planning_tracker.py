@@ -113,7 +113,7 @@ def main(
                 region.reference.prepare(run, [now], [after])
             climb(Losses(run, rule), [now])
             for region in rule.regions:
-                region.reference.advance(engine)
+                region.advance(engine, torch.zeros(()))
             optimizer.step()
             engine.clear()
         peak = tracker.get_tracker_snapshot("peak")

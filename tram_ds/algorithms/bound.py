@@ -30,6 +30,7 @@ from tram_ds.algorithms.ascent import (
 )
 from tram_ds.algorithms.distance import NOT_ADDITIVE, distance
 from tram_ds.algorithms.options import (
+    RHO,
     Adaptive,
     Average,
     BothBranches,
@@ -45,7 +46,9 @@ from tram_ds.algorithms.options import (
     Previous,
     Radius,
     Region,
+    radius_max,
 )
+from tram_ds.algorithms.radius import Calibrated, Relative, Rule, Scaled
 from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection, asked, checked
 from tram_ds.algorithms.trust_region import Reference, TrustRegion
 from tram_ds.models.passes import Noise
@@ -143,7 +146,7 @@ def _noised(row: Algorithm, noise: Noise) -> Reference:
 # the part that names it -> how it is made and, of an ascent, the paper's rho
 ASCENTS: dict[type[Part], tuple[MakeAscent, float]] = {
     Gradient: (_sam, 0.05),
-    Adaptive: (_asam, 0.5),
+    Adaptive: (_asam, RHO),
     Fisher: (_fisher, 0.1),
 }
 REFERENCES: dict[type[Part], MakeReference] = {
@@ -174,7 +177,8 @@ def bind(section: AlgorithmSection, site: str = "embedding") -> Algorithm:
     row = Algorithm(section.name, parts)
     o = row.of(Noised)
     # a module may be empty, or compiled, and say nothing of whether it is true
-    noise = Noise(site if o.noise_site is None else o.noise_site, o.sigma, o.noise)
+    at = site if o.noise_site is None else o.noise_site
+    noise = Noise(at, o.sigma, o.noise, relative=o.sigma_unit == "rms")
     row = _climbing(row)
     if FisherOnNoise in parts:
         key = "noised" if row.of(FisherOnNoise).fisher == "shared" else "fisher_pass"
@@ -225,8 +229,18 @@ def _radius_region(row: Algorithm, noise: Noise) -> TrustRegion:
     whole = row.of(Region).distance in NOT_ADDITIVE and o.mmd_scope == "global" and job
     return replace(
         _region(row, noise),
-        scale=o.radius_scale,
+        rule=_rule(row),
         minimum=o.radius_min,
-        maximum=o.radius_max,
+        maximum=radius_max(o),
         gathered=whole,
     )
+
+
+def _rule(row: Algorithm) -> Rule:
+    o, own = row.of(Radius), row.of(Constant).rho
+    rho = RHO if own is None else own
+    if o.radius == "relative":
+        return Relative(rho)
+    if o.radius_scale == "auto":
+        return Calibrated(rho, o.calibration_steps)
+    return Scaled(o.radius_scale)

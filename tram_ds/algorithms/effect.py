@@ -17,7 +17,7 @@ from torch import Tensor
 from tram_ds.algorithms import references
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.objective import Losses
-from tram_ds.algorithms.options import Climb
+from tram_ds.algorithms.options import Climb, Radius, sized_by_rho
 from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.algorithms.step import passes
 from tram_ds.algorithms.stepper import Counts, Stepper, UserForward
@@ -142,7 +142,7 @@ def keys(row: Algorithm) -> tuple[str, ...]:
     """The options of `row` that set the size of what it does."""
     found: list[str] = []
     if isinstance(row.radius, TrustRegion):
-        found += ["radius_scale"]
+        found += ["rho" if sized_by_rho(row.of(Radius)) else "radius_scale"]
         found += ["sigma"] if isinstance(row.radius.reference, NoiseReference) else []
     elif row.ascent is not None:
         found += ["rho"]

@@ -8,7 +8,7 @@ arguments of `wrap`. The code that uses an option asks the bound row for its par
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -19,10 +19,10 @@ from tram_ds.runtime.checked import STRICT, Above, AtLeast, NotNegative, Positiv
 
 @dataclass(frozen=True)
 class When:
-    """Read only where another option of the row has one of these values."""
+    """Read only where another option of the row has one of these values: one of several, or the
+    row has none of them."""
 
-    option: str
-    values: tuple[str, ...]
+    any_of: Mapping[str, tuple[str, ...]]
 
 
 class Part(BaseModel):
@@ -57,7 +57,7 @@ class Adaptive(Part):
     adaptive_filter: Literal["all", "matrices", "samsung"] = "all"
     """T of the adaptive rows: abs(theta) everywhere; 0 outside matrices; or abs(theta) +
     samsung_eta for weights, 1 for biases."""
-    samsung_eta: Annotated[AtLeast, When("adaptive_filter", ("samsung",))] = 0.01
+    samsung_eta: Annotated[AtLeast, When({"adaptive_filter": ("samsung",)})] = 0.01
     """Added to abs(theta) by adaptive_filter samsung."""
 
 
@@ -80,11 +80,12 @@ class FisherOnNoise(Part):
 
 
 class Constant(Part):
-    """A radius that does not change."""
+    """A radius that does not change; or, of a trust region, what it is on average."""
 
-    rho: Above | None = None
-    """Constant radius of the perturbation; null = the paper's: 0.05 (sam), 0.5 (asam and its
-    combinations), 0.1 (fsam, tram_fisher)."""
+    rho: Annotated[Above | None, When({"radius": ("relative",), "radius_scale": ("auto",)})] = None
+    """Constant radius of the perturbation, or the mean that radius: relative and radius_scale: auto
+    give the TRAM rows'; null = the paper's: 0.05 (sam), 0.5 (asam, its combinations, the TRAM
+    rows), 0.1 (fsam, tram_fisher)."""
 
 
 class Region(Part):
@@ -95,20 +96,20 @@ class Region(Part):
     )
     """d(reference, current model); kl_forward = KL(reference || current). mmd is for classification
     only."""
-    distance_on: Annotated[Literal["logits", "probabilities"], When("distance", ("l2", "mmd"))] = (
-        "logits"
-    )
+    distance_on: Annotated[
+        Literal["logits", "probabilities"], When({"distance": ("l2", "mmd")})
+    ] = "logits"
     """What mmd and l2 compare."""
-    mmd_kernel: Annotated[Literal["imq2", "imq", "imq3", "rbf"], When("distance", ("mmd",))] = (
+    mmd_kernel: Annotated[Literal["imq2", "imq", "imq3", "rbf"], When({"distance": ("mmd",)})] = (
         "imq2"
     )
     """Kernel of mmd: inverse multiquadratic with exponent 1/2 (imq2), 1 (imq) or 3/2 (imq3), or
     Gaussian (rbf)."""
-    renyi_order: Annotated[Above, When("distance", ("renyi",))] = 0.5
+    renyi_order: Annotated[Above, When({"distance": ("renyi",)})] = 0.5
     """Order alpha of the Renyi divergence; not 1, which is kl_forward."""
     kl_norm: Annotated[
         Literal["mean", "official"],
-        When("distance", ("kl_forward", "kl_reverse", "kl_symmetric")),
+        When({"distance": ("kl_forward", "kl_reverse", "kl_symmetric")}),
     ] = "mean"
     """mean over positions of the global batch, or the released code's further division by classes
     and rows."""
@@ -124,15 +125,22 @@ class Region(Part):
 class Radius(Part):
     """The trust region's distance is the radius: TRAM."""
 
-    mmd_scope: Annotated[Literal["global", "local"], When("distance", ("mmd",))] = "global"
+    mmd_scope: Annotated[Literal["global", "local"], When({"distance": ("mmd",)})] = "global"
     """mmd of a radius: over the global batch, or the mean over micro-batches (a penalty's is always
     the latter)."""
-    radius_scale: Above = 1.0
-    """Radius of the TRAM rows per unit of d."""
+    radius: Literal["distance", "relative"] = "distance"
+    """Radius of the TRAM rows: radius_scale times d (Eq. 7), or rho times d over its running mean
+    (decay 0.99 a step): a trust region in its shape, ASAM in its size, on any model."""
+    radius_scale: Annotated[Above | Literal["auto"], When({"radius": ("distance",)})] = 1.0
+    """Radius of the TRAM rows per unit of d. auto: rho over the mean of the first calibration_steps
+    distances above 0, and then constant."""
+    calibration_steps: Annotated[Positive, When({"radius_scale": ("auto",)})] = 50
+    """Distances that radius_scale: auto is the mean of; in these steps, of those so far."""
     radius_min: AtLeast | None = None
     """Smallest radius of the TRAM rows, after scaling; null = none."""
     radius_max: Above | None = None
-    """Largest radius of the TRAM rows, after scaling; null = none."""
+    """Largest radius of the TRAM rows, after scaling; null = 0.5, the paper's bound d <= rho, or
+    none where rho gives the size (radius: relative, radius_scale: auto)."""
     student_mode: Literal["train", "eval"] = "train"
     """Mode of the current model for the TRAM rows' d: pass 1 itself (train), or one more forward
     without dropout (eval)."""
@@ -184,6 +192,9 @@ class Noised(Part):
     embedding or pixel value."""
     noise: Literal["normal", "uniform"] = "normal"
     """Distribution of the input noise."""
+    sigma_unit: Literal["absolute", "rms"] = "absolute"
+    """sigma as it is, or times the root mean square of the x that z is added to (of each
+    embedding; of each picture)."""
     noise_site: Literal["embedding", "pixel_values"] | None = None
     """Where the noise is added: the output of the input embedding (of words or patches) or the
     pixel values; null = the task's: embedding for text, pixel_values for images."""
@@ -196,14 +207,28 @@ class BothBranches(Part):
     """R3F: the gradient flows through both branches, or only through the one without noise."""
 
 
+RHO = 0.5  # of ASAM, and the paper's bound of a TRAM radius (section 3: d <= rho)
+
+
+def sized_by_rho(o: Any) -> bool:
+    """Whether rho gives the size of a trust region's radius. o has the options of Radius."""
+    return o.radius == "relative" or o.radius_scale == "auto"
+
+
+def radius_max(o: Any) -> float | None:
+    """The largest radius; None: there is none. o has the options of Radius."""
+    return RHO if o.radius_max is None and not sized_by_rho(o) else o.radius_max
+
+
 def disagreements(o: Any) -> Iterator[tuple[str, str]]:
     """(option, what is wrong and the way out) of values that do not go together; o has every
     option."""
     if o.renyi_order == 1:
         yield "renyi_order", "order 1 is the KL divergence: set algorithm.distance=kl_forward"
-    if None not in (o.radius_min, o.radius_max) and o.radius_min > o.radius_max:
-        text = f"is above algorithm.radius_max = {o.radius_max}; swap or remove one"
-        yield "radius_min", text
+    largest = radius_max(o)
+    if None not in (o.radius_min, largest) and o.radius_min > largest:
+        way = "swap or remove one" if o.radius_max is not None else "set algorithm.radius_max"
+        yield "radius_min", f"is above algorithm.radius_max = {largest}; {way}"
     if o.student_mode == "eval" and o.reference_mode == "paired":
         yield (
             "reference_mode",

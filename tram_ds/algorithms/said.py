@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tram_ds.algorithms.bound import Algorithm
-from tram_ds.algorithms.options import Radius
+from tram_ds.algorithms.options import Radius, sized_by_rho
 from tram_ds.algorithms.step import StepReport
 from tram_ds.algorithms.trust_region import Previous, TrustRegion, WeightReference
 
@@ -25,7 +25,7 @@ NO_EFFECT = (
 )
 NO_DROPOUT = (
     "the model has no active dropout, so {what} of {row} is {movement} alone{cause}: hardly more "
-    "than the base optimizer's step. Measure it (launch/analyze.py --what effect), raise {key}, "
+    "than the base optimizer's step. Measure it (launch/analyze.py --what effect), {way}, "
     "turn dropout on in the model's config, or choose asam or tram_x"
 )
 
@@ -44,11 +44,13 @@ def dropout_is_active(module: nn.Module) -> bool:
 def without_dropout(row: Algorithm) -> str | None:
     """What to say of `row` on a model without active dropout; None where it makes no difference:
     a reference at earlier weights then differs by their movement alone."""
-    for region, what, key in (
-        (row.radius, "the radius", "algorithm.radius_scale"),
-        (row.penalty, "the penalty", "algorithm.weight"),
+    for region, what, way in (
+        (row.radius, "the radius", "give it a size (algorithm.radius=relative)"),
+        (row.penalty, "the penalty", "raise algorithm.weight"),
     ):
         if not isinstance(region, TrustRegion):
+            continue
+        if region is row.radius and sized_by_rho(row.of(Radius)):
             continue
         reference = region.reference
         if isinstance(reference, Previous):
@@ -57,7 +59,7 @@ def without_dropout(row: Algorithm) -> str | None:
             movement, cause = MOVEMENTS[reference.name], ", nothing at first"
         else:
             continue
-        return NO_DROPOUT.format(what=what, row=row.name, movement=movement, cause=cause, key=key)
+        return NO_DROPOUT.format(what=what, row=row.name, movement=movement, cause=cause, way=way)
     return None
 
 

@@ -84,7 +84,7 @@ def train_step(
     climbed = passes(Losses(run, now, share), batches, probe)  # (2) to (6)
 
     for region in algorithm.regions:  # theta_t becomes the next step's theta_{t-1}
-        region.reference.advance(engine)
+        region.advance(engine, climbed.distance)
     info = engine.descend(climbed.finite(), climbed.grad_norm)  # (7) theta_{t+1} = theta_t - lr g
     return StepReport(**vars(climbed), lr=info.lr, skipped=info.skipped)
 

@@ -17,6 +17,7 @@ from tram_ds.algorithms.bound import algorithm as bound
 from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.said import Said
 from tram_ds.algorithms.step import Probe, StepReport, train_step
+from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.engines import choose
 from tram_ds.engines.optimizer_state import Extras
 from tram_ds.engines.protocol import Engine
@@ -42,6 +43,7 @@ class State:
     moments: dict[str, Shards]
     references: dict[str, Shards]
     extras: Extras = field(default_factory=Extras)
+    radius: Tensor | None = None  # what the rule of the radius has seen: (2,) float64
 
 
 @dataclass
@@ -173,6 +175,7 @@ class Stepper:
             self.engine.moments(),
             weights,
             self.engine.extras(),
+            region.seen if isinstance(region := self.algorithm.radius, TrustRegion) else None,
         )
 
     def load(self, state: State) -> None:
@@ -185,6 +188,8 @@ class Stepper:
         for region in self.algorithm.regions:
             names = region.reference.names() if state.step else ()
             region.reference.load({name: state.references[name] for name in names})
+        if isinstance(self.algorithm.radius, TrustRegion):
+            self.algorithm.radius.seen = state.radius
         self.steps, self.unfinished = state.step, False
 
 

@@ -15,7 +15,7 @@ from tram_ds.runtime.checked import NamedSection, Section, chosen, problems, ref
 from tram_ds.runtime.wording import short
 
 ASAM = (parts.Climb, parts.Adaptive, parts.Constant)
-TRAM = (parts.Climb, parts.Adaptive, parts.Region, parts.Radius)
+TRAM = (parts.Climb, parts.Adaptive, parts.Constant, parts.Region, parts.Radius)
 PENALTY = (parts.Region, parts.Penalty)
 
 # the paper's names; its SGD and Adam rows are `base` with that optimizer
@@ -64,18 +64,26 @@ def unread(row: str, values: Mapping[str, Any]) -> dict[str, str]:
                 f"algorithm.name = {row} does not read algorithm.{key} (read by "
                 f"{', '.join(sorted(readers(key)))})"
             )
-            if key == "rho" and parts.Radius in ALGORITHMS[row]:
-                found[key] += (
-                    "; its radius is the distance: use algorithm.radius_scale, radius_min or "
-                    "radius_max"
-                )
         for when in field.metadata:
-            if key in read and isinstance(when, When) and values[when.option] not in when.values:
-                found[key] = (
-                    f"algorithm.{when.option} = {values[when.option]} does not read "
-                    f"algorithm.{key} (read by {', '.join(when.values)})"
-                )
+            if key in read and isinstance(when, When) and (text := _unmet(when, values, read)):
+                found[key] = f"{text[0]} does not read algorithm.{key} (read by {text[1]})"
     return found
+
+
+def _unmet(when: When, values: Mapping[str, Any], read: set[str]) -> tuple[str, str] | None:
+    """(what stands there, what would have to) where no condition holds; None where one does, or the
+    row reads none of the options."""
+    asked = {option: wanted for option, wanted in when.any_of.items() if option in read}
+    if not asked or any(values[option] in wanted for option, wanted in asked.items()):
+        return None
+    one = len(asked) == 1
+    return (
+        " with ".join(f"algorithm.{option} = {values[option]}" for option in asked),
+        " or ".join(
+            ", ".join(wanted) if one else f"algorithm.{option} = {', '.join(wanted)}"
+            for option, wanted in asked.items()
+        ),
+    )
 
 
 _NAME = "A row of ALGORITHMS; base is the optimizer alone (the paper's SGD and Adam rows)."

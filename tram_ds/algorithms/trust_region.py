@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tram_ds.algorithms.distance import Distance
+from tram_ds.algorithms.radius import Rule, Scaled, nothing
 from tram_ds.engines.protocol import Engine, PassMeans
 from tram_ds.engines.shards import Shards
 from tram_ds.models.logits import Compare, Hidden, Prediction, Weight
@@ -258,16 +259,18 @@ class TrustRegion:
     official: divide by C and by the micro-batch's rows as well, as the released code does.
     labelled: count only the positions that carry a target.
     gathered: the distance compares samples (mmd): collect the whole global batch before measuring.
+    seen: the rule's memory; part of a checkpoint.
     """
 
     reference: Reference
     distance: Distance
-    scale: float = 1.0
+    rule: Rule = field(default_factory=Scaled)
     minimum: float | None = None
     maximum: float | None = None
     official: bool = False
     labelled: bool = False
     gathered: bool = False
+    seen: Tensor | None = None
     _rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def compare(
@@ -293,10 +296,20 @@ class TrustRegion:
         return (self.distance(reference, current) / len(current)).double()
 
     def radius(self, d: Tensor) -> Tensor:
-        """() scale * d, within [minimum, maximum]; rounding below zero counts as zero, NaN stays
-        NaN."""
+        """() what the rule makes of d, within [minimum, maximum]; rounding below zero counts as
+        zero, NaN stays NaN."""
         low = 0.0 if self.minimum is None else self.minimum
-        return (d.detach() * self.scale).clamp(min=low, max=self.maximum)
+        d = d.detach()
+        return self.rule.radius(d, self._seen(d)).clamp(min=low, max=self.maximum)
+
+    def advance(self, engine: Engine, d: Tensor) -> None:
+        """Once a step, before the descent: d, the step's, is seen, and theta_t becomes the next
+        step's theta_{t-1}."""
+        self.seen = self.rule.after(d.detach(), self._seen(d))
+        self.reference.advance(engine)
+
+    def _seen(self, like: Tensor) -> Tensor:
+        return nothing(like) if self.seen is None else self.seen.to(like.device)
 
 
 def gather_rows(engine: Engine, x: Tensor) -> Tensor:

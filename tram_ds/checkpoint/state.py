@@ -80,6 +80,7 @@ def describe(stepper: Stepper) -> Manifest:
         "algorithm": stepper.algorithm.name,
         "moments": sorted(state.moments),
         "references": sorted(state.references),
+        "radius": None if state.radius is None else state.radius.tolist(),
         "numbers": state.extras.numbers,
         "others": {path: list(t.shape) for path, t in state.extras.others.items()},
         "buffers": {name: list(b.shape) for name, b in buffers(stepper.engine.module)},
@@ -165,7 +166,16 @@ def empty(stepper: Stepper, manifest: Manifest) -> tuple[State, dict[str, Tensor
     references = {key: blank() for key in manifest["references"] if key in used}
     others = {p: torch.empty(shape) for p, shape in manifest.get("others", {}).items()}
     extras = Extras(manifest.get("numbers", {}), others)
-    state = State(manifest["step"], manifest["base_steps"], blank(), moments, references, extras)
+    seen = manifest.get("radius")
+    state = State(
+        manifest["step"],
+        manifest["base_steps"],
+        blank(),
+        moments,
+        references,
+        extras,
+        None if seen is None else torch.tensor(seen, dtype=torch.float64),
+    )
     wanted: Flats = {f"other/{path}": Flat.of(t, 0, t.numel()) for path, t in others.items()}
     for kind, shards in _kinds(state.params, moments, references):
         wanted |= flats(kind, shards)

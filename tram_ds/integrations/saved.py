@@ -64,7 +64,12 @@ def pieces(stepper: Stepper) -> dict[str, Tensor]:
 
 def told(stepper: Stepper) -> str:
     """Everything else, as JSON."""
-    counts = {"step": stepper.steps, "base_steps": stepper.engine.steps}
+    seen = stepper.state().radius
+    counts = {
+        "step": stepper.steps,
+        "base_steps": stepper.engine.steps,
+        "radius": None if seen is None else seen.tolist(),
+    }
     return json.dumps(about(stepper) | counts)
 
 
@@ -79,9 +84,16 @@ def continued(stepper: Stepper, told: str, there: Mapping[str, Tensor], where: s
                 f"{then[name]!r}, or start a new run with the model of the checkpoint"
             )
     references = {name: _read(there, name, stepper.engine, where) for name in names(stepper)}
-    step, base_steps = then["step"], then["base_steps"]
-    now = stepper.state()
-    stepper.load(replace(now, step=step, base_steps=base_steps, references=references))
+    seen = then["radius"]
+    stepper.load(
+        replace(
+            stepper.state(),
+            step=then["step"],
+            base_steps=then["base_steps"],
+            references=references,
+            radius=None if seen is None else torch.tensor(seen, dtype=torch.float64),
+        )
+    )
 
 
 def names(stepper: Stepper) -> list[str]:

@@ -17,11 +17,13 @@ from tram_ds.models.randomness import StepRandomness
 @dataclass(frozen=True)
 class Noise:
     """x + z: where z is added ("embedding": the word embeddings' output; "pixel_values"; or a
-    module of the model)."""
+    module of the model). relative: sigma is in units of the root mean square of x, of each
+    position's vector, or of each picture."""
 
     site: str | nn.Module
     sigma: float
     kind: str = "normal"
+    relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,16 @@ class Added:
                 "that turns them into features"
             )
         z = self.draws.noise(x, self.index, self.noise.sigma, self.noise.kind)
+        if self.noise.relative:
+            z = z * rms(x)
         return (x.detach() if self.detach else x) + z
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over a position's features (..., D) or a picture's pixels (B, C, H, W), to
+    be multiplied with x: no row's depends on what else is in its micro-batch."""
+    own = (1, 2, 3) if x.dim() == 4 else -1
+    return x.detach().float().square().mean(own, keepdim=True).sqrt().to(x.dtype)
 
 
 @dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -101,10 +103,14 @@ def problems(
     shown.
     """
     sections = keys_of(model)
-    for problem in error.errors(include_url=False):
-        path = [str(part) for part in problem["loc"]]
+    found = [(_place(problem, data), problem) for problem in error.errors(include_url=False)]
+    for path, same in groupby(found, key=itemgetter(0)):
+        alternatives = [problem for _, problem in same]  # of a union, each says what it expects
+        problem = alternatives[0]
+        texts = [_text(one, path, sections, never or {}) for one in alternatives]
+        later = (text.removeprefix("expected ") for text in texts[1:])
         for key, text in problem.get("ctx", {}).get("problems") or [
-            ("", _text(problem, path, sections, never or {}))
+            ("", " or ".join(dict.fromkeys([texts[0], *later])))
         ]:
             full = ".".join([*path, key] if key else path)
             value = _value(data, full)
@@ -123,6 +129,16 @@ def keys_of(model: type[BaseModel]) -> dict[str, list[str]]:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 sections[name] = list(kind.model_fields)
     return sections
+
+
+def _place(problem: Any, data: Any) -> list[str]:
+    """The keys down to the value: pydantic goes on with the member of a union that was tried."""
+    path, value = [str(part) for part in problem["loc"]], data
+    for depth, part in enumerate(path):
+        if not isinstance(value, dict | list) and part != "name":
+            return path[:depth]
+        value = _value(value, part)
+    return path
 
 
 def _text(
