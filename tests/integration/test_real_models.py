@@ -117,6 +117,17 @@ def test_a_distance_on_a_new_head_does_not_act(place: Path, row: str) -> None:
     assert found.change < 0.05 * table(place, "e5")["asam"].change, found
 
 
+@pytest.mark.parametrize(("kind", "rho"), [("e5", 0.5), ("smollm2", 0.05)])
+def test_a_distance_with_a_size_acts(place: Path, kind: str, rho: float) -> None:
+    """The rule of the recipes that are not the paper's, where the paper's does nothing (e5) or was
+    never tuned."""
+    sized = [{"name": n, "radius": "relative", "rho": rho} for n in ("tram_prev", "tram_x")]
+    asked = Options(algorithms=sized)
+    given = Namespace(recipe=str(recipe(place, kind)), smoke=False)
+    for _, found in run_rows(recipes(given, [], asked), asked, None)[1]:
+        assert 0.01 < found.change < 10 and found.verdict == "acts", found
+
+
 @pytest.mark.parametrize("kind", ("e5", "smollm2"))
 @pytest.mark.parametrize("engine", ("zero3", "fsdp2"))
 def test_two_steps_on_two_ranks_then_export_and_scores(place: Path, kind: str, engine: str) -> None:
