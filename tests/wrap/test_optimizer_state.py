@@ -15,6 +15,7 @@ from torch import nn
 from tests.wrap.hand import batches, forward, mlp
 from tram_ds.algorithms.stepper import Stepper, wrap
 from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.engines import fsdp2, optimizer_state
 
 Make = Callable[[Any], torch.optim.Optimizer]
 O = torch.optim  # noqa: E741
@@ -92,3 +93,22 @@ def test_a_checkpoint(name: str, tmp_path: Path) -> None:
         saver.save()
     checkpoint.resume(second[1], tmp_path)
     assert same_after(first, second)
+
+
+# what keeps more than moments and a step count, which cut parameters cannot save
+KEEPS = {"nadam": "mu_product", "asgd": "eta, mu", "rprop": None, "adagrad": None, "adadelta": None}
+
+
+@pytest.mark.parametrize("name", KEEPS)
+def test_state_that_pieces_cannot_save_is_refused_before_a_step(name: str) -> None:
+    """DeepSpeed cuts every parameter: of its like over a small one, the optimizer has taken a
+    step."""
+    optimizer = MAKERS[name]([nn.Parameter(torch.ones(3))])
+    if KEEPS[name] is None:
+        optimizer_state.refuse_optimizer(optimizer, sharded=True)
+        return
+    with pytest.raises(ValueError, match=f"keeps {KEEPS[name]} for every piece"):
+        optimizer_state.refuse_optimizer(optimizer, sharded=True)
+    optimizer_state.refuse_optimizer(optimizer, sharded=True, allowed=fsdp2.NUMBERS)
+    optimizer_state.refuse_optimizer(optimizer, sharded=False)
+    assert not optimizer.state, "it has taken none itself"

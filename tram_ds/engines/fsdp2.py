@@ -37,6 +37,9 @@ from tram_ds.engines.protocol import Engine, Schedule
 from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.engines.torch_weights import TorchWeights, local
 
+# state that NAdam and ASGD keep as one number for every parameter: Extras has a place for these
+NUMBERS = ("mu_product", "eta", "mu")
+
 
 class FSDP2:
     """masters: the sharded fp32 parameters. They are the working copy too, so a move overwrites
@@ -51,7 +54,7 @@ class FSDP2:
         self._reshard()
         names = layout.parameter_names(self.module)
         layout.refuse_parameters(names)
-        optimizer_state.refuse_optimizer(optimizer, sharded=True)
+        optimizer_state.refuse_optimizer(optimizer, sharded=True, allowed=NUMBERS)
         self.optimizer = optimizer
         spans = tuple(_span(name, p) for p, name in names.items())
         self.torch = TorchWeights(optimizer, names, spans, lambda t: local(t).view(-1))
@@ -130,9 +133,7 @@ class FSDP2:
         self._reshard()
         self.torch.step()
         if not self._state_seen:
-            optimizer_state.refuse_state(
-                self.optimizer, list(self.torch.names), ("mu_product", "eta", "mu")
-            )
+            optimizer_state.refuse_state(self.optimizer, list(self.torch.names), NUMBERS)
             self._state_seen = True
 
     def moments(self) -> dict[str, Shards]:

@@ -39,8 +39,9 @@ class Extras:
     others: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def refuse_optimizer(optimizer: Any, *, sharded: bool) -> None:
-    """ValueError for an optimizer that cannot take the second gradient, by name."""
+def refuse_optimizer(optimizer: Any, *, sharded: bool, allowed: Sequence[str] = ()) -> None:
+    """ValueError for an optimizer that cannot take the second gradient, or whose state could not be
+    saved, by name. allowed: see refuse_state."""
     name = type(optimizer).__name__
     if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "step"):
         raise ValueError(f"optimizer={optimizer!r} is no torch optimizer: pass the optimizer")
@@ -72,6 +73,25 @@ def refuse_optimizer(optimizer: Any, *, sharded: bool) -> None:
             f"{name} looks at whole parameters, and sharded weights have pieces of them: use "
             "replicated weights (DistributedDataParallel), or AdamW"
         )
+    if sharded and (shown := _shown(optimizer)) is not None:
+        refuse_state(shown, shown.param_groups[0]["params"], allowed)
+
+
+def _shown(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
+    """Its like over one small parameter, after a step: what it keeps shows only then. None for an
+    optimizer that is not made from its defaults alone: its own first step has to show it."""
+    kind = type(optimizer)
+    if not kind.__module__.startswith(("torch.optim.", "transformers.")):
+        return None
+    wanted = inspect.signature(kind.__init__).parameters
+    parameter = torch.zeros(2, 2, requires_grad=True)
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        like = kind([parameter], **{k: v for k, v in optimizer.defaults.items() if k in wanted})
+        like.step()
+    except (TypeError, ValueError, RuntimeError):  # a fused or capturable one steps on a GPU alone
+        return None
+    return like
 
 
 def optimizer_steps(optimizer: torch.optim.Optimizer) -> int:
