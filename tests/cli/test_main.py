@@ -32,7 +32,7 @@ def imported(stderr: str) -> set[str]:
 
 def test_every_command_has_its_script_and_every_script_its_command() -> None:
     modules = {p.stem for p in (ROOT / "tram_ds" / "cli").glob("*.py")}
-    assert modules - {"__init__", "main", "shared"} == set(tram.COMMANDS)
+    assert modules - {"__init__", "completion", "main", "shared"} == set(tram.COMMANDS)
     assert {p.stem for p in (ROOT / "launch").glob("*.py")} == set(tram.COMMANDS)
     for name in tram.COMMANDS:
         text = (ROOT / "launch" / f"{name}.py").read_text()

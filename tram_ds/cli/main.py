@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import tram_ds
+from tram_ds.cli import completion
 from tram_ds.runtime import terminal
 
 COMMANDS = (
@@ -52,6 +53,8 @@ def main(words: Sequence[str], checkout: bool = False) -> int:
     terminal.guard()
     words = _command_first(words)
     whole, commands = parsers(checkout)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may stand here
+        completion.complete(whole)
     if not words or words[0] not in commands:
         whole.parse_args(words)
         whole.print_help()
