@@ -13,6 +13,7 @@ from tests.parity import problem
 from tram_ds.algorithms.self_check import self_check
 from tram_ds.algorithms.stepper import Stepper, wrap
 from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.engines.shards import Lazy, Shards, Span, digest
 from tram_ds.runtime.exits import NumericError
 
 
@@ -93,6 +94,16 @@ def test_a_radius_that_moves_nothing_is_no_broken_engine() -> None:
         self_check(stepper(radius_scale=1e-9), BATCHES, problem.forward)
 
 
+def test_it_copies_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the snapshot that a step takes as well where the masters are the working copy."""
+    built, copies = stepper(), []
+    clone, realise = Shards.clone, Lazy.realise
+    monkeypatch.setattr(Shards, "clone", lambda x: copies.append("clone") or clone(x))
+    monkeypatch.setattr(Lazy, "realise", lambda x: copies.append("realise") or realise(x))
+    self_check(built, BATCHES, problem.forward)
+    assert copies == ["clone"]
+
+
 def test_weights_that_do_not_come_back() -> None:
     built: Any = stepper()
     moved = built.engine.moved
@@ -106,3 +117,25 @@ def test_weights_that_do_not_come_back() -> None:
     built.engine.moved = drifting
     with pytest.raises(NumericError, match="bit for bit"):
         self_check(built, BATCHES, problem.forward)
+
+
+def test_a_digest_is_of_every_bit_and_its_place() -> None:
+    g = torch.Generator().manual_seed(0)
+    values = torch.randn(1_200_000, generator=g)  # more than one part, and more than one split
+    layout = (Span("a", 0, 1_000_000, (1_000_000,)), Span("b", 0, 200_000, (200_000,)))
+
+    def of(x: torch.Tensor) -> list[int]:
+        return digest(Shards([x[:1_000_000], x[1_000_000:]], layout)).tolist()
+
+    whole = of(values)
+    assert of(values.clone()) == whole
+    for place in (0, 600_000, 1_199_999):
+        changed = values.clone()
+        changed.view(torch.int32)[place] ^= 1  # the last bit
+        assert all(a != b for a, b in zip(of(changed), whole, strict=True))
+    swapped = values.clone()
+    swapped[[3, 1_100_000]] = values[[1_100_000, 3]]
+    assert of(swapped)[0] == whole[0] and of(swapped)[1] != whole[1]
+    assert of(-torch.zeros(1_200_000)) != of(torch.zeros(1_200_000))
+    half = Shards([values[:8].bfloat16()], (Span("a", 0, 8, (8,)),))
+    assert digest(half).tolist() == digest(half.clone()).tolist()
