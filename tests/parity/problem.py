@@ -23,6 +23,7 @@ OPTIONS = {name: {"radius_scale": scale} for name, scale in SCALED.items()} | {
     "asam_trpo": {"weight": 2.0},
     "mesa": {"weight": 2.0, "decay": 0.7},
     "asam_mesa": {"weight": 2.0, "decay": 0.7},
+    "kl_init": {"weight": 2.0},
     "r3f": {"weight": 2.0},
     "asam_r3f": {"weight": 2.0},
     "fsam": {"rho": 0.5, "eta": 50.0},

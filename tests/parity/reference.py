@@ -24,7 +24,7 @@ DEFAULT_RHO = {
     "tram_x": 0.5,
 }
 BEFORE, NOISED = (
-    ("trpo", "mesa", "asam_trpo", "asam_mesa", "tram_prev", "tram_init"),
+    ("trpo", "mesa", "kl_init", "asam_trpo", "asam_mesa", "tram_prev", "tram_init"),
     ("r3f", "asam_r3f", "tram_x"),
 )
 

@@ -31,6 +31,7 @@ ORDER = (  # rows appear in this order, others after them by name
     "trpo",
     "r3f",
     "mesa",
+    "kl_init",
     "asam_trpo",
     "asam_r3f",
     "asam_mesa",
