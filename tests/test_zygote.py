@@ -99,3 +99,11 @@ def test_a_prepared_store_has_what_a_new_one_has(tmp_path: Path) -> None:
         [(experiments,)] = database.execute("select count(*) from experiments where name='Default'")
         assert experiments == 1 and not list(database.execute("select * from runs"))
     assert os.listdir(tmp_path) == ["mlflow.db"]
+
+
+def test_collecting_all_tests_leaves_a_fork_enough() -> None:
+    """What test modules import may set no variable that libraries read when they are imported: all
+    ranks of all tests would then be new interpreters. Asked of a process that has collected them,
+    such as this one under xdist."""
+    changed = {k for k, v in set(zygote.START.items()) ^ set(os.environ.items())}
+    assert changed <= zygote.CHANGES

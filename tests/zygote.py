@@ -43,6 +43,8 @@ CHANGES = {
     "MASTER_PORT",
     "TORCHINDUCTOR_CACHE_DIR",  # torch sets these two itself, in the process that runs the tests
     "PYTORCH_NVML_BASED_CUDA_CHECK",
+    "KMP_DUPLICATE_LIB_OK",  # scikit-learn, for its own OpenMP
+    "KMP_INIT_AT_FORK",
 }
 QUIET = {
     "PYTHONPATH": str(ROOT),
