@@ -85,10 +85,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Files:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test marked `alone` waits until the tests of other workers have ended, and they for it."""
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """A test marked `alone` waits until the tests of other workers have ended, and they for it.
+    After the last test of a file the process is as it was: fixtures of a file train in it, too."""
     with _turn(item.config, item.get_closest_marker("alone") is not None):
-        return (yield)
+        found = yield
+    if nextitem is None or nextitem.path != item.path:
+        put_back(*FOUND)
+    return found
 
 
 @contextlib.contextmanager
@@ -108,14 +112,16 @@ def _turn(config: pytest.Config, alone: bool) -> Iterator[None]:
             fcntl.flock(machine, fcntl.LOCK_UN)
 
 
-@pytest.fixture(autouse=True)
-def process_as_found() -> Iterator[None]:
-    """A test leaves its process as it found it. A run in this process leaves stop signals ignored,
-    which every later child would inherit; MLflow and launchers write into the environment, by which
-    ranks.script decides whether a fork will do."""
-    stops = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    handlers, environment = {number: signal.getsignal(number) for number in stops}, dict(os.environ)
-    yield
+Found = tuple[dict[signal.Signals, Any], dict[str, str]]
+STOPS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def as_found() -> Found:
+    """Handlers of stop signals, and the environment."""
+    return {number: signal.getsignal(number) for number in STOPS}, dict(os.environ)
+
+
+def put_back(handlers: dict[signal.Signals, Any], environment: dict[str, str]) -> None:
     for number, handler in handlers.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
@@ -124,6 +130,19 @@ def process_as_found() -> Iterator[None]:
             del os.environ[name]
         elif os.environ.get(name) != environment[name]:
             os.environ[name] = environment[name]
+
+
+FOUND = as_found()
+
+
+@pytest.fixture(autouse=True)
+def process_as_found() -> Iterator[None]:
+    """A test leaves its process as it found it. A run in this process leaves stop signals ignored,
+    which every later child would inherit; MLflow and launchers write into the environment, by which
+    ranks.script decides whether a fork will do."""
+    found = as_found()
+    yield
+    put_back(*found)
 
 
 @pytest.fixture

@@ -54,7 +54,8 @@ class RowByHand:
         d = self.gradient(batches, references)  # pass 1, at theta
         buffers = [b.clone() for b in self.model.buffers()]
         if self.row not in ("trpo", "mesa"):
-            radius = RADIUS.get(self.row, SCALE * d)
+            # the paper's d <= rho, 0.5 unless radius_max says otherwise
+            radius = RADIUS[self.row] if self.row in RADIUS else (SCALE * d).clamp(max=0.5)
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
             self.put(
                 [t + e for t, e in zip(theta, self.epsilon(theta, grads, radius), strict=True)]
