@@ -221,6 +221,8 @@ def _become(job: Job, rank: int) -> NoReturn:
         for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), *files)):
             os.dup2(file, number)
             os.close(file)
+        # or what a rank said would be lost with it when it is killed
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         os.chdir(job.cwd)
         os.environ.clear()
         os.environ.update(job.ranks[rank])
