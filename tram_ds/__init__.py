@@ -8,8 +8,9 @@ model at once.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tram_ds.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from tram_ds.algorithms.step import StepReport
@@ -20,19 +21,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Chunked", "Output", "StepReport", "Stepper", "wrap"]
 
-_HOME = {
-    "Chunked": "models.chunked",
-    "Output": "models.output",
-    "StepReport": "algorithms.step",
-    "Stepper": "algorithms.stepper",
-    "wrap": "algorithms.stepper",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Public names, imported when first used: reading a recipe should not wait for torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'tram_ds' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tram_ds.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+# reading a recipe should not wait for torch
+__getattr__ = lazily(
+    __name__,
+    {
+        "Chunked": "models.chunked",
+        "Output": "models.output",
+        "StepReport": "algorithms.step",
+        "Stepper": "algorithms.stepper",
+        "wrap": "algorithms.stepper",
+    },
+)

@@ -3,8 +3,12 @@ with."""
 
 from __future__ import annotations
 
+import runpy
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -28,3 +32,9 @@ def factor(step: int, steps: int = STEPS) -> float:
 def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+def ran(script: Path, *arguments: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a script of the page left behind."""
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    return runpy.run_path(str(script))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType
 
-from tests.integrations.plain import equal, factor, made
+from tests.integrations.plain import equal, factor, made, ran
 from tests.wrap.hand import batches, forward, mlp, sgd
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.integrations import AcceleratedStepper, causal_lm
@@ -28,15 +26,10 @@ def fresh_state() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def ran(*arguments: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    return runpy.run_path(str(SCRIPT))
-
-
 def test_the_script_is_the_plain_loop_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ran(tmp_path / "saved", monkeypatch=monkeypatch)
+    whole = ran(SCRIPT, tmp_path / "saved", monkeypatch=monkeypatch)
     model, rows = made(use_cache=True)  # which only Trainer turns off
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     stepper = wrap(model, optimizer, "tram_prev", clip_norm=0.5, schedule=factor)
@@ -48,7 +41,7 @@ def test_the_script_is_the_plain_loop_and_resumes(
     assert whole["stepper"].stepper.steps == whole["scheduler"].scheduler.last_epoch == 6
     assert {int(s["step"]) for s in whole["optimizer"].state.values()} == {6}
 
-    resumed = ran(tmp_path / "again", tmp_path / "saved", monkeypatch=monkeypatch)
+    resumed = ran(SCRIPT, tmp_path / "again", tmp_path / "saved", monkeypatch=monkeypatch)
     assert equal(resumed["model"], model)
 
 

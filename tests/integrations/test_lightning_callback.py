@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.integrations.plain import equal, factor, made
+from tests.integrations.plain import equal, factor, made, ran
 from tests.wrap.hand import batches, forward, mlp
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.integrations import causal_lm
@@ -21,15 +19,10 @@ SCRIPT = Path(__file__).parent / "examples" / "lightning_fit.py"
 STEPS = 12  # two epochs of 6
 
 
-def ran(*arguments: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    return runpy.run_path(str(SCRIPT))
-
-
 def test_the_script_is_the_plain_loop_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ran(tmp_path, monkeypatch=monkeypatch)
+    whole = ran(SCRIPT, tmp_path, monkeypatch=monkeypatch)
     model, rows = made(use_cache=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     stepper = wrap(
@@ -50,7 +43,7 @@ def test_the_script_is_the_plain_loop_and_resumes(
         assert told == pytest.approx(float(getattr(report, name)), rel=1e-6), name
     assert sorted(p.name for p in tmp_path.glob("*.ckpt")) == ["step=12.ckpt", "step=6.ckpt"]
 
-    resumed = ran(tmp_path / "again", tmp_path / "step=6.ckpt", monkeypatch=monkeypatch)
+    resumed = ran(SCRIPT, tmp_path / "again", tmp_path / "step=6.ckpt", monkeypatch=monkeypatch)
     assert resumed["trainer"].global_step == STEPS
     assert equal(resumed["model"], whole["model"])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +10,13 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
-from tests.integrations.plain import STEPS, equal, factor, made
+from tests.integrations.plain import STEPS, equal, factor, made, ran
 from tests.wrap.hand import sam_step
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.integrations import TramTrainer, causal_lm
 
 SCRIPT = Path(__file__).parent / "examples" / "hf_trainer.py"
 ALGORITHM = {"name": "tram_prev", "radius_scale": 10.0}
-
-
-def ran(*arguments: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the script of the page left behind."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    return runpy.run_path(str(SCRIPT))
 
 
 @pytest.fixture
@@ -60,7 +52,7 @@ def trained(
 def test_the_script_is_the_plain_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: list[list[Any]]
 ) -> None:
-    found = ran(tmp_path, monkeypatch=monkeypatch)
+    found = ran(SCRIPT, tmp_path, monkeypatch=monkeypatch)
     trainer = found["trainer"]
     model, _ = made()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0, fused=True)
@@ -85,9 +77,9 @@ def test_the_script_is_the_plain_loop(
 def test_a_resumed_run_is_the_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ran(tmp_path / "whole", monkeypatch=monkeypatch)
+    whole = ran(SCRIPT, tmp_path / "whole", monkeypatch=monkeypatch)
     checkpoint = tmp_path / "whole" / "checkpoint-3"
-    resumed = ran(tmp_path / "resumed", checkpoint, monkeypatch=monkeypatch)
+    resumed = ran(SCRIPT, tmp_path / "resumed", checkpoint, monkeypatch=monkeypatch)
     assert equal(resumed["model"], whole["model"])
     first, second = (x["trainer"].state.log_history[3:6] for x in (whole, resumed))
     for before, after in zip(first, second, strict=True):
@@ -95,7 +87,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
     (checkpoint / "tram.safetensors").unlink()
     with pytest.raises(ValueError, match=r"checkpoint-3 has no tram\.safetensors"):
-        ran(tmp_path / "again", checkpoint, monkeypatch=monkeypatch)
+        ran(SCRIPT, tmp_path / "again", checkpoint, monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize(

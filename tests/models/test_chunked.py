@@ -15,7 +15,7 @@ from tram_ds.algorithms.distance import kl_forward
 from tram_ds.models import chunked, logits
 from tram_ds.models.chunked import Chunked, chunkable
 from tram_ds.models.output import Output
-from tram_ds.tasks.language_modeling import next_tokens
+from tram_ds.tasks.causal import next_tokens
 
 C, H, T = 61, 16, 12
 SMALL = {

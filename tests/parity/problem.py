@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tram_ds.models import chunked
 from tram_ds.models.chunked import Chunked
 from tram_ds.models.output import Output
-from tram_ds.tasks.language_modeling import next_tokens
+from tram_ds.tasks.causal import next_tokens
 
 SEED, STEPS, LR = 5, 3, 0.05
 # d of a 3-step toy run is ~1e-3: at its natural size a broken norm would hide below 1e-6, so the

@@ -17,7 +17,7 @@ from tests.parity.build import leave
 from tram_ds.bench.contenders import Work, build_engine, ours
 from tram_ds.models.chunked import Chunked
 from tram_ds.runtime.ranks import detect, joined
-from tram_ds.tasks.language_modeling import next_tokens
+from tram_ds.tasks.causal import next_tokens
 
 WORK = Work("tiny", 1, 32, "bfloat16")
 ENGINES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")

@@ -33,7 +33,7 @@ from tram_ds.models.chunked import CHUNK_ELEMENTS, Chunked
 from tram_ds.models.output import Output
 from tram_ds.models.passes import ForwardContext
 from tram_ds.models.randomness import StepRandomness
-from tram_ds.tasks.language_modeling import next_tokens
+from tram_ds.tasks.causal import next_tokens
 
 MODEL = {"n_layer": 6, "n_embd": 512, "n_head": 8, "n_positions": 256}
 TOKENS = 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 
@@ -14,6 +15,7 @@ from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection
 from tram_ds.recipe import docs as recipe_docs
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.recipe import dump, load
+from tram_ds.recipe.sections import task_names
 
 ROOT = recipe_file.ROOT
 
@@ -186,3 +188,10 @@ def test_compile_is_off_unless_asked_for_and_goes_with_every_engine_but_zero3(re
     assert recipe_of().model.compile is False
     for engine in ("auto", "replicated", "fsdp2", "zero", "{name: zero, config: zero1.json}"):
         assert recipe_of(MINIMAL, "model.compile=true", f"engine={engine}").model.compile is True
+
+
+def test_a_task_is_a_module_that_builds_one() -> None:
+    """What else lies beside the tasks is no name for one."""
+    found = {name: importlib.import_module(f"tram_ds.tasks.{name}") for name in task_names()}
+    assert list(found) == ["entailment", "image_classification", "instruction", "language_modeling"]
+    assert all(callable(module.build) for module in found.values())

@@ -12,7 +12,7 @@ import pytest
 from tests.tracking.test_tracking import begin, server, write_steps
 from tram_ds.tracking import group
 from tram_ds.tracking.server import runs_page
-from tram_ds.tracking.state import LEFT_TAG, load
+from tram_ds.tracking.state import LEFT_TAG, NOTE, PARENT, load
 
 NAME = "final/test/near/perplexity"
 RECIPE = {"algorithm": {"name": "sam", "rho": 0.05}, "train": {"steps": 3}}
@@ -40,7 +40,7 @@ def end(tracker: Any, score: float, status: str = "FINISHED") -> None:
 
 
 def parent_of(uri: str, tracker: Any) -> Any:
-    return server(uri).get_run(server(uri).get_run(tracker.run_id).data.tags[group.PARENT])
+    return server(uri).get_run(server(uri).get_run(tracker.run_id).data.tags[PARENT])
 
 
 def numbers(uri: str, tracker: Any) -> tuple[float, ...]:
@@ -78,8 +78,8 @@ def test_a_parent_carries_mean_deviation_and_number(tmp_path: Path, uri: str) ->
     told = parent.data.tags
     assert (told["engine"], told["seeds"], told["recipe"]) == ("fsdp2, zero3", "0, 1, 2", "made")
     assert [found.dataset.name for found in parent.inputs.dataset_inputs] == ["animals"]
-    assert f"tram compare --experiment {tmp_path.name} " in told[group.NOTE]
-    assert server(uri).get_run(first.run_id).data.tags[group.NOTE] == "seed 0"
+    assert f"tram compare --experiment {tmp_path.name} " in told[NOTE]
+    assert server(uri).get_run(first.run_id).data.tags[NOTE] == "seed 0"
 
 
 def test_a_seed_that_is_run_again_counts_once(tmp_path: Path, uri: str) -> None:
@@ -149,11 +149,11 @@ def test_what_people_wrote_into_the_description_stays(tmp_path: Path, uri: str) 
     first = start(tmp_path / "0", uri, 0)
     end(first, 10.0)
     parent = parent_of(uri, first)
-    server(uri).set_tag(parent.info.run_id, group.NOTE, "mine")
-    server(uri).set_tag(first.run_id, group.NOTE, "mine")
+    server(uri).set_tag(parent.info.run_id, NOTE, "mine")
+    server(uri).set_tag(first.run_id, NOTE, "mine")
     end(start(tmp_path / "0", uri, 0), 11.0)
-    assert parent_of(uri, first).data.tags[group.NOTE] == "mine"
-    assert server(uri).get_run(first.run_id).data.tags[group.NOTE] == "mine"
+    assert parent_of(uri, first).data.tags[NOTE] == "mine"
+    assert server(uri).get_run(first.run_id).data.tags[NOTE] == "mine"
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ def _carried(old: Shards, live: Shards) -> Shards:
     )
 
 
+def names(algorithm: Algorithm) -> list[str]:
+    """The weights that the references continue from step to step, once a step was taken."""
+    return [name for region in algorithm.regions for name in region.reference.names()]
+
+
 def remembered(algorithm: Algorithm) -> Callable[[], None]:
     """Remembers what the references and the distances hold now; the call puts it back. Nothing is
     copied: what they replace stays alive as long as this does."""

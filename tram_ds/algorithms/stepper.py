@@ -43,7 +43,7 @@ class State:
     moments: dict[str, Shards]
     references: dict[str, Shards]
     extras: Extras = field(default_factory=Extras)
-    radius: Tensor | None = None  # what the rule of the radius has seen: (2,) float64
+    radius: list[float] | None = None  # what the rule of the radius has seen
 
 
 @dataclass
@@ -175,8 +175,13 @@ class Stepper:
             self.engine.moments(),
             weights,
             self.engine.extras(),
-            region.seen if isinstance(region := self.algorithm.radius, TrustRegion) else None,
+            self._seen(),
         )
+
+    def _seen(self) -> list[float] | None:
+        region = self.algorithm.radius
+        seen = region.seen if isinstance(region, TrustRegion) else None
+        return None if seen is None else seen.tolist()
 
     def load(self, state: State) -> None:
         """Continues from `state`, whose Shards have this engine's layout. Collective.
@@ -189,7 +194,10 @@ class Stepper:
             names = region.reference.names() if state.step else ()
             region.reference.load({name: state.references[name] for name in names})
         if isinstance(self.algorithm.radius, TrustRegion):
-            self.algorithm.radius.seen = state.radius
+            seen = state.radius
+            self.algorithm.radius.seen = (
+                None if seen is None else torch.tensor(seen, dtype=torch.float64)
+            )
         self.steps, self.unfinished = state.step, False
 
 

@@ -19,7 +19,7 @@ from tram_ds.engines.replicated import Replicated
 from tram_ds.models.chunked import Chunked
 from tram_ds.models.output import Output
 from tram_ds.runtime.ranks import Job
-from tram_ds.tasks.language_modeling import next_tokens
+from tram_ds.tasks.causal import next_tokens
 
 ENGINES = ("replicated", "ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")
 OURS = ("base", "sam", "asam", "tram_x", "tram_prev", "tram_fisher")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tram_ds.algorithms import references
 from tram_ds.algorithms.stepper import State, Stepper
 from tram_ds.checkpoint.files import FORMAT, Manifest
 from tram_ds.checkpoint.tensors import Flat, Flats, flats
@@ -80,7 +81,7 @@ def describe(stepper: Stepper) -> Manifest:
         "algorithm": stepper.algorithm.name,
         "moments": sorted(state.moments),
         "references": sorted(state.references),
-        "radius": None if state.radius is None else state.radius.tolist(),
+        "radius": state.radius,
         "numbers": state.extras.numbers,
         "others": {path: list(t.shape) for path, t in state.extras.others.items()},
         "buffers": {name: list(b.shape) for name, b in buffers(stepper.engine.module)},
@@ -115,8 +116,8 @@ def check(stepper: Stepper, manifest: Manifest, now: Mapping[str, list[int]]) ->
         manifest["buffers"],
         {name: list(b.shape) for name, b in buffers(stepper.engine.module)},
     )
-    needed = [name for region in stepper.algorithm.regions for name in region.reference.names()]
-    missing = sorted(set(needed) - set(manifest["references"]))
+    needed = set(references.names(stepper.algorithm))
+    missing = sorted(needed - set(manifest["references"]))
     if missing and manifest["step"]:
         raise CheckpointError(
             f"the reference weights {missing} that {stepper.algorithm.name} measures its distance "
@@ -162,22 +163,14 @@ def empty(stepper: Stepper, manifest: Manifest) -> tuple[State, dict[str, Tensor
 
     moments = {key: blank() for key in manifest["moments"]}
     # A reference that this algorithm has no use for is left where it is.
-    used = {name for region in stepper.algorithm.regions for name in region.reference.names()}
-    references = {key: blank() for key in manifest["references"] if key in used}
+    used = references.names(stepper.algorithm)
+    kept = {key: blank() for key in manifest["references"] if key in used}
     others = {p: torch.empty(shape) for p, shape in manifest.get("others", {}).items()}
     extras = Extras(manifest.get("numbers", {}), others)
-    seen = manifest.get("radius")
-    state = State(
-        manifest["step"],
-        manifest["base_steps"],
-        blank(),
-        moments,
-        references,
-        extras,
-        None if seen is None else torch.tensor(seen, dtype=torch.float64),
-    )
+    steps, seen = (manifest["step"], manifest["base_steps"]), manifest.get("radius")
+    state = State(*steps, blank(), moments, kept, extras, seen)
     wanted: Flats = {f"other/{path}": Flat.of(t, 0, t.numel()) for path, t in others.items()}
-    for kind, shards in _kinds(state.params, moments, references):
+    for kind, shards in _kinds(state.params, moments, kept):
         wanted |= flats(kind, shards)
     copies = {
         name: torch.empty_like(b, memory_format=torch.contiguous_format)
@@ -198,13 +191,13 @@ def apply(stepper: Stepper, state: State, copies: Mapping[str, Tensor]) -> None:
 
 
 def _kinds(
-    params: Shards, moments: Mapping[str, Shards], references: Mapping[str, Shards]
+    params: Shards, moments: Mapping[str, Shards], remembered: Mapping[str, Shards]
 ) -> list[tuple[str, Shards]]:
     pairs = [(f"moment/{key}", shards) for key, shards in moments.items()]
     return [
         ("theta", params),
         *pairs,
-        *((f"reference/{key}", shards) for key, shards in references.items()),
+        *((f"reference/{key}", shards) for key, shards in remembered.items()),
     ]
 
 

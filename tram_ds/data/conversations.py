@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tram_ds.data.rows import Row
+from tram_ds.data.rows import LONGEST, Row
 from tram_ds.data.sources import Source
 from tram_ds.data.tokenize import lines
 from tram_ds.runtime.wording import short
@@ -27,7 +27,7 @@ def conversation(row: Row, column: str) -> tuple[str, str]:
 
 def conversations(source: Source, domain: str, split: str) -> Iterator[tuple[str, Messages]]:
     """(line, messages) of a split whose lines `conversation` wrote."""
-    for line in lines(source.read(domain, split), limit=1 << 28):
+    for line in lines(source.read(domain, split), limit=LONGEST):
         yield line, json.loads(line)
 
 

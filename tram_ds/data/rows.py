@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from tram_ds.data.sources import CHUNK
 from tram_ds.data.tables import BATCH, read_schema
 from tram_ds.data.text import decoded
+from tram_ds.data.tokenize import lines
 from tram_ds.runtime.errors import DataError
 
 PARAGRAPH = 4096  # characters after which a text file's row ends with the line it is in
@@ -93,15 +94,7 @@ def _text(path: Path) -> Iterator[str]:
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines with their newline, the last perhaps without."""
-    parts: list[str] = []  # of a line that is longer than its chunks
-    for chunk in _text(path):
-        *whole, rest = chunk.split("\n")
-        for line in whole:
-            yield "".join([*parts, line, "\n"])
-            parts = []
-        parts.append(rest)
-    if last := "".join(parts):
-        yield last
+    return lines(_text(path), LONGEST)
 
 
 def _paragraphs(path: Path, columns: Columns) -> Iterator[Row]:

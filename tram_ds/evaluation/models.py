@@ -25,6 +25,7 @@ from tram_ds.checkpoint import tensors as checkpoint_tensors
 from tram_ds.checkpoint.files import MANIFEST
 from tram_ds.checkpoint.state import buffers
 from tram_ds.checkpoint.tensors import Flat
+from tram_ds.data.alike import read_alike
 from tram_ds.data.m2d2 import ABBREVIATIONS, short_names
 from tram_ds.engines.layout import parameter_names
 from tram_ds.evaluation.score import evaluate, zero_shot_average
@@ -36,7 +37,6 @@ from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, joined
 from tram_ds.runtime.run_layout import RunFolder
-from tram_ds.tasks.alike import read_alike
 
 Split = Literal["validation", "test"]
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value

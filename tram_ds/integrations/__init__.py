@@ -6,8 +6,9 @@ Whoever imports a name from here needs its library; nothing of tram_ds does.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tram_ds.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from tram_ds.integrations.accelerated import AcceleratedStepper
@@ -17,19 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["AcceleratedStepper", "TramCallback", "TramTrainer", "causal_lm", "classification"]
 
-_HOME = {
-    "AcceleratedStepper": "accelerated",
-    "TramCallback": "lightning_callback",
-    "TramTrainer": "transformers_trainer",
-    "causal_lm": "forwards",
-    "classification": "forwards",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Public names, imported when first used: each needs a library that others do without."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'tram_ds.integrations' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tram_ds.integrations.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+# each needs a library that others do without
+__getattr__ = lazily(
+    __name__,
+    {
+        "AcceleratedStepper": "accelerated",
+        "TramCallback": "lightning_callback",
+        "TramTrainer": "transformers_trainer",
+        "causal_lm": "forwards",
+        "classification": "forwards",
+    },
+)

@@ -11,9 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from tram_ds.models.chunked import IGNORED  # of transformers too
 from tram_ds.models.output import Output
-
-IGNORED = -100  # a label that is no target, as everywhere in transformers
 
 
 def causal_lm(model: Any, batch: Mapping[str, Any]) -> Output:

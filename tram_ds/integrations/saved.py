@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tram_ds.algorithms import references
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards, Span
@@ -64,13 +65,9 @@ def pieces(stepper: Stepper) -> dict[str, Tensor]:
 
 def told(stepper: Stepper) -> str:
     """Everything else, as JSON."""
-    seen = stepper.state().radius
-    counts = {
-        "step": stepper.steps,
-        "base_steps": stepper.engine.steps,
-        "radius": None if seen is None else seen.tolist(),
-    }
-    return json.dumps(about(stepper) | counts)
+    state = stepper.state()
+    rest = {"step": state.step, "base_steps": state.base_steps, "radius": state.radius}
+    return json.dumps(about(stepper) | rest)
 
 
 def continued(stepper: Stepper, told: str, there: Mapping[str, Tensor], where: str) -> None:
@@ -83,27 +80,16 @@ def continued(stepper: Stepper, told: str, there: Mapping[str, Tensor], where: s
                 f"{where} is of {name} {then[name]!r} and this run of {now!r}: resume with "
                 f"{then[name]!r}, or start a new run with the model of the checkpoint"
             )
-    references = {name: _read(there, name, stepper.engine, where) for name in names(stepper)}
-    seen = then["radius"]
-    stepper.load(
-        replace(
-            stepper.state(),
-            step=then["step"],
-            base_steps=then["base_steps"],
-            references=references,
-            radius=None if seen is None else torch.tensor(seen, dtype=torch.float64),
-        )
-    )
-
-
-def names(stepper: Stepper) -> list[str]:
-    """The references that the algorithm continues."""
-    return [name for region in stepper.algorithm.regions for name in region.reference.names()]
+    names = references.names(stepper.algorithm)
+    weights = {name: _read(there, name, stepper.engine, where) for name in names}
+    rest = {key: then[key] for key in ("step", "base_steps", "radius")}
+    stepper.load(replace(stepper.state(), references=weights, **rest))
 
 
 def needed(stepper: Stepper) -> list[str]:
     """The keys of pieces(), before there are any."""
-    return [key(name, span) for name in names(stepper) for span in stepper.engine.layout]
+    names = references.names(stepper.algorithm)
+    return [key(name, span) for name in names for span in stepper.engine.layout]
 
 
 def about(stepper: Stepper) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tram_ds.algorithms.bound import bind
+from tram_ds.algorithms.references import names
 from tram_ds.recipe.recipe import Recipe
 
 FP32 = 4
@@ -31,8 +32,7 @@ def parameters(recipe: Recipe, task: Any) -> int:
 def references(recipe: Recipe) -> int:
     """Weights beside theta that the algorithm keeps from step to step: theta_{t-1}, theta_0,
     EMA."""
-    regions = bind(recipe.algorithm).regions
-    return sum(len(region.reference.names()) for region in regions)
+    return len(names(bind(recipe.algorithm)))
 
 
 def moments(recipe: Recipe) -> int:

@@ -1,10 +1,11 @@
-"""What the tasks of causal language models share: which domains, which tokeniser, what a position
-predicts and what a forward pass counts."""
+"""What the tasks of causal language models share: which tokeniser, what a position predicts, what a
+forward pass counts, and rows of several domains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,37 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tram_ds.data.bpe import source_tokenizer
-from tram_ds.data.sources import Source, unknown_domain
+from tram_ds.data.sources import Source, corpus_digest
 from tram_ds.data.tokenize import vocabulary_size
-from tram_ds.models.chunked import IGNORED
+from tram_ds.models.chunked import IGNORED, Chunked, chunkable
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import has_tokenizer, load_tokenizer
 from tram_ds.runtime.errors import DataError
 
-
-def chosen_domains(task: Any, source: Source) -> tuple[list[str], list[str]]:
-    """(training domains, scored domains with the training ones first), as `train`, `eval` and
-    `exclude` say."""
-    there = source.domains()
-    for name in [
-        *task.exclude,
-        *(task.eval or []),
-        *([task.train] if task.train not in (None, "all") else []),
-    ]:
-        if name not in there:
-            raise unknown_domain(name, there, f"task.data {task.data}")
-    trainable = [
-        name for name in there if name not in task.exclude and "train" in source.splits(name)
-    ]
-    if not trainable and task.train in (None, "all"):
-        raise DataError(
-            f"no domain of task.data {task.data} outside task.exclude has a train split"
-        )
-    train = trainable if task.train == "all" else [task.train or trainable[0]]
-    evaluated = (
-        [name for name in there if name not in task.exclude] if task.eval is None else task.eval
-    )
-    return train, list(dict.fromkeys([*train, *evaluated]))
+Row = TypeVar("Row")
 
 
 def named_tokenizer(task: Any, model: Any) -> Any:
@@ -130,7 +108,7 @@ def next_tokens(batch: Batch) -> Tensor:
     return following.flatten() if mask is None else following[mask.bool()]
 
 
-def causal_output(model: nn.Module, batch: Batch) -> Output:
+def output(model: nn.Module, batch: Batch) -> Output:
     """A forward pass with whole logits, of the positions that are not padding."""
     mask = batch.get("attention_mask")
     logits = model(**inputs(batch)).logits  # (B, T, C)
@@ -141,9 +119,48 @@ def causal_output(model: nn.Module, batch: Batch) -> Output:
     return Output(loss_sum, counted.sum(), logits, rows=len(batch["input_ids"]), counted=counted)
 
 
+def chunked(model: nn.Module, section: Any) -> Chunked | None:
+    """The forward pass without whole logits, where model.logits asks for it and the model's head
+    is known."""
+    whole = getattr(section, "logits", "chunks") == "whole"
+    return None if whole or not chunkable(model) else Chunked(inputs, next_tokens)
+
+
+def counts(batch: Batch) -> tuple[int, int]:
+    """(counted targets, valid positions)."""
+    targets = next_tokens(batch)
+    return int((targets != IGNORED).sum()), len(targets)
+
+
 def perplexity(loss_sum: float, count: float) -> dict[str, float]:
     """Mean loss in nats per counted token, and its exponential: infinite from a loss of 709.8
     on."""
     loss = loss_sum / count
     with np.errstate(over="ignore"):
         return {"loss": loss, "perplexity": float(np.exp(loss))}
+
+
+def read_digest(source: Source, train: Sequence[str], evaluated: Sequence[str]) -> str:
+    """sha256 (hex) of all that a run reads: the training domains' train, the scored ones' valid and
+    test."""
+    held_out = [(d, s) for d in evaluated for s in source.splits(d) if s != "train"]
+    return corpus_digest(source, [(domain, "train") for domain in train] + held_out)
+
+
+def joined(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
+    """The rows of several domains one after the other."""
+    return parts[0] if len(parts) == 1 else _Joined(parts)
+
+
+class _Joined(Sequence[Row]):
+    def __init__(self, parts: Sequence[Sequence[Row]]) -> None:
+        self.parts, self.ends = parts, list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part][index - self.ends[part] + len(self.parts[part])]

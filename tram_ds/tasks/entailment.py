@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from tram_ds.data.cache import digest_of
+from tram_ds.data.domains import chosen, scored
 from tram_ds.data.pair_bpe import pair_tokenizer
-from tram_ds.data.sources import unknown_domain
 from tram_ds.data.tables import Table
 from tram_ds.data.tokenize import vocabulary_size
 from tram_ds.data.xnli import LABELS, Pairs, open_pairs
@@ -47,7 +47,7 @@ def build(recipe: Any, training: bool = True) -> Entailment:
     training: False where only evaluation follows: no train split is needed.
     """
     pairs = open_pairs(recipe.task.data, recipe.task.cache_dir, recipe.task.revision)
-    train, evaluated = _languages(recipe.task, pairs)
+    train, evaluated = chosen(recipe.task, pairs.languages(), pairs.splits, "language")
     return Entailment(recipe, pairs, train, evaluated, training)
 
 
@@ -102,11 +102,7 @@ class Entailment:
         self, split: Literal["validation", "test"]
     ) -> Mapping[str, Sequence[tuple[str, str, int]]]:
         """Language -> rows. Only zero-shot languages may lack a validation split."""
-        there = [
-            name
-            for name in self.eval_domains
-            if split == "test" or name in self.train_domains or split in self.pairs.splits(name)
-        ]
+        there = scored(self.eval_domains, self.train_domains, split, self.pairs.splits)
         return {name: self._open([name], split) for name in there}
 
     def collate(self, rows: Sequence[tuple[str, str, int]]) -> Batch:
@@ -231,28 +227,3 @@ class Entailment:
             raise DataError(
                 f"task.seq_len {seq_len} leaves no room for two sentences; set it to 8 or more"
             )
-
-
-def _languages(task: Any, pairs: Pairs) -> tuple[list[str], list[str]]:
-    """(training languages, scored ones with the training ones first), as `train`, `eval` and
-    `exclude` say."""
-    there = pairs.languages()
-    for name in [
-        *task.exclude,
-        *(task.eval or []),
-        *([task.train] if task.train not in (None, "all") else []),
-    ]:
-        if name not in there:
-            raise unknown_domain(name, there, f"task.data {task.data}")
-    trainable = [
-        name for name in there if name not in task.exclude and "train" in pairs.splits(name)
-    ]
-    if task.train in (None, "all") and not trainable:
-        raise DataError(
-            f"no language of task.data {task.data} outside task.exclude has a train split"
-        )
-    train = trainable if task.train == "all" else [task.train or trainable[0]]
-    evaluated = (
-        [name for name in there if name not in task.exclude] if task.eval is None else task.eval
-    )
-    return train, list(dict.fromkeys([*train, *evaluated]))

@@ -9,7 +9,6 @@ padding, as everywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,25 +19,14 @@ from transformers import AutoModelForCausalLM
 from tram_ds.data.chat import CHATML, CHATML_TOKENS, Chat
 from tram_ds.data.choose import open_conversations
 from tram_ds.data.conversations import Contents
+from tram_ds.data.domains import chosen, scored
 from tram_ds.data.examples import Example, Examples, open_examples
 from tram_ds.data.own_text import OwnText, Reading
-from tram_ds.data.sources import corpus_digest
-from tram_ds.models.chunked import IGNORED, Chunked, chunkable
+from tram_ds.models.chunked import IGNORED, Chunked
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import load_config, load_model
 from tram_ds.runtime.errors import DataError
-from tram_ds.tasks.causal import (
-    causal_output,
-    check_config,
-    chosen_domains,
-    config_defaults,
-    fresh_tokenizer,
-    inputs,
-    named_tokenizer,
-    next_tokens,
-    perplexity,
-    right_padded,
-)
+from tram_ds.tasks import causal
 from tram_ds.tasks.protocol import Load
 
 
@@ -55,7 +43,7 @@ def build(recipe: Any, training: bool = True) -> Instruction:
         held_out_seed=task.held_out_seed,
     )
     source = open_conversations(task.data, task.cache_dir, task.revision, reading)
-    train, evaluated = chosen_domains(task, source)
+    train, evaluated = chosen(task, source.domains(), source.splits)
     return Instruction(recipe, source, train, evaluated, training)
 
 
@@ -82,8 +70,10 @@ class Instruction:
         self.tokenizer = _tokenizer(self.settings, self.model_section, source)
         self.chat = _chat(self.settings, self.tokenizer)
         seq_len = self.settings.seq_len
-        self.defaults = config_defaults(self.model_section, self.tokenizer, seq_len)
-        check_config(load_config(self.model_section, **self.defaults), self.tokenizer, seq_len)
+        self.defaults = causal.config_defaults(self.model_section, self.tokenizer, seq_len)
+        causal.check_config(
+            load_config(self.model_section, **self.defaults), self.tokenizer, seq_len
+        )
         if training:
             self.train_rows()
         if training and recipe.eval.every_steps:
@@ -97,36 +87,30 @@ class Instruction:
     def train_rows(self) -> Sequence[Example]:
         """Conversations of the training domains, one domain after the other."""
         parts = [self._open(domain, "train") for domain in self.train_domains]
-        return parts[0] if len(parts) == 1 else _Joined(parts)
+        return causal.joined(parts)
 
     def eval_sets(self, split: Literal["validation", "test"]) -> Mapping[str, Sequence[Example]]:
         """Domain -> conversations. Only zero-shot domains may lack a validation split."""
         name = "valid" if split == "validation" else "test"
-        scored = [
-            domain
-            for domain in self.eval_domains
-            if name == "test" or domain in self.train_domains or name in self.source.splits(domain)
-        ]
-        return {domain: self._open(domain, name) for domain in scored}
+        there = scored(self.eval_domains, self.train_domains, name, self.source.splits)
+        return {domain: self._open(domain, name) for domain in there}
 
     def collate(self, rows: Sequence[Example]) -> Batch:
         """{input_ids, attention_mask, labels} (B, T) int64, padded on the right; labels are the
         answers' tokens, IGNORED elsewhere."""
-        ids, mask = right_padded([row[0] for row in rows], self.tokenizer.pad_token_id or 0)
+        ids, mask = causal.right_padded([row[0] for row in rows], self.tokenizer.pad_token_id or 0)
         targets = [np.where(answers, own, IGNORED) for own, answers in rows]
-        labels, _ = right_padded(targets, IGNORED)
+        labels, _ = causal.right_padded(targets, IGNORED)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
-        return causal_output(model, batch)
+        return causal.output(model, batch)
 
     def chunked(self, model: nn.Module) -> Chunked | None:
-        whole = getattr(self.model_section, "logits", "chunks") == "whole"
-        return None if whole or not chunkable(model) else Chunked(inputs, next_tokens)
+        return causal.chunked(model, self.model_section)
 
     def counts(self, batch: Batch) -> tuple[int, int]:
-        targets = next_tokens(batch)
-        return int((targets != IGNORED).sum()), len(targets)
+        return causal.counts(batch)
 
     def correct(self, output: Output, batch: Batch) -> Tensor:
         """() zero: accuracy means nothing here."""
@@ -134,7 +118,7 @@ class Instruction:
 
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
         """Of the answers' tokens: mean loss in nats and its exponential."""
-        return perplexity(loss_sum, count)
+        return causal.perplexity(loss_sum, count)
 
     def said(self) -> dict[str, str]:
         """Which rows were read, held out, shortened and left out, of the splits that are used."""
@@ -153,11 +137,7 @@ class Instruction:
 
     def data_digest(self) -> str:
         """sha256 (hex) of all the conversations of this run."""
-        train = [(domain, "train") for domain in self.train_domains]
-        held_out = [
-            (d, s) for d in self.eval_domains for s in self.source.splits(d) if s != "train"
-        ]
-        return corpus_digest(self.source, train + held_out)
+        return causal.read_digest(self.source, self.train_domains, self.eval_domains)
 
     def _open(self, domain: str, split: str) -> Examples:
         if (domain, split) not in self.opened:
@@ -172,32 +152,16 @@ class Instruction:
         return self.opened[domain, split]
 
 
-class _Joined(Sequence[Example]):
-    """The examples of several domains one after the other."""
-
-    def __init__(self, parts: Sequence[Examples]) -> None:
-        self.parts, self.ends = parts, list(accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[part][index - self.ends[part] + len(self.parts[part])]
-
-
 def _tokenizer(task: Any, model: Any, source: OwnText) -> Any:
     """The one named, or, for a fresh model, one trained on what is said, in ChatML."""
-    if (named := named_tokenizer(task, model)) is not None:
+    if (named := causal.named_tokenizer(task, model)) is not None:
         if not getattr(named, "is_fast", False):
             raise DataError(
                 f"the tokeniser of '{task.tokenizer or model.path}' has no tokenizer.json, which "
                 "says where in the text a token is: task.name = instruction needs it"
             )
         return named
-    fresh = fresh_tokenizer(task, model, Contents(source), reserved=len(CHATML_TOKENS))
+    fresh = causal.fresh_tokenizer(task, model, Contents(source), reserved=len(CHATML_TOKENS))
     fresh.add_special_tokens({"additional_special_tokens": CHATML_TOKENS})
     fresh.chat_template = CHATML
     return fresh

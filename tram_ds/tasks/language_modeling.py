@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -20,25 +19,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tram_ds.data.choose import open_source
+from tram_ds.data.domains import chosen, scored
 from tram_ds.data.own_text import OwnText, Reading
-from tram_ds.data.sources import Source, corpus_digest
+from tram_ds.data.sources import Source
 from tram_ds.data.tokenize import Blocks, blocks, tokenize
-from tram_ds.models.chunked import IGNORED, Chunked, chunkable
+from tram_ds.models.chunked import IGNORED, Chunked
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import load_config, load_model
 from tram_ds.runtime.errors import DataError
-from tram_ds.tasks.causal import (
-    causal_output,
-    check_config,
-    chosen_domains,
-    config_defaults,
-    fresh_tokenizer,
-    inputs,
-    named_tokenizer,
-    next_tokens,
-    perplexity,
-    right_padded,
-)
+from tram_ds.tasks import causal
 from tram_ds.tasks.protocol import Load
 
 
@@ -51,7 +40,7 @@ def build(recipe: Any, training: bool = True) -> LanguageModeling:
     task = recipe.task
     reading = Reading(task.column, task.domain_column, task.held_out, task.held_out_seed)
     source = open_source(task.data, task.cache_dir, task.revision, reading)
-    train, evaluated = chosen_domains(recipe.task, source)
+    train, evaluated = chosen(task, source.domains(), source.splits)
     return LanguageModeling(recipe, source, train, evaluated, training)
 
 
@@ -73,12 +62,14 @@ class LanguageModeling:
         """eval_domains: those scored, the training domains first."""
         self.settings, self.model_section, self.seed = recipe.task, recipe.model, recipe.train.seed
         self.source, self.train_domains, self.eval_domains = source, train_domains, eval_domains
-        self.tokenizer = named_tokenizer(self.settings, self.model_section) or fresh_tokenizer(
-            self.settings, self.model_section, source
-        )
+        self.tokenizer = causal.named_tokenizer(
+            self.settings, self.model_section
+        ) or causal.fresh_tokenizer(self.settings, self.model_section, source)
         seq_len = self.settings.seq_len
-        self.defaults = config_defaults(self.model_section, self.tokenizer, seq_len)
-        check_config(load_config(self.model_section, **self.defaults), self.tokenizer, seq_len)
+        self.defaults = causal.config_defaults(self.model_section, self.tokenizer, seq_len)
+        causal.check_config(
+            load_config(self.model_section, **self.defaults), self.tokenizer, seq_len
+        )
         self.bos = resolved_bos(self.settings.bos, self.tokenizer)
         self.block_prefix = self._bos_ids("block")
         self.tokens = cache(self._tokens)
@@ -100,43 +91,39 @@ class LanguageModeling:
         parts = [
             self._rows(domain, "train", share, keep_partial=False) for domain in self.train_domains
         ]
-        return parts[0] if len(parts) == 1 else _Joined(parts)
+        return causal.joined(parts)
 
     def eval_sets(self, split: Literal["validation", "test"]) -> Mapping[str, Sequence[np.ndarray]]:
         """Domain -> rows, the last of which may be shorter. Only zero-shot domains may lack a
         validation split."""
         name = "valid" if split == "validation" else "test"
         limit = self.settings.max_eval_tokens
-        return {
-            domain: self._rows(domain, name, limit, keep_partial=True)
-            for domain in self._scored(name)
-        }
+        there = scored(self.eval_domains, self.train_domains, name, self.source.splits)
+        return {domain: self._rows(domain, name, limit, keep_partial=True) for domain in there}
 
     def collate(self, rows: Sequence[np.ndarray]) -> Batch:
         """{input_ids (B, T)} int64, padded on the right with attention_mask (B, T) if the rows are
         uneven."""
         if len({len(row) for row in rows}) == 1:
             return {"input_ids": torch.from_numpy(np.stack(rows))}
-        input_ids, mask = right_padded(rows, self.tokenizer.pad_token_id or 0)
+        input_ids, mask = causal.right_padded(rows, self.tokenizer.pad_token_id or 0)
         return {"input_ids": input_ids, "attention_mask": mask}
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
-        return causal_output(model, batch)
+        return causal.output(model, batch)
 
     def chunked(self, model: nn.Module) -> Chunked | None:
-        whole = getattr(self.model_section, "logits", "chunks") == "whole"
-        return None if whole or not chunkable(model) else Chunked(inputs, next_tokens)
+        return causal.chunked(model, self.model_section)
 
     def counts(self, batch: Batch) -> tuple[int, int]:
-        targets = next_tokens(batch)
-        return int((targets != IGNORED).sum()), len(targets)
+        return causal.counts(batch)
 
     def correct(self, output: Output, batch: Batch) -> Tensor:
         """() zero: accuracy means nothing here."""
         return output.loss_sum.new_zeros(())
 
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
-        return perplexity(loss_sum, count)
+        return causal.perplexity(loss_sum, count)
 
     def evaluation_sums(self, output: Output, batch: Batch) -> Tensor:
         """(3,) fp64 loss sum, count and number correct of an evaluation batch: those of `forward`,
@@ -151,7 +138,10 @@ class LanguageModeling:
         loss = output.losses
         if loss is None:
             loss = F.cross_entropy(
-                output.logits.float(), next_tokens(batch), ignore_index=IGNORED, reduction="none"
+                output.logits.float(),
+                causal.next_tokens(batch),
+                ignore_index=IGNORED,
+                reduction="none",
             )
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
         # (N,) of the row each position is in
@@ -169,20 +159,7 @@ class LanguageModeling:
     def data_digest(self) -> str:
         """sha256 (hex) of all the text of this run: the training domains' train, the scored ones'
         valid and test."""
-        train = [(domain, "train") for domain in self.train_domains]
-        held_out = [
-            (d, s) for d in self.eval_domains for s in self.source.splits(d) if s != "train"
-        ]
-        return corpus_digest(self.source, train + held_out)
-
-    def _scored(self, split: str) -> list[str]:
-        if split == "test":
-            return self.eval_domains
-        return [
-            d
-            for d in self.eval_domains
-            if d in self.train_domains or split in self.source.splits(d)
-        ]
+        return causal.read_digest(self.source, self.train_domains, self.eval_domains)
 
     def _rows(self, domain: str, split: str, max_tokens: int | None, keep_partial: bool) -> Blocks:
         tokens = self.tokens(domain, split, max_tokens)
@@ -225,19 +202,3 @@ def resolved_bos(wanted: str, tokenizer: Any) -> str:
             f"task.bos {wanted}: the tokeniser has no beginning-of-text token; set task.bos to none"
         )
     return wanted
-
-
-class _Joined(Sequence[np.ndarray]):
-    """Several row sequences one after the other."""
-
-    def __init__(self, parts: Sequence[Blocks]) -> None:
-        self.parts, self.ends = parts, list(accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[part][index - self.ends[part] + len(self.parts[part])]

@@ -16,14 +16,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tram_ds.tracking.points import MAX_METRICS, metric_name
-from tram_ds.tracking.state import LEFT_TAG, MAX_TAG, State
+from tram_ds.tracking.state import LEFT_TAG, MAX_TAG, PARENT, State
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PARENT = "mlflow.parentRunId"
-NOTE = "mlflow.note.content"
 SUMMARISED = ("final/", "cost/")  # the metrics of a finished seed that its parent sums up
 TOLD = ("recipe", "algorithm", "task", "engine", "device", "world_size", "data_digest")
 RUNNING = ("RUNNING", "SCHEDULED")

@@ -14,7 +14,7 @@ from tram_ds.runtime.files import remove_empty
 from tram_ds.runtime.redact import redact
 from tram_ds.tracking.address import sqlite_path
 from tram_ds.tracking.points import digest
-from tram_ds.tracking.state import LEFT_TAG, State, TrackingError
+from tram_ds.tracking.state import LEFT_TAG, NOTE, State, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -146,7 +146,7 @@ def find_parent(client: MlflowClient, experiment_id: str, state: State, note: st
 
     if (known := oldest()) is not None:
         return known
-    tags = {PARENT_TAG: group, "mlflow.note.content": note}
+    tags = {PARENT_TAG: group, NOTE: note}
     mine = client.create_run(experiment_id, state.started, tags, name).info.run_id
     client.set_terminated(mine, "FINISHED")  # it does no work of its own
     chosen = oldest() or mine

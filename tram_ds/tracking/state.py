@@ -20,6 +20,8 @@ from tram_ds.runtime.run_layout import RunFolder
 MAX_PARAM = 6000  # characters MLflow stores of a parameter
 MAX_TAG = 8000  # of a tag
 MAX_KEY = 250  # of any key
+# MLflow's own: the run above another, and the description that its page shows
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 # of a run that went back and took another way: the run of the way it left, and of that: this one
 CONTINUES_TAG, LEFT_TAG = "tram_ds.continues", "tram_ds.left_for"
 

@@ -34,7 +34,7 @@ from tram_ds.tracking.server import (
     mark_left,
     new_client,
 )
-from tram_ds.tracking.state import MAX_KEY, StateFile, TrackingError
+from tram_ds.tracking.state import MAX_KEY, NOTE, PARENT, StateFile, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -165,8 +165,8 @@ class Uploader:
                 run = same_key[0]
             else:
                 parent_id = find_parent(client, experiment_id, state, group.note(state))
-                tags = {KEY_TAG: state.run_key, group.PARENT: parent_id}
-                tags |= {group.NOTE: state.note} if state.note else {}
+                tags = {KEY_TAG: state.run_key, PARENT: parent_id}
+                tags |= {NOTE: state.note} if state.note else {}
                 run = client.create_run(experiment_id, state.started, tags, state.run_name)
             nothing = {
                 field: fresh
@@ -352,7 +352,7 @@ class Uploader:
         state, wanted = self._file.state, self._told_group()
         if state.acknowledged.get("group") != wanted:
             run = client.get_run(_id(state.run_id))
-            if group.PARENT in run.data.tags:
+            if PARENT in run.data.tags:
                 group.refresh(client, run, state)
             self._file.acknowledge("group", wanted)
 

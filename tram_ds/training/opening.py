@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tram_ds.checkpoint.changes import another, finished
+from tram_ds.data.alike import read_alike
 from tram_ds.engines import choose as engines
 from tram_ds.recipe.recipe import Recipe, accumulation, check_length, dump, to_dict
 from tram_ds.runtime import run_folder
@@ -23,7 +24,6 @@ from tram_ds.runtime.run_lock import RunLock, held
 from tram_ds.runtime.shared_folder import refuse_unshared
 from tram_ds.runtime.signals import StopRequest, Watchdog
 from tram_ds.tasks import choose as tasks
-from tram_ds.tasks.alike import read_alike
 
 # seconds after train.timeout: a collective's own timeout comes first and says more
 WATCHDOG_GRACE = 5.0

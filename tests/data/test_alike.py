@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.ranks import run
+from tram_ds.data.alike import read_alike
 from tram_ds.runtime.errors import DataError
-from tram_ds.tasks.alike import read_alike
 
 NODE = os.uname().nodename
 
@@ -73,7 +73,7 @@ OTHER = (
     ],
 )
 def test_all_ranks_are_told_of_the_one_that_differs(case: str, told: list[str]) -> None:
-    assert run("tests.tasks.test_alike", case) == told
+    assert run("tests.data.test_alike", case) == told
 
 
 def test_one_process_reads_and_raises_as_it_is() -> None:
