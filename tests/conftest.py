@@ -68,6 +68,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.alone)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument, not by what is in them: a packed file holds the second in
+    which it was packed, and two workers have to collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 class Files(LoadScopeScheduling):
     """A file goes to one worker, because its tests share costly fixtures and caches; in parity,
     what one engine found. (The marks of --dist loadgroup do not reach pytest 9.2's node ids.)"""
