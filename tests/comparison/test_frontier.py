@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,7 +206,7 @@ def test_scales() -> None:
 def test_a_line_through_the_other_methods() -> None:
     """y = x, x within one of it; a point two above, by the formula of a prediction."""
     x, y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.1, 0.9, 1.9, 3.1])
-    wanted = stats.linregress(x, y)
+    wanted: Any = stats.linregress(x, y)
     found, t = line(x, y, 1.5, 3.5)
     assert found == pytest.approx(3.5 - (wanted.intercept + 1.5 * wanted.slope))
     sd = np.sqrt(((y - wanted.intercept - wanted.slope * x) ** 2).sum() / 2)
