@@ -7,7 +7,6 @@ many ranks there are.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -37,6 +36,7 @@ from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, joined
 from tram_ds.runtime.run_layout import RunFolder
+from tram_ds.tasks import choose as tasks
 
 Split = Literal["validation", "test"]
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
@@ -117,14 +117,20 @@ def score_all(
     if not chosen:
         raise DataError("no model to evaluate: name one with --model, or leave --no-pretrained out")
     with joined(job, "replicated"):
-        tasks = read_alike(
+        built = read_alike(
             lambda: [
-                _build(_with_model(_evaluating(recipe, domains, split), c.path)) for c in chosen
+                tasks.build(
+                    _with_model(_evaluating(recipe, domains, split), c.path), training=False
+                )
+                for c in chosen
             ],
-            lambda built: {
-                f"{split} rows of {domain}": len(rows)
-                for task in built
-                for domain, rows in task.eval_sets(split).items()
+            lambda found: {
+                **{
+                    f"{split} rows of {domain}": len(rows)
+                    for task in found
+                    for domain, rows in task.eval_sets(split).items()
+                },
+                "content": found[0].data_digest(),  # of one recipe's data, whatever the model
             },
             job.world_size,
             f"task.data {recipe.task.data}",
@@ -134,11 +140,11 @@ def score_all(
             "task": recipe.task.name,
             "data": recipe.task.data,
             "split": split,
-            "metric": tasks[0].metric,
-            "train_domains": list(tasks[0].train_domains),
+            "metric": built[0].metric,
+            "train_domains": list(built[0].train_domains),
             "models": [],
         }
-        for candidate, task in zip(chosen, tasks, strict=True):
+        for candidate, task in zip(chosen, built, strict=True):
             scores, fresh = _score(recipe, candidate, task, domains, split, job)
             average = zero_shot_average(scores, task.train_domains, task.metric)
             name = (
@@ -207,7 +213,7 @@ def _score(
             "pre-trained row may lack them"
         )
     if candidate.interpolation is not None:
-        own = _build(_evaluating(recipe, domains, split)).model()
+        own = tasks.build(_evaluating(recipe, domains, split), training=False).model()
         towards(own, model, candidate.interpolation, candidate.path or str(candidate.checkpoint))
         fresh = bool(own.new_weights) and candidate.interpolation == 0.0
     rows = {
@@ -282,12 +288,6 @@ def towards(own: nn.Module, model: nn.Module, a: float, name: str) -> None:
                 tensor.copy_(torch.lerp(start, tensor, a))
             elif a == 0.0:
                 tensor.copy_(start)
-
-
-def _build(recipe: Recipe) -> Any:
-    return importlib.import_module(f"tram_ds.tasks.{recipe.task.name}").build(
-        recipe, training=False
-    )
 
 
 def _evaluating(recipe: Recipe, domains: Sequence[str] | None, split: Split) -> Recipe:

@@ -8,7 +8,6 @@ replace them in place.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -46,6 +45,7 @@ from tram_ds.surface.cka import Options as CkaOptions
 from tram_ds.surface.effect import Options as EffectOptions
 from tram_ds.surface.effect import recipes, run_rows, show_rows
 from tram_ds.surface.hessian import Options as HessianOptions
+from tram_ds.surface.inputs import exported, scored_rows
 from tram_ds.surface.landscape import Options as LandscapeOptions
 from tram_ds.surface.sharpness import Options as SharpnessOptions
 from tram_ds.surface.subject import Subject, parameter_shapes
@@ -150,23 +150,11 @@ def run(recipe: Recipe, request: Request) -> tuple[Job, Report]:
     """
     job = detect(request.local_rank)
     torch.set_num_threads(threads_per_rank(job))
-    export, folder = find_export(recipe, request.export)
     chosen = analysed(recipe, request)
-    task = importlib.import_module(f"tram_ds.tasks.{recipe.task.name}").build(
-        chosen, training=False
-    )
-    wanted = {
-        d: r
-        for d, r in task.eval_sets(request.split).items()
-        if request.domains is None or d in request.domains
-    }
-    if not wanted:
-        raise DataError(
-            f"none of the domains chosen has a {request.split} split: "
-            f"{', '.join(request.domains or task.eval_domains)}"
-        )
     name = engines.choose(recipe.engine.name, job)
     with joined(job, name, timedelta(seconds=recipe.train.timeout)):
+        export, folder = exported(recipe, request.export, job.world_size)
+        task, wanted = scored_rows(chosen, request.domains, request.split, job.world_size)
         model = task.model()
         kind = type(model)  # before an engine makes it something else
         engine = build_engine(chosen, name, model, job, 1, 1)
@@ -189,22 +177,6 @@ def run(recipe: Recipe, request: Request) -> tuple[Job, Report]:
             f"{report['recipe']}, {report['algorithm']}, seed {report['seed']}",
         )
     return job, report
-
-
-def find_export(recipe: Recipe, given: Path | None) -> tuple[Path, Path]:
-    """(the folder with the weights, the folder for the results: its run's, or the recipe's run
-    folder)."""
-    run_dir = recipe.resolved_run_dir()
-    export = RunFolder(run_dir).export if given is None else given
-    export = inner if (inner := RunFolder(export).export).is_dir() else export
-    if not list(export.glob("*.safetensors")):
-        way_out = (
-            "train the recipe first, or name a folder with --export"
-            if given is None
-            else "name a run's export folder"
-        )
-        raise DataError(f"{export} holds no exported weights (*.safetensors): {way_out}")
-    return export, export.parent if RunFolder(export.parent).recipe.is_file() else run_dir
 
 
 def weights(engine: Engine, kind: Any, export: Path) -> Shards:

@@ -24,7 +24,7 @@ from tram_ds.recipe.recipe import Recipe, accumulation, load
 from tram_ds.recipe.sections import ScheduleSection
 from tram_ds.runtime.checked import Positive, Section
 from tram_ds.runtime.ranks import Job, detect, joined, threads_per_rank
-from tram_ds.tasks import choose as tasks
+from tram_ds.surface.inputs import training_rows
 from tram_ds.training.build import build_engine
 from tram_ds.training.loop import cuts
 
@@ -61,8 +61,7 @@ def run_rows(chosen: Sequence[Recipe], asked: Options, local_rank: int | None) -
     torch.set_num_threads(threads_per_rank(job))
     name, first = engines.choose(chosen[0].engine.name, job), chosen[0]
     with joined(job, name, timedelta(seconds=first.train.timeout)):
-        task = tasks.build(first)
-        rows = task.train_rows()
+        task, rows = training_rows(first, job.world_size)
         found = [(label(r), effect_of(r, task, rows, job, name, asked.steps)) for r in chosen]
     return job, found
 

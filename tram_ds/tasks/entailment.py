@@ -69,6 +69,7 @@ class Entailment:
         """eval_languages: those scored, the training ones first."""
         self.settings, self.model_section, self.seed = recipe.task, recipe.model, recipe.train.seed
         self.pairs, self.train_domains, self.eval_domains = pairs, train_languages, eval_languages
+        self.training = training
         self.opened: dict[tuple[str, str], Table] = {}
         self.tokenizer = self._tokenizer()
         config = load_config(self.model_section, **self._config_values())
@@ -140,9 +141,11 @@ class Entailment:
         return {"loss": loss_sum / count, "accuracy": correct / count}
 
     def data_digest(self) -> str:
-        """Hex digest of all the rows of this run: the training ones, and the scored languages'
-        validation and test."""
-        train = [f"train\0{self._open(self.train_domains, 'train').digest}"]
+        """Hex digest of all the rows that are read: the training ones where there is training,
+        and the scored languages' validation and test."""
+        train = (
+            [f"train\0{self._open(self.train_domains, 'train').digest}"] if self.training else []
+        )
         held_out = [
             f"{name}\0{split}\0{self._open([name], split).digest}"
             for name in self.eval_domains

@@ -58,6 +58,7 @@ class ImageClassification:
         self._check_names(recipe.task)
         self.opened: dict[str, Images] = {}
         self.cache_dir = recipe.task.cache_dir
+        self.read = source.splits() if training else recipe.eval.splits
         config = load_config(self.model_section, **self._config_values())
         path = self.model_section.path
         self.numbers = numbers_by_name(path, config, source.classes, f"task.data {source.data}")
@@ -68,7 +69,7 @@ class ImageClassification:
             self.eval_sets("validation")
         for split in recipe.eval.splits:
             self.eval_sets(split)
-        for split in source.splits() if training else recipe.eval.splits:
+        for split in self.read:
             self._open(split).check(self.cache_dir)
 
     def model(self, load: Load = load_model) -> nn.Module:
@@ -126,10 +127,9 @@ class ImageClassification:
         return {"loss": loss_sum / count, "accuracy": correct / count}
 
     def data_digest(self) -> str:
-        """Hex digest of the rows of all splits."""
-        return digest_of(
-            *(f"{split}\0{self._open(split).table.digest}" for split in self.source.splits())
-        )
+        """Hex digest of the rows of all splits that are read: all of them where there is
+        training, else those that are scored."""
+        return digest_of(*(f"{split}\0{self._open(split).table.digest}" for split in self.read))
 
     def _open(self, split: str) -> Images:
         if split not in self.opened:

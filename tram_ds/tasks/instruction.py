@@ -66,6 +66,7 @@ class Instruction:
         """eval_domains: those scored, the training domains first."""
         self.settings, self.model_section, self.seed = recipe.task, recipe.model, recipe.train.seed
         self.source, self.train_domains, self.eval_domains = source, train_domains, eval_domains
+        self.trained_on = train_domains if training else []
         self.opened: dict[tuple[str, str], Examples] = {}
         self.tokenizer = _tokenizer(self.settings, self.model_section, source)
         self.chat = _chat(self.settings, self.tokenizer)
@@ -136,8 +137,8 @@ class Instruction:
         return said
 
     def data_digest(self) -> str:
-        """sha256 (hex) of all the conversations of this run."""
-        return causal.read_digest(self.source, self.train_domains, self.eval_domains)
+        """sha256 (hex) of all the conversations that are read."""
+        return causal.read_digest(self.source, self.trained_on, self.eval_domains)
 
     def _open(self, domain: str, split: str) -> Examples:
         if (domain, split) not in self.opened:

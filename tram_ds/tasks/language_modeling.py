@@ -62,6 +62,7 @@ class LanguageModeling:
         """eval_domains: those scored, the training domains first."""
         self.settings, self.model_section, self.seed = recipe.task, recipe.model, recipe.train.seed
         self.source, self.train_domains, self.eval_domains = source, train_domains, eval_domains
+        self.trained_on = train_domains if training else []
         self.tokenizer = causal.named_tokenizer(
             self.settings, self.model_section
         ) or causal.fresh_tokenizer(self.settings, self.model_section, source)
@@ -157,9 +158,9 @@ class LanguageModeling:
         return {"bos": self.bos, **own}
 
     def data_digest(self) -> str:
-        """sha256 (hex) of all the text of this run: the training domains' train, the scored ones'
-        valid and test."""
-        return causal.read_digest(self.source, self.train_domains, self.eval_domains)
+        """sha256 (hex) of all the text that is read: the training domains' train where there is
+        training, the scored ones' valid and test."""
+        return causal.read_digest(self.source, self.trained_on, self.eval_domains)
 
     def _rows(self, domain: str, split: str, max_tokens: int | None, keep_partial: bool) -> Blocks:
         tokens = self.tokens(domain, split, max_tokens)
