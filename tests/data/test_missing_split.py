@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tram_ds.data.domains import chosen
 from tram_ds.data.images import ImageSource
 from tram_ds.data.sources import FolderSource
 from tram_ds.runtime.errors import DataError
@@ -28,3 +30,14 @@ def test_of_a_folder_of_pictures(tmp_path: Path) -> None:
     told = re.escape(f"task.data {tmp_path} has no train split; it has test (expected ")
     with pytest.raises(DataError, match=told):
         ImageSource(str(tmp_path), tmp_path / "cache", None)
+
+
+@pytest.mark.parametrize(
+    ("exclude", "told"),
+    [([], r": a \(test\), b \(valid and test\)$"), (["a", "b"], ": all are exc")],
+)
+def test_of_every_domain(exclude: list[str], told: str) -> None:
+    task = SimpleNamespace(train=None, exclude=exclude, eval=None, data="x")
+    splits = {"a": ["test"], "b": ["valid", "test"]}
+    with pytest.raises(DataError, match="no domain of task.data x outside .*train split" + told):
+        chosen(task, ["a", "b"], splits.__getitem__)

@@ -181,6 +181,14 @@ def test_too_few_rows_to_hold_any_out_say_what_to_do(tmp_path):
         source.read("a", "test")
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_rows_that_are_all_held_out_say_so(tmp_path, ending):
+    seed = next(seed for seed in range(99) if side("hello", 0.4, seed) != "train")
+    path = write(tmp_path / f"a{ending}", ["hello"])
+    with pytest.raises(DataError, match=r"to train on: task\.held_out 0\.4 .* took all 1"):
+        OwnText(str(path), Reading(held_out=0.4, held_out_seed=seed), tmp_path / "cache")
+
+
 def test_changed_files_are_read_again(tmp_path):
     for text in ("one", "other"):
         path = write(tmp_path / "a.jsonl", [text])

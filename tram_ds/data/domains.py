@@ -24,8 +24,10 @@ def chosen(
     kept = [name for name in there if name not in task.exclude]
     trainable = [name for name in kept if "train" in splits(name)]
     if not trainable and not named:
+        has = ", ".join(f"{name} ({' and '.join(splits(name)) or 'none'})" for name in kept[:3])
         raise DataError(
             f"no {what} of task.data {task.data} outside task.exclude has a train split"
+            + (f": {has}{', ...' if len(kept) > 3 else ''}" if kept else ": all are excluded")
         )
     train = trainable if task.train == "all" else [task.train or trainable[0]]
     return train, list(dict.fromkeys([*train, *(kept if task.eval is None else task.eval)]))

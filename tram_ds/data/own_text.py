@@ -96,6 +96,7 @@ class OwnText:
             check_domain_name(domain)
         self.folder = self._built(cache_dir)
         self.count = Count(**json.loads((self.folder / COUNT).read_text(encoding="utf-8")))
+        self._refuse_all_held_out()
 
     def domains(self) -> list[str]:
         return sorted(self.count.used)
@@ -139,6 +140,17 @@ class OwnText:
                     found[text] = f"{path.name} {row.place}"
                     missing.discard(text)
         return found
+
+    def _refuse_all_held_out(self) -> None:
+        given = any("train" in splits for splits in self.files.values())
+        if not given or any("train" in splits for splits in self.count.used.values()):
+            return
+        rows = sum(self.count.sums().values())
+        raise DataError(
+            f"task.data {self.data}: no row is left to train on: task.held_out "
+            f"{self.reading.held_out:g} for validation and for test each, by the rows' content, "
+            f"took all {rows}: give more rows, or files valid.* and test.*"
+        )
 
     def _path(self, domain: str, split: str) -> Path:
         if split in self.splits(domain):
