@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
+from scipy import stats
 
 from tram_ds.algorithms.table import ALGORITHMS
-from tram_ds.comparison import correlation, paper, tables
+from tram_ds.comparison import correlation, lines, paper, paper_marks, tables
 from tram_ds.comparison.layouts import TABLES, paper_layout
 from tram_ds.data.m2d2 import PAPER
 
@@ -83,6 +85,80 @@ def test_figure_2_of_the_paper() -> None:
     assert all(panel.tram_below > 0 for panel in (stem, *against))
     below = {m: against[0].earlier.at(p["x"]) - p["y"] for m, p in against[0].points.iterrows()}
     assert below["tram_x"] > 0.4 and below["tram_init"] > 0.4  # the two the paper names
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "off", "t"),
+    [
+        ("m2d2_wiki", "tram_prev", "+0.6 %", "+0.5"),
+        ("m2d2_wiki", "tram_x", "-0.7 %", "-0.7"),
+        ("m2d2_s2orc", "tram_prev", "-0.4 %", "-1.2"),
+        ("m2d2_s2orc", "tram_x", "-0.9 %", "-3.1"),
+        ("m2d2_s2orc", "tram_init", "-0.9 %", "-3.1"),
+        ("gpt2xl", "tram_prev", "-6.4 %", "-2.8"),
+        ("gpt2xl", "tram_x", "-6.4 %", "-2.8"),
+    ],
+)
+def test_the_papers_rows_off_their_own_line(name: str, row: str, off: str, t: str) -> None:
+    """Log zero-shot average on log in-domain perplexity over the seven earlier methods."""
+    layout = paper_layout(name)
+    (block, by_domain) = lines.off_lines(layout.paper, layout, *paper_marks.marks(layout))
+    cells = dict(zip(block.columns, dict(block.rows)[row], strict=True))
+    assert (cells["off the line"].text, cells["t"].text) == (off, t)
+    # the same by scipy's line
+    earlier = ["adam", "sam", "asam", "fsam", "trpo", "r3f", "mesa"]
+    x, y = (paper.table(name)[c].map(math.log) for c in (layout.train, "zs_avg"))
+    fitted: Any = stats.linregress(x[earlier], y[earlier])
+    wanted = 100 * (y[row] - fitted.intercept - fitted.slope * x[row])
+    assert cells["off the line"].value == pytest.approx(wanted)
+    assert len(by_domain.columns) == 10 and len(by_domain.rows) == len(block.rows)
+
+
+def test_an_earlier_method_is_held_against_the_others() -> None:
+    """FSAM on GPT2-XL: off the line of the six others."""
+    layout = paper_layout("gpt2xl")
+    block, _ = lines.off_lines(layout.paper, layout)
+    others = ["adam", "sam", "asam", "trpo", "r3f", "mesa"]
+    x, y = (paper.table("gpt2xl")[c].map(math.log) for c in ("math", "zs_avg"))
+    fitted: Any = stats.linregress(x[others], y[others])
+    found = dict(block.rows)["fsam"][2].value
+    assert found == pytest.approx(100 * (y["fsam"] - fitted.intercept - fitted.slope * x["fsam"]))
+    assert len(block.columns) == 4, "without marks no column of them"
+
+
+def test_on_xnli_points_are_better_above_the_line() -> None:
+    layout = paper_layout("xnli")
+    block, _ = lines.off_lines(layout.paper, layout)
+    (fisher, t), (trpo, _) = (dict(block.rows)[row][2:] for row in ("tram_fisher", "trpo"))
+    assert fisher.value > 1 > 0 > trpo.value and t.value > 0 and "%" not in fisher.text
+
+
+def test_a_table_of_one_column_or_few_methods_has_no_line() -> None:
+    for name in ("vision", "distance"):
+        assert lines.off_lines(paper.table(name), paper_layout(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("m2d2_wiki", [("trpo", "r3f", 12), ("tram_init", "tram_x", 9)]),
+        ("m2d2_s2orc", [("trpo", "r3f", 11), ("tram_init", "tram_x", 10)]),
+        ("gpt2xl", [("trpo", "r3f", 12)]),
+        ("xnli", []),
+    ],
+)
+def test_rows_that_are_one_row_are_found(name: str, same: list[tuple[str, str, int]]) -> None:
+    assert paper_marks.identical(paper.table(name)) == same
+
+
+def test_each_mark_has_one_footnote() -> None:
+    marked, notes = paper_marks.marks(paper_layout("m2d2_wiki"))
+    assert [note[:2] for note in notes] == ["a:", "b:", "c:"]
+    assert (marked["adam"], marked["sam"], marked["trpo"]) == ("b", "b c", "a b c")
+    assert "1 / 1 of plain training" in notes[2] and "3 / 2 of tram_prev" in notes[2]
+    marked, notes = paper_marks.marks(paper_layout("xnli"))
+    assert "adam" not in marked and marked["tram_x"] == "c"
+    assert notes[-1] == "mean over 20 runs a row"
 
 
 def test_a_line_through_known_points() -> None:

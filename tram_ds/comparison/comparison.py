@@ -12,7 +12,9 @@ from tram_ds.comparison.blocks import Block
 from tram_ds.comparison.collect import Table
 from tram_ds.comparison.compute import compute
 from tram_ds.comparison.layouts import TABLES, Layout, paper_layout
+from tram_ds.comparison.lines import off_lines
 from tram_ds.comparison.paper import Frame
+from tram_ds.comparison.paper_marks import marks
 from tram_ds.comparison.runs import ANALYSES, Run
 from tram_ds.comparison.terms import explained
 
@@ -116,7 +118,8 @@ def _paper_section(layout: Layout) -> Section:
     more, drawings = (
         _correlated(layout.paper, layout) if layout.metric == "perplexity" else ([], [])
     )
-    return Section(layout, _explained(blocks + more, layout), drawings)
+    lines = off_lines(layout.paper, layout, *marks(layout)) if layout.train else []
+    return Section(layout, _explained(blocks + lines + more, layout), drawings)
 
 
 def blocks_of(sections: Sequence[Section], names: Sequence[str] | None = None) -> list[Block]:

@@ -42,6 +42,9 @@ TERMS = {
     "slope, TRAM": "slope of the line through the TRAM variants",
     "rho, TRAM": "correlation among the TRAM variants",
     "TRAM below the line": "mean distance of the TRAM variants below the earlier methods' line",
+    "off the line": "zero-shot average off the line of the other rows at its in-domain score",
+    "t": "that distance by the standard error of a prediction of the line",
+    "marks": "what to know of the row: see the notes",
     "printed": "the average that the paper prints",
     "recomputed": "the average of the columns that the paper prints",
     "differs": "do they differ by more than rounding?",
@@ -54,8 +57,10 @@ TERMS = {
 
 
 def explained(block: Block, layout: Layout) -> Block:
-    """The block with the meaning of each of its columns."""
-    return replace(block, meanings={name: _meaning(name, layout) for name in block.columns})
+    """The block with the meaning of each of its columns; those it has stay."""
+    own = block.meanings
+    meanings = {name: own.get(name) or _meaning(name, layout) for name in block.columns}
+    return replace(block, meanings=meanings)
 
 
 def _meaning(column: str, layout: Layout) -> str:
