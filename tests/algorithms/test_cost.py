@@ -12,8 +12,8 @@ from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.cost import cost, cost_of
 from tram_ds.algorithms.table import ALGORITHMS, reads
 
-# the paper's Table 2, and kl_init; forward / backward. R3F's loss is differentiated through both of
-# its branches
+# the paper's Table 2, and the baselines; forward / backward. R3F's loss is differentiated through
+# both of its branches
 PASSES = {
     "base": (1, 1),
     "sam": (2, 2),
@@ -23,6 +23,7 @@ PASSES = {
     "r3f": (2, 2),
     "mesa": (2, 1),
     "kl_init": (2, 1),
+    "l2sp": (1, 1),
     "asam_trpo": (3, 2),
     "asam_r3f": (4, 4),
     "asam_mesa": (3, 2),

@@ -107,7 +107,7 @@ def test_checkpoint_size_counts_masters_moments_and_references():
 @pytest.mark.parametrize("row", ALGORITHMS)
 def test_the_weights_a_row_remembers_are_counted_for_every_row(row: str) -> None:
     """theta_{t-1}, theta_0 or the EMA is one copy; x + z remembers nothing."""
-    remembers = row.endswith(("_prev", "_init", "trpo", "mesa"))
+    remembers = row.endswith(("_prev", "_init", "trpo", "mesa", "l2sp"))
     assert states.references(load("./tiny.yaml", [f"algorithm={row}"])) == remembers
 
 

@@ -1,5 +1,5 @@
-"""Eight engines that are wrong the way real SAM implementations are. Each takes a correct Stepper
-and breaks one thing."""
+"""Engines that are wrong the way real SAM implementations are, and rows that leave out what they
+are for. Each takes a correct Stepper and breaks one thing."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def radius_per_rank(built: Stepper) -> None:
 def reference_one_step_early(built: Stepper) -> None:
     descend, reference = built.engine.descend, built.algorithm.radius.reference
 
-    def then_remember(finite: Any, grad_norm: Any) -> Any:
-        info = descend(finite, grad_norm)
+    def then_remember(*found: Any) -> Any:
+        info = descend(*found)
         reference.weights = built.engine.params().clone()
         return info
 
@@ -125,6 +125,16 @@ MUTANTS: dict[str, Callable[[Stepper], None]] = {
         mean_of_means,
     )
 }
+
+
+def anchor_goes_along(built: Stepper) -> None:
+    built.algorithm.anchor.before = lambda w, engine: engine.params(keep=True)
+
+
+# of rows that do not climb: (row, mutant), run where masters and working copy are one and apart
+OF_ROWS: dict[str, tuple[str, Callable[[Stepper], None]]] = {
+    "anchor_goes_along": ("l2sp", anchor_goes_along),
+}
 # the ninth: an option of the product
 NO_GRADIENT = {"perturbation": "released_code_without_gradient"}
 EVERYWHERE = ("norm_not_reduced", "epsilon_not_published", "radius_per_rank", "mean_of_means")
@@ -135,3 +145,4 @@ ENGINES = {
     "zero2": EVERYWHERE,
     "zero3": (*EVERYWHERE, "second_gradient_added_to_first"),
 }
+ROW_ENGINES = ("fsdp2", "zero2")

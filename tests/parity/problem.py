@@ -24,6 +24,7 @@ OPTIONS = {name: {"radius_scale": scale} for name, scale in SCALED.items()} | {
     "mesa": {"weight": 2.0, "decay": 0.7},
     "asam_mesa": {"weight": 2.0, "decay": 0.7},
     "kl_init": {"weight": 2.0},
+    "l2sp": {"pull": 4.0},
     "r3f": {"weight": 2.0},
     "asam_r3f": {"weight": 2.0},
     "fsam": {"rho": 0.5, "eta": 50.0},

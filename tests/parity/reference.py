@@ -52,6 +52,7 @@ class Oracle:
         eta=0.1,
         sigma=0.1,
         weight=0.1,
+        pull=0.1,
         decay=0.999,
         radius_scale=1.0,
         radius="distance",
@@ -74,6 +75,7 @@ class Oracle:
             decay,
             radius_scale,
         )
+        self.pull = pull if name == "l2sp" else 0.0
         self.rule, self.calibration_steps, self.distances = radius, calibration_steps, []
         self.rho, self.fisher, self.distance = (
             DEFAULT_RHO.get(name) if rho is None else rho,
@@ -176,7 +178,10 @@ class Oracle:
                 {n: p + eps[n] for n, p in self.theta.items()}, batches, penalty=penalty
             )
         self.previous = self.theta
-        self.theta = {n: p - self.lr * g[n] for n, p in self.theta.items()}
+        self.theta = {
+            n: p - self.lr * (g[n] + self.pull * (p - self.initial[n]))
+            for n, p in self.theta.items()
+        }
         self.ema = {
             n: self.decay * self.ema[n] + (1 - self.decay) * p for n, p in self.theta.items()
         }

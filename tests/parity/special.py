@@ -35,6 +35,9 @@ def mutant_errors(engine: str, rank: int, world: int) -> dict[str, float]:
     errors["no_gradient_in_epsilon"] = compare(
         engine, "tram_prev", 2, rank, world, **mutants.NO_GRADIENT
     )["theta"]
+    if engine in mutants.ROW_ENGINES:
+        for name, (row, mutate) in mutants.OF_ROWS.items():
+            errors[name] = compare(engine, row, 2, rank, world, mutate)["theta"]
     errors["none"] = compare(engine, "tram_prev", 2, rank, world)["theta"]
     return errors
 
@@ -152,9 +155,9 @@ def bf16(engine: str, rank: int) -> dict[str, Any]:
         state["working"], theta = built.engine.working().realise(), built.engine.params().clone()
         descend, result = built.engine.descend, {}
 
-        def refused(finite: Any, grad_norm: Any, descend: Any = descend) -> Any:
+        def refused(finite: Any, *rest: Any, descend: Any = descend) -> Any:
             # a step not taken: theta must be what forward reads again
-            return descend(torch.zeros_like(finite), grad_norm)
+            return descend(torch.zeros_like(finite), *rest)
 
         built.engine.descend = refused
         report = built.step(ids, wide_forward, probe=watch)

@@ -71,6 +71,29 @@ def test_asam_with_a_penalty_of_weight_zero_is_asam(method: str) -> None:
     assert same(train(f"asam_{method}", weight=0.0)[0], train("asam")[0])
 
 
+def test_a_pull_of_zero_is_base_bit_for_bit() -> None:
+    assert same(train("l2sp", pull=0.0)[0], train("base")[0])
+    assert not close(train("l2sp", pull=2.0)[0], train("base")[0], 1e-3)
+
+
+def test_a_pull_is_per_unit_of_one_learning_rate() -> None:
+    """And never further than theta_0: lr lambda is at most 1."""
+    model = torch.nn.Linear(2, 1)
+    groups = [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.2}]
+    batch = [torch.ones(1, 2)]
+
+    def forward(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, int, None]:
+        return m(x).sum(), 1, None
+
+    before = model.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"algorithm.pull .*learning rate.*one lr"):
+        wrap(model, torch.optim.SGD(groups), "l2sp").step(batch, forward)
+    far = wrap(model, torch.optim.SGD(model.parameters(), lr=0.5), "l2sp", pull=4.0)
+    with pytest.raises(ValueError, match=r"algorithm.pull = 4: .* past theta_0: set it to 2 or"):
+        far.step(batch, forward)
+    assert torch.equal(model.weight, before)
+
+
 @pytest.mark.parametrize("tram", ("tram_prev", "tram_init"))
 def test_a_distance_of_zero_is_base_bit_for_bit(tram: str) -> None:
     """Without dropout theta_{-1} = theta_0 gives d = 0 at step 0, so epsilon = 0 and pass 2 is the

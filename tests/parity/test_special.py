@@ -84,7 +84,14 @@ def test_bf16_working_copy(engine: str, algorithm: str) -> None:
 
 @pytest.mark.parametrize(
     ("engine", "mutant"),
-    [(e, m) for e, names in mutants.ENGINES.items() for m in (*names, "no_gradient_in_epsilon")],
+    [
+        *(
+            (e, m)
+            for e, names in mutants.ENGINES.items()
+            for m in (*names, "no_gradient_in_epsilon")
+        ),
+        *((e, m) for e in mutants.ROW_ENGINES for m in mutants.OF_ROWS),
+    ],
 )
 def test_mutants_fail_parity(engine: str, mutant: str) -> None:
     """By an order of magnitude at least: a mutant at 1.01e-6 would be luck."""

@@ -3,6 +3,7 @@
 ascent    how the weights climb before the second pass; none: one pass
 radius    how far: a constant, or a trust region's distance (TRAM)
 penalty   a trust region in the loss (TRPO, R3F, MESA)
+anchor    weights that the descent is pulled to (L2-SP)
 noised    pass 1 takes its gradient on x + z (TRAM-Fisher)
 """
 
@@ -44,13 +45,15 @@ from tram_ds.algorithms.options import (
     Part,
     Penalty,
     Previous,
+    Pull,
     Radius,
     Region,
     radius_max,
 )
 from tram_ds.algorithms.radius import Calibrated, Relative, Rule, Scaled
 from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection, asked, checked
-from tram_ds.algorithms.trust_region import Reference, TrustRegion
+from tram_ds.algorithms.trust_region import Reference, TrustRegion, WeightReference
+from tram_ds.engines import pull as move
 from tram_ds.models.passes import Noise
 
 P = TypeVar("P", bound=Part)
@@ -63,7 +66,8 @@ class Algorithm:
     parts: the row's, by kind, with its options; `of` asks for one.
     ascent: (theta, g, radius, norm) -> epsilon, or None for one pass. radius: rho, or the region
     whose distance it is.
-    penalty: the region whose distance is in the loss.
+    penalty: the region whose distance is in the loss. anchor: the weights that the descent is
+    pulled to, measured by no region.
     epsilon_length: of an epsilon in the units of the radius, for the self-check; None where nothing
     is promised.
     noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher
@@ -76,6 +80,7 @@ class Algorithm:
     epsilon_length: EpsilonLength | None = None
     radius: float | TrustRegion = 0.0
     penalty: TrustRegion | None = None
+    anchor: WeightReference | None = None
     noised: Noise | None = None
     fisher_pass: Noise | None = None
 
@@ -90,9 +95,21 @@ class Algorithm:
     def regions(self) -> list[TrustRegion]:
         return [r for r in (self.radius, self.penalty) if isinstance(r, TrustRegion)]
 
-    def asks(self, region: TrustRegion) -> bool:
-        """Whether this algorithm measures `region`."""
-        return region is self.radius or region is self.penalty
+    @property
+    def references(self) -> list[Reference]:
+        """All that is remembered from step to step."""
+        return [*(r.reference for r in self.regions), *([self.anchor] if self.anchor else [])]
+
+    def asks(self, reference: Reference) -> bool:
+        """Whether this algorithm measures the distance to what `reference` predicts."""
+        return any(region.reference is reference for region in self.regions)
+
+    def pull(self) -> move.Pull | None:
+        """What the descent is pulled to, once the anchor is prepared."""
+        if self.anchor is None:
+            return None
+        assert self.anchor.weights is not None
+        return move.Pull(self.anchor.weights, self.of(Pull).pull)
 
     def at(self, step: int) -> Algorithm:
         """The algorithm of one step: itself, or without its ascent where `perturb_every` leaves
@@ -187,6 +204,8 @@ def bind(section: AlgorithmSection, site: str = "embedding") -> Algorithm:
         row = replace(row, radius=_radius_region(row, noise))
     if Penalty in parts:
         row = replace(row, penalty=_region(row, noise))
+    if Pull in parts:
+        row = replace(row, anchor=regions.initial())
     return row
 
 

@@ -158,6 +158,14 @@ class Penalty(Part):
     """Step from which the penalty is active."""
 
 
+class Pull(Part):
+    """The base optimizer's step, and one towards theta_0: L2-SP."""
+
+    pull: AtLeast = 0.1
+    """lambda of the decoupled L2-SP: theta moves by lr lambda (theta_0 - theta) beside the base
+    optimizer's step, as adamw's weight decay does towards 0; times optimizer.lr at most 1."""
+
+
 class BesideAscent(Part):
     """A penalty in a row that climbs as well."""
 

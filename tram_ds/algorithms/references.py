@@ -18,14 +18,14 @@ def follow(algorithm: Algorithm, engine: Engine, before: set[str]) -> None:
     A parameter that is new in theta is remembered as it is now, and one that has left it is
     remembered no longer: what it is now is what every pass reads. Said once a change.
     """
-    for region in algorithm.regions:
-        weights = getattr(region.reference, "weights", None)
+    for reference in algorithm.references:
+        weights = getattr(reference, "weights", None)
         if weights is not None:
-            region.reference.weights = _carried(weights, engine.weights.masters())  # type: ignore[attr-defined]
+            reference.weights = _carried(weights, engine.weights.masters())  # type: ignore[attr-defined]
     now = {span.name for span in engine.layout}
     changes = [("trained from now on", now - before), ("no longer trained", before - now)]
     text = "; ".join(f"{what}: {_some(names)}" for what, names in changes if names)
-    kept = "; references take their present values for these" if algorithm.regions else ""
+    kept = "; references take their present values for these" if algorithm.references else ""
     warnings.warn(f"the parameters changed after wrap(): {text or 'replaced'}{kept}", stacklevel=4)
 
 
@@ -47,13 +47,13 @@ def _carried(old: Shards, live: Shards) -> Shards:
 
 def names(algorithm: Algorithm) -> list[str]:
     """The weights that the references continue from step to step, once a step was taken."""
-    return [name for region in algorithm.regions for name in region.reference.names()]
+    return [name for reference in algorithm.references for name in reference.names()]
 
 
 def remembered(algorithm: Algorithm) -> Callable[[], None]:
     """Remembers what the references and the distances hold now; the call puts it back. Nothing is
     copied: what they replace stays alive as long as this does."""
-    parts: list[Any] = [part for region in algorithm.regions for part in (region, region.reference)]
+    parts: list[Any] = [*algorithm.regions, *algorithm.references]
     saved = [
         (part, {k: list(v) if isinstance(v, list) else v for k, v in vars(part).items()})
         for part in parts

@@ -77,15 +77,16 @@ def train_step(
     them now instead of remembering theta_t.
     """
     engine, now, then = run.engine, algorithm.at(run.draws.step), algorithm.at(run.draws.step + 1)
-    for region in algorithm.regions:  # p_ref(. | x), no gradient
-        ahead = upcoming if upcoming is None or then.asks(region) else ()
-        region.reference.prepare(run, batches if now.asks(region) else (), ahead)
+    for reference in algorithm.references:  # p_ref(. | x), no gradient
+        ahead = upcoming if upcoming is None or then.asks(reference) else ()
+        reference.prepare(run, batches if now.asks(reference) else (), ahead)
 
     climbed = passes(Losses(run, now, share), batches, probe)  # (2) to (6)
 
     for region in algorithm.regions:  # theta_t becomes the next step's theta_{t-1}
         region.advance(engine, climbed.distance)
-    info = engine.descend(climbed.finite(), climbed.grad_norm)  # (7) theta_{t+1} = theta_t - lr g
+    # (7) theta_{t+1} = theta_t - lr g
+    info = engine.descend(climbed.finite(), climbed.grad_norm, algorithm.pull())
     return StepReport(**vars(climbed), lr=info.lr, skipped=info.skipped)
 
 

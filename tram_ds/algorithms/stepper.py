@@ -161,12 +161,12 @@ class Stepper:
     @property
     def restorable(self) -> bool:
         """Whether state() can be asked for: not after a step that looked ahead at `upcoming`."""
-        return all(region.reference.restorable() for region in self.algorithm.regions)
+        return all(reference.restorable() for reference in self.algorithm.references)
 
     def state(self) -> State:
         """Live tensors: copy or write them before the next step."""
         weights = {
-            k: v for region in self.algorithm.regions for k, v in region.reference.state().items()
+            k: v for reference in self.algorithm.references for k, v in reference.state().items()
         }
         return State(
             self.steps,
@@ -190,9 +190,9 @@ class Stepper:
         silently take d = 0.
         """
         self.engine.load(state.params, state.moments, state.base_steps, state.extras)
-        for region in self.algorithm.regions:
-            names = region.reference.names() if state.step else ()
-            region.reference.load({name: state.references[name] for name in names})
+        for reference in self.algorithm.references:
+            names = reference.names() if state.step else ()
+            reference.load({name: state.references[name] for name in names})
         if isinstance(self.algorithm.radius, TrustRegion):
             seen = state.radius
             self.algorithm.radius.seen = (

@@ -28,6 +28,7 @@ ALGORITHMS: dict[str, tuple[type[Part], ...]] = {
     "r3f": (*PENALTY, parts.Noised, parts.BothBranches),
     "mesa": (*PENALTY, parts.Average),
     "kl_init": (*PENALTY, parts.Initial),  # not the paper's: fine-tuning's usual KL term
+    "l2sp": (parts.Pull,),  # not the paper's, as what else stays near theta_0
     "asam_trpo": (*ASAM, *PENALTY, parts.BesideAscent, parts.Previous),
     "asam_r3f": (*ASAM, *PENALTY, parts.BesideAscent, parts.Noised, parts.BothBranches),
     "asam_mesa": (*ASAM, *PENALTY, parts.BesideAscent, parts.Average),

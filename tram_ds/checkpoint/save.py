@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 
+from tram_ds.algorithms import references
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.checkpoint import files, space, tensors
 from tram_ds.checkpoint import state as states
@@ -138,8 +139,7 @@ class Saver:
         keep: its checkpoints, the one being written beside them, `exports` whole models, logs."""
         weights = space.weights_bytes(self.stepper.engine.module)
         moments = moment_names(self.stepper.engine.weights.optimizer) or ()
-        regions = self.stepper.algorithm.regions
-        copies = 1 + len(moments) + sum(len(r.reference.names()) for r in regions)
+        copies = 1 + len(moments) + len(references.names(self.stepper.algorithm))
         there = self.peers.gather(len(candidates(self.folder.parent)))[0]
         more = max(1, self.keep + 1 - there)
         needed = weights * (copies * more + exports) + space.LOGS

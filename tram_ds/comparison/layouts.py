@@ -32,6 +32,7 @@ ORDER = (  # rows appear in this order, others after them by name
     "r3f",
     "mesa",
     "kl_init",
+    "l2sp",
     "asam_trpo",
     "asam_r3f",
     "asam_mesa",

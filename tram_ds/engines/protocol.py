@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tram_ds.engines import replicas
 from tram_ds.engines.optimizer_state import Extras, optimizer_steps
+from tram_ds.engines.pull import Pull
 from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.engines.sums import LossFn, PassMeans, divisor
 from tram_ds.engines.weights import Weights
@@ -224,16 +225,17 @@ class Engine:
         self._alike = replicas.alike(found[-2:], self.world_size)
         return found[:-2]
 
-    def descend(self, finite: Tensor, grad_norm: Tensor) -> StepInfo:
+    def descend(self, finite: Tensor, grad_norm: Tensor, pull: Pull | None = None) -> StepInfo:
         """Clips, takes one base-optimizer step, publishes; leaves weights and moments untouched and
         says so if not finite.
 
         finite: () bool, the same on every rank: whether the passes before were. grad_norm: () of
-        the gradient to descend by. One host synchronisation, to decide whether the step is taken.
-        RuntimeError where replicas do not hold the same weights any more.
+        the gradient to descend by. pull: see Pull. One host synchronisation, to decide whether the
+        step is taken. RuntimeError where replicas do not hold the same weights any more.
         """
         gradient = self.weights.gradient()
         lr = self._set_lr()
+        share = 0.0 if pull is None else pull.share(self.weights.optimizer.param_groups)
         finite = finite.to(grad_norm.device) & torch.isfinite(grad_norm)
         finite, alike = torch.stack([finite, self._alike.to(finite.device)]).tolist()
         if not alike:
@@ -244,6 +246,9 @@ class Engine:
                 # 1e-6 as in torch.nn.utils.clip_grad_norm_
                 factor = factor * (self.clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
             gradient.scale_(factor)
+            if pull is not None and share:
+                # the masters are theta_t here: a move is undone, or was of the working copy alone
+                pull.apply(self.weights.masters(), share)
             self.weights.step()  # has published theta_{t+1} over theta_t + epsilon
             self.steps += 1
         elif self.perturbed:

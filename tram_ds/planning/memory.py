@@ -169,7 +169,7 @@ def _between(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memor
     yield Memory(
         "the descent before a checkpoint", **states, **nothing, references=references, logits=0
     )
-    if seen.weights or seen.previous:
+    if (seen.weights or seen.previous) and seen.rows:  # an anchor predicts nothing
         early = states if setup.keeps_gradients else {**states, "gradients": 0}
         held = {
             "references": seen.weights + seen.previous + seen.heads - seen.heads_ahead,
@@ -264,7 +264,7 @@ def _references(setup: RunSetup, size: ModelSize, row: Algorithm) -> _References
     kept = [r for r in row.regions if isinstance(r.reference, WeightReference)]
     previous = [r for r in row.regions if isinstance(r.reference, Previous)]
     ahead = sum(
-        r.reference.lookahead and row.at(1).asks(r)
+        r.reference.lookahead and row.at(1).asks(r.reference)
         for r in previous
         if isinstance(r.reference, Previous)
     )
@@ -278,7 +278,7 @@ def _references(setup: RunSetup, size: ModelSize, row: Algorithm) -> _References
         * setup.working
     )
     return _References(
-        len(kept) * shard,
+        (len(kept) + (row.anchor is not None)) * shard,
         len(previous) * shard,
         predictions * head,
         predictions * rows,

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from tram_ds.algorithms.table import AlgorithmSection
+from tram_ds.algorithms.table import AlgorithmSection, reads
 from tram_ds.models.architecture import family, tiny
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.engine_config import engine_config
@@ -124,6 +124,12 @@ class Recipe(Section):
             problems.append(("algorithm.distance", text))
         if steps is not None:
             problems += self.too_long(steps, f"train.steps = {steps}")
+        pull, lr = self.algorithm.pull, self.optimizer.lr
+        if "pull" in reads(self.algorithm.name) and pull * lr > 1:
+            text = (
+                f"times optimizer.lr = {lr:g} above 1, a step past theta_0: set {1 / lr:g} or less"
+            )
+            problems.append(("algorithm.pull", text))
         if self.schedule.end_lr > self.optimizer.lr:
             problems.append(
                 (
