@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from tram_ds.algorithms.table import readers
+from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
 
@@ -33,6 +35,8 @@ FREE = (
     "train.timeout",
 )
 ABSENT = "(absent)"
+# What a version without the key did, where that is not what the key's default does.
+FORMERLY = {"task.bos": "none"}
 
 
 def kept(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,14 +46,36 @@ def kept(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def changed(recipe_then: Mapping[str, Any], recipe_now: Mapping[str, Any]) -> list[str]:
     """One line per difference that changes the run, `optimizer.lr: 2e-05 -> 1e-05`; keys that may
-    change are left out."""
+    change are left out. A key that the earlier version lacks is read as what that version did."""
     then, now = _flat(kept(recipe_then)), _flat(kept(recipe_now))
-    keys = [key for key in sorted(then | now) if not _free(key)]
+    then |= _unwritten(then, now)
+    keys = [key for key in sorted(then | now) if not free(key)]
     return [
         f"{key}: {_show(then, key)} -> {_show(now, key)}"
         for key in keys
         if then.get(key, ABSENT) != now.get(key, ABSENT)
     ]
+
+
+def _unwritten(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of now that an earlier version of this library could not write, with what it did."""
+    found = {key: FORMERLY.get(key, default_of(key)) for key in now.keys() - then.keys()}
+    # Before there were rules of the radius, null was no bound: of the rows that read one.
+    bounded = then.get("algorithm.name") in readers("radius_max")
+    if bounded and "algorithm.radius" in found and then.get("algorithm.radius_max", 0) is None:
+        found["algorithm.radius_max"] = "none"
+    return {key: _plain(value) for key, value in found.items() if value is not ABSENT}
+
+
+def default_of(key: str) -> Any:
+    """Of a recipe's key, or ABSENT: of one that has to be set, or is free."""
+    *sections, name = key.split(".")
+    model: Any = Recipe
+    for section in sections:
+        field = getattr(model, "model_fields", {}).get(section)
+        model = field and field.annotation
+    field = getattr(model, "model_fields", {}).get(name)
+    return ABSENT if field is None or field.is_required() else field.get_default()
 
 
 def finished(run_dir: Path, recipe_now: Mapping[str, Any]) -> bool:
@@ -83,13 +109,14 @@ def differences(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
 def _scoring(section: Mapping[str, Any]) -> dict[str, Any]:
     keys = ["splits", "select", "initial"]
     return {
-        key: section.get(key)
+        key: section.get(key, default_of(f"eval.{key}"))
         for key in [*keys, *(["every_steps"] if section.get("select") == "best" else [])]
     }
 
 
-def _free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+def free(key: str) -> bool:
+    """Whether a run that goes on may change it."""
+    return any(key == name or key.startswith(f"{name}.") for name in FREE)
 
 
 def _show(values: Mapping[str, Any], key: str) -> str:
