@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.parity import problem
 from tram_ds import wrap
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.cost import cost, cost_of
@@ -24,6 +25,7 @@ PASSES = {
     "mesa": (2, 1),
     "kl_init": (2, 1),
     "l2sp": (1, 1),
+    "msam": (1, 1),
     "asam_trpo": (3, 2),
     "asam_r3f": (4, 4),
     "asam_mesa": (3, 2),
@@ -77,7 +79,9 @@ def test_the_flop_of_a_real_step_are_those(name: str) -> None:
     layers = 24
     model = torch.nn.Sequential(*[torch.nn.Linear(16, 16, bias=False) for _ in range(layers)])
     options = {"noise_site": model[0]} if "noise_site" in reads(name) else {}
-    stepper = wrap(model, torch.optim.SGD(model.parameters(), lr=1e-3), algorithm=name, **options)
+    stepper = wrap(
+        model, problem.optimizer(name, 1e-3)(model.parameters()), algorithm=name, **options
+    )
 
     def forward(model: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
         logits = model(x)

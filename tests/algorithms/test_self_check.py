@@ -19,7 +19,7 @@ from tram_ds.runtime.exits import NumericError
 
 def stepper(name: str = "tram_prev", dropout: float = 0.1, **options: Any) -> Stepper:
     model = problem.model(dropout)
-    return wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), name, **options)
+    return wrap(model, problem.optimizer(name, lr=0.1)(model.parameters()), name, **options)
 
 
 BATCHES = problem.global_batches(1, 2)[0]

@@ -19,8 +19,6 @@ from tram_ds.engines.fsdp2 import shard
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.replicated import Replicated
 
-SGD = lambda parameters: torch.optim.SGD(parameters, lr=problem.LR)  # noqa: E731
-
 MATRIX = ("single", "ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")
 VARIANTS = (
     "fsdp2_offload",
@@ -38,12 +36,13 @@ def stepper(
     algorithm: str,
     micros: int,
     *,
-    optimizer: Callable[[Any], torch.optim.Optimizer] = SGD,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
     dtype: torch.dtype = torch.float32,
     clip_norm: float | None = None,
     **options: Any,
 ) -> Stepper:
     """`engine` is a member of MATRIX or VARIANTS, or fsdp2_hybrid (4 ranks)."""
+    optimizer = optimizer or problem.optimizer(algorithm)
     if engine.startswith("zero"):
         wrapped = deepspeed_engine(engine, model, micros, optimizer, dtype)
         return wrap(wrapped, algorithm=algorithm, seed=problem.SEED, clip_norm=clip_norm, **options)

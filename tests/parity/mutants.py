@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tram_ds.algorithms.shift import AlongMomentum
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.engines import protocol as base
 
@@ -131,9 +132,14 @@ def anchor_goes_along(built: Stepper) -> None:
     built.algorithm.anchor.before = lambda w, engine: engine.params(keep=True)
 
 
+def moved_the_other_way(built: Stepper) -> None:
+    built.algorithm = replace(built.algorithm, shift=AlongMomentum(-0.5))
+
+
 # of rows that do not climb: (row, mutant), run where masters and working copy are one and apart
 OF_ROWS: dict[str, tuple[str, Callable[[Stepper], None]]] = {
     "anchor_goes_along": ("l2sp", anchor_goes_along),
+    "moved_the_other_way": ("msam", moved_the_other_way),
 }
 # the ninth: an option of the product
 NO_GRADIENT = {"perturbation": "released_code_without_gradient"}

@@ -4,6 +4,8 @@ counts are uneven."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -25,11 +27,18 @@ OPTIONS = {name: {"radius_scale": scale} for name, scale in SCALED.items()} | {
     "asam_mesa": {"weight": 2.0, "decay": 0.7},
     "kl_init": {"weight": 2.0},
     "l2sp": {"pull": 4.0},
+    "msam": {"rho": 0.5},
     "r3f": {"weight": 2.0},
     "asam_r3f": {"weight": 2.0},
     "fsam": {"rho": 0.5, "eta": 50.0},
     "tram_fisher": {"rho": 0.5, "eta": 50.0},
 }
+
+
+def optimizer(row: str, lr: float = LR) -> Callable[[Any], torch.optim.Optimizer]:
+    """SGD, with momentum for the row that needs one."""
+    momentum = 0.9 if row == "msam" else 0.0
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=momentum)
 
 
 def model(dropout: float = 0.0) -> GPT2LMHeadModel:

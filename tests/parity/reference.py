@@ -84,6 +84,8 @@ class Oracle:
         )
         self.theta = {n: p.detach().double() for n, p in model.named_parameters()}
         self.previous, self.initial, self.ema, self.t = self.theta, self.theta, self.theta, 0
+        self.momentum = 0.9 if name == "msam" else 0.0  # SGD's
+        self.m = {n: torch.zeros_like(p) for n, p in self.theta.items()}
 
     def run(self, theta, j, batch, noised=False, detach=False):
         """Output of micro-batch j at theta, on x or on x + z."""
@@ -138,6 +140,13 @@ class Oracle:
             d.detach(),
         )
 
+    def shifted(self):
+        """theta + epsilon of the rows whose epsilon needs no gradient of the step."""
+        if self.name != "msam" or not self.t:
+            return self.theta
+        size = sum(v.square().sum() for v in self.m.values()).sqrt()
+        return {n: p - self.rho * self.m[n] / size for n, p in self.theta.items()}
+
     def epsilon(self, g, batches, radius):
         theta = self.theta
         norm = lambda x: sum(v.square().sum() for v in x.values()).sqrt()  # noqa: E731
@@ -169,15 +178,16 @@ class Oracle:
         """theta_t -> theta_{t+1}; returns (loss, d, loss at theta + epsilon)."""
         penalty = "tram" not in self.name and (self.name in BEFORE or self.name in NOISED)
         noised = self.name == "tram_fisher" and self.fisher == "shared"
-        g, loss, d = self.gradient(self.theta, batches, noised, penalty)
+        g, loss, d = self.gradient(self.shifted(), batches, noised, penalty)
         perturbed = loss
         radius = self.radius(d) if self.name in ("tram_prev", "tram_init", "tram_x") else self.rho
-        if radius is not None:
+        if radius is not None and self.name != "msam":
             eps = self.epsilon(g, batches, radius)
             g, perturbed, _ = self.gradient(
                 {n: p + eps[n] for n, p in self.theta.items()}, batches, penalty=penalty
             )
         self.previous = self.theta
+        g = self.m = {n: self.momentum * self.m[n] + g[n] for n in g}
         self.theta = {
             n: p - self.lr * (g[n] + self.pull * (p - self.initial[n]))
             for n, p in self.theta.items()

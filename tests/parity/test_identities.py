@@ -30,7 +30,7 @@ def train(
 ) -> Any:
     """(final parameters, reports) of a short run."""
     model = problem.model(dropout)
-    optimizer = torch.optim.SGD(model.parameters(), lr=problem.LR)
+    optimizer = problem.optimizer(algorithm)(model.parameters())
     built = wrap(model, optimizer, algorithm, seed=seed, **options)
     reports = [
         built.step(batches, problem.forward, problem.counts)
@@ -74,6 +74,56 @@ def test_asam_with_a_penalty_of_weight_zero_is_asam(method: str) -> None:
 def test_a_pull_of_zero_is_base_bit_for_bit() -> None:
     assert same(train("l2sp", pull=0.0)[0], train("base")[0])
     assert not close(train("l2sp", pull=2.0)[0], train("base")[0], 1e-3)
+
+
+def test_momentum_by_hand() -> None:
+    """L = w^2 / 2, lr .1, momentum .9, rho .5, from w = 2: m = 2, w = 1.8; then the gradient at
+    1.8 - .5 is 1.3, m = .9 * 2 + 1.3 = 3.1, w = 1.8 - .31."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 2.0)
+    built = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "msam", rho=0.5)
+
+    def forward(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, int, None]:
+        return (m(x).square() / 2).sum(), 1, None
+
+    reports = [built.step([torch.ones(1, 1)], forward) for _ in range(2)]
+    assert [float(r.loss) for r in reports] == pytest.approx([2.0, 1.3**2 / 2])
+    assert [float(r.grad_norm) for r in reports] == pytest.approx([2.0, 1.3])
+    assert float(reports[1].radius) == 0.5
+    assert model.weight.item() == pytest.approx(1.49)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.RMSprop(p, lr=0.1),
+        lambda p: torch.optim.Adagrad(p, lr=0.1),
+    ],
+)
+def test_momentum_needs_an_optimizer_that_has_one(optimizer: Any) -> None:
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"^algorithm.name = msam .* keeps none: use Adam"):
+        wrap(model, optimizer(model.parameters()), "msam")
+
+
+def test_momentum_of_an_optimizer_that_shows_its_state_late() -> None:
+    class Own(torch.optim.Optimizer):
+        def __init__(self, parameters: Any):
+            super().__init__(parameters, {"lr": 0.1})
+
+        def step(self, closure: Any = None) -> None:
+            pass
+
+    model = torch.nn.Linear(1, 1)
+    built = wrap(model, Own(model.parameters()), "msam")
+
+    def forward(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, int, None]:
+        return m(x).sum(), 1, None
+
+    built.step([torch.ones(1, 1)], forward)
+    with pytest.raises(ValueError, match="Own as it is set keeps none"):
+        built.step([torch.ones(1, 1)], forward)
 
 
 def test_a_pull_is_per_unit_of_one_learning_rate() -> None:
@@ -127,7 +177,7 @@ def test_the_batch_is_never_changed(name: str) -> None:
     batch = problem.batch(0, 0)
     copies, keys = {k: v.clone() for k, v in batch.items()}, list(batch)
     model = problem.model()
-    wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), name).step(
+    wrap(model, problem.optimizer(name)(model.parameters()), name).step(
         [batch], problem.forward, problem.counts
     )
     assert list(batch) == keys

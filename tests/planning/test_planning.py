@@ -104,6 +104,22 @@ def test_partitioned_weights_move_only_where_nothing_else_would_bring_them(engin
     assert sent(engine, "tram_x", micros=2, accumulation="micro") == 18
 
 
+def test_rows_of_one_pass_cost_what_they_add_to_it():
+    """theta + epsilon is one more gather where the working copy is apart; theta_0 is one more
+    sharded copy, and nobody sends it."""
+    assert [sent(e, "msam") - sent(e, "base") for e in ("zero1", "zero3", "fsdp2")] == [2, 0, 0]
+    assert sent("zero1", "l2sp") == sent("zero1", "base")
+    setup = memory.setup_of("fsdp2", {}, world=2, half=False, kept=2, micros=1, checkpointing=False)
+    size = sizes.size(recipe({"n_layer": 2, "n_embd": 64, "n_head": 2}, "base", 2, 1))
+    held = {
+        row: memory.peak(setup, size, algorithm(row)) for row in ("base", "l2sp", "kl_init", "msam")
+    }
+    shard = 4 * -(-size.parameters // 2)
+    assert (held["base"].references, held["l2sp"].references) == (0, shard)
+    assert held["l2sp"].logits == held["base"].logits < held["kl_init"].logits
+    assert (held["base"].theta_snapshot, held["msam"].theta_snapshot) == (0, shard)
+
+
 def test_looking_ahead_gathers_as_any_forward_pass_does():
     assert (
         sent("fsdp2", "tram_prev")

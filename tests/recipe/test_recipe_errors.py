@@ -215,7 +215,7 @@ def test_what_a_row_reads_agrees_with_what_it_is_bound_to():
     from_region = {name for name, row in rows.items() if isinstance(row.radius, TrustRegion)}
     penalised = {name for name, row in rows.items() if row.penalty}
     read = {key: set(readers(key)) for key in OPTIONS}
-    assert read["rho"] == climbs
+    assert read["rho"] == climbs | {"msam"}
     assert read["radius_scale"] == from_region
     assert read["weight"] == penalised
     assert read["distance"] == from_region | penalised
@@ -264,6 +264,7 @@ def test_what_a_row_reads_agrees_with_what_it_is_bound_to():
         (["optimizer={name: sgd, lr: 1.0, eps: 1e-6}"], ["optimizer.eps", "optimizer.name"]),
         (["schedule={name: linear, power: 2.0}"], ["schedule.power", "schedule.name"]),
         (["schedule={name: linear, end_lr: 1.0}"], ["schedule.end_lr", "optimizer.lr"]),
+        (["algorithm=msam", "optimizer={name: sgd, lr: 1}"], ["algorithm.name", "momentum"]),
         (["algorithm={name: l2sp, pull: 1.0e+9}"], ["algorithm.pull", "optimizer.lr"]),
         (["schedule={name: linear, warmup_steps: 11}"], ["schedule.warmup_steps", "train.steps"]),
         (["eval.select=best"], ["eval.select", "eval.every_steps"]),

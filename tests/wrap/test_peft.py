@@ -41,8 +41,9 @@ def forward(model: Any, ids: Tensor) -> tuple[Tensor, int, Tensor]:
     return loss, ids[:, 1:].numel(), z
 
 
-def sgd(model: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+def sgd(model: Any, momentum: float = 0.0) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(trained, lr=0.5, momentum=momentum)
 
 
 def test_theta_0_is_the_model_with_its_adapters_off() -> None:
@@ -67,7 +68,7 @@ def test_theta_0_is_the_model_with_its_adapters_off() -> None:
 def test_every_row_trains_the_adapters_and_leaves_the_base(row: str) -> None:
     model = adapted()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    stepper = wrap(model, sgd(model), row)
+    stepper = wrap(model, sgd(model, momentum=0.9 if row == "msam" else 0.0), row)
     for _ in range(2):
         stepper.step([ids()], forward)
     for name, p in model.named_parameters():

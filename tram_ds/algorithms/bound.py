@@ -3,6 +3,7 @@
 ascent    how the weights climb before the second pass; none: one pass
 radius    how far: a constant, or a trust region's distance (TRAM)
 penalty   a trust region in the loss (TRPO, R3F, MESA)
+shift     where the only pass is taken, by no gradient of this step (MSAM)
 anchor    weights that the descent is pulled to (L2-SP)
 noised    pass 1 takes its gradient on x + z (TRAM-Fisher)
 """
@@ -41,6 +42,7 @@ from tram_ds.algorithms.options import (
     FisherOnNoise,
     Gradient,
     Initial,
+    Momentum,
     Noised,
     Part,
     Penalty,
@@ -51,6 +53,7 @@ from tram_ds.algorithms.options import (
     radius_max,
 )
 from tram_ds.algorithms.radius import Calibrated, Relative, Rule, Scaled
+from tram_ds.algorithms.shift import AlongMomentum, Shift
 from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection, asked, checked
 from tram_ds.algorithms.trust_region import Reference, TrustRegion, WeightReference
 from tram_ds.engines import pull as move
@@ -70,6 +73,7 @@ class Algorithm:
     pulled to, measured by no region.
     epsilon_length: of an epsilon in the units of the radius, for the self-check; None where nothing
     is promised.
+    shift: what moves the weights before the only pass.
     noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher
     diagonal (Algorithm 2).
     """
@@ -81,6 +85,7 @@ class Algorithm:
     radius: float | TrustRegion = 0.0
     penalty: TrustRegion | None = None
     anchor: WeightReference | None = None
+    shift: Shift | None = None
     noised: Noise | None = None
     fisher_pass: Noise | None = None
 
@@ -99,6 +104,11 @@ class Algorithm:
     def references(self) -> list[Reference]:
         """All that is remembered from step to step."""
         return [*(r.reference for r in self.regions), *([self.anchor] if self.anchor else [])]
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether a pass of a step is at theta + epsilon."""
+        return self.ascent is not None or self.shift is not None
 
     def asks(self, reference: Reference) -> bool:
         """Whether this algorithm measures the distance to what `reference` predicts."""
@@ -143,6 +153,12 @@ def _fisher(row: Algorithm) -> tuple[Ascent, EpsilonLength | None]:
     return fisher(o.eta, o.fisher_inverse), epsilon_length if shared else None
 
 
+def _momentum(row: Algorithm) -> tuple[Shift, float]:
+    own = row.of(Constant).rho
+    rho = 0.3 if own is None else own
+    return AlongMomentum(rho), rho
+
+
 def _previous(row: Algorithm, _: Noise) -> Reference:
     return regions.Previous(row.of(Region).reference_mode or "eval", row.of(Previous).lookahead)
 
@@ -166,6 +182,8 @@ ASCENTS: dict[type[Part], tuple[MakeAscent, float]] = {
     Adaptive: (_asam, RHO),
     Fisher: (_fisher, 0.1),
 }
+# the part that names it -> the shift and its size
+SHIFTS: dict[type[Part], Callable[[Algorithm], tuple[Shift, float]]] = {Momentum: _momentum}
 REFERENCES: dict[type[Part], MakeReference] = {
     Previous: _previous,
     Initial: _initial,
@@ -206,6 +224,9 @@ def bind(section: AlgorithmSection, site: str = "embedding") -> Algorithm:
         row = replace(row, penalty=_region(row, noise))
     if Pull in parts:
         row = replace(row, anchor=regions.initial())
+    for kind in parts.keys() & SHIFTS.keys():
+        shift, radius = SHIFTS[kind](row)
+        row = replace(row, shift=shift, radius=radius)
     return row
 
 

@@ -120,7 +120,7 @@ def measure(
         undo()
         run.close()
     norm = probe.values.get("perturbation_norm", torch.zeros_like(loss))
-    gap = climbed.perturbed_loss - loss if row.ascent else torch.zeros_like(loss)
+    gap = climbed.perturbed_loss - loss if row.perturbs else torch.zeros_like(loss)
     found = [loss, gap, climbed.distance, climbed.radius, norm, change, cosine, masks]
     numbers = torch.stack([x.to(loss.device, torch.float64) for x in found]).tolist()
     return Effect(stepper.steps + 1, *numbers)
@@ -144,6 +144,6 @@ def keys(row: Algorithm) -> tuple[str, ...]:
     if isinstance(row.radius, TrustRegion):
         found += ["rho" if sized_by_rho(row.of(Radius)) else "radius_scale"]
         found += ["sigma"] if isinstance(row.radius.reference, NoiseReference) else []
-    elif row.ascent is not None:
+    elif row.perturbs:
         found += ["rho"]
     return (*found, "weight") if row.penalty is not None else tuple(found)

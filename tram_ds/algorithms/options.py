@@ -85,7 +85,11 @@ class Constant(Part):
     rho: Annotated[Above | None, When({"radius": ("relative",), "radius_scale": ("auto",)})] = None
     """Constant radius of the perturbation, or the mean that radius: relative and radius_scale: auto
     give the TRAM rows'; null = the paper's: 0.05 (sam), 0.5 (asam, its combinations, the TRAM
-    rows), 0.1 (fsam, tram_fisher)."""
+    rows), 0.1 (fsam, tram_fisher), 0.3 (msam: its authors' code)."""
+
+
+class Momentum(Part):
+    """One pass, at weights moved along the optimizer's first moment: MSAM."""
 
 
 class Region(Part):

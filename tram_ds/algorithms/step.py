@@ -34,7 +34,8 @@ class PassResults:
     """What the passes of a step found, in () float64 tensors on the device, the same on every rank:
     reading one synchronises, so read when logging.
 
-    loss: mean task loss of pass 1 per counted target. distance: mean d per position (0 without a
+    loss: mean task loss of pass 1 per counted target, at theta + epsilon where that is the only
+    pass. distance: mean d per position (0 without a
     region). radius: what the ascent used (0 without one). perturbed_loss: the loss at
     theta + epsilon (loss without an ascent). ascent_norm: what the ascent divided by (the
     gradient's without one). grad_norm: of the descent's, before clipping. targets: counted in the
@@ -93,6 +94,8 @@ def train_step(
 def passes(losses: Losses, batches: Sequence[Any], probe: Probe | None = None) -> PassResults:
     """(2) to (6), as `accumulation` has it: leaves the gradient at theta + epsilon in the engine.
     Collective."""
+    if losses.algorithm.shift is not None:
+        return shifted(losses, batches, probe)
     each = losses.algorithm.of(Climb).accumulation == "micro"
     return (climb_per_micro_batch if each else climb)(losses, batches, probe)
 
@@ -136,6 +139,21 @@ def climb(losses: Losses, batches: Sequence[Any], probe: Probe | None = None) ->
         found = engine.data_sum(found) / engine.world_size
     loss, d, radius, norm = found.unbind()
     return PassResults(loss, d, radius, second.loss, norm, second.norm, second.targets)
+
+
+def shifted(losses: Losses, batches: Sequence[Any], probe: Probe | None = None) -> PassResults:
+    """(4) to (6) of a row whose epsilon needs no gradient of this step: one pass, at
+    theta + epsilon. Collective."""
+    run, row = losses.run, losses.algorithm
+    engine, shift = run.engine, row.shift
+    assert shift is not None
+    epsilon = shift(engine, run.draws)
+    with engine.moved(to=engine.params() + epsilon, until_descent=True):
+        only = engine.backward(batches, losses.first())
+        if probe:  # it looks at a gradient, which is there now
+            probe(engine, epsilon)
+    d, radius = distance_and_radius(row, engine, only)
+    return PassResults(only.loss, d, radius, only.loss, only.norm, only.norm, only.targets)
 
 
 def climb_per_micro_batch(

@@ -71,6 +71,8 @@ class Stepper:
                 "which a sharded engine never "
                 "has: use replicated weights (engine: replicated, or DistributedDataParallel)"
             )
+        if self.algorithm.shift is not None:
+            self.algorithm.shift.refuse(self.engine)
 
     def step(
         self,

@@ -33,6 +33,7 @@ ORDER = (  # rows appear in this order, others after them by name
     "mesa",
     "kl_init",
     "l2sp",
+    "msam",
     "asam_trpo",
     "asam_r3f",
     "asam_mesa",

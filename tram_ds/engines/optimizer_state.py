@@ -21,6 +21,8 @@ from tram_ds.engines.shards import Shards
 # A number as JSON can hold it. One that the optimizer keeps as a () tensor is a list of one.
 Number = int | float | list[float]
 
+# where optimizers keep the running sum or mean of gradients that their step goes against
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 # These look at a whole parameter: over its pieces they would be other methods.
 WHOLE_MATRICES = ("Adafactor", "Muon", "Shampoo", "SOAP", "LAMB", "Lamb", "LARS", "FusedLamb")
 # These send a compressed gradient or momentum themselves, past the reduction that the norm is of.
@@ -239,3 +241,20 @@ def moment_names(optimizer: torch.optim.Optimizer) -> set[str] | None:
     if name == "SGD":
         return {"momentum_buffer"} if group["momentum"] else set()
     return None
+
+
+def refuse_without_first_moment(
+    optimizer: torch.optim.Optimizer, kept: set[str] | None = None
+) -> None:
+    """ValueError where it keeps none of FIRST_MOMENTS. kept: what it keeps, where that is seen;
+    None: what is known of it, which of some optimizers is nothing before their first step."""
+    kept = moment_names(optimizer) if kept is None else kept
+    shown = _shown(optimizer) if kept is None else None
+    if shown is not None:
+        kept = set(moment_keys(shown, shown.param_groups[0]["params"]))
+    if kept is not None and not kept & set(FIRST_MOMENTS):
+        raise ValueError(
+            f"algorithm.name = msam moves along the optimizer's first moment, and "
+            f"{type(optimizer).__name__} as it is set keeps none: use Adam, AdamW, or SGD with "
+            "momentum above 0"
+        )

@@ -64,6 +64,7 @@ class Engine:
         self.perturbed = False
         self.targets = torch.ones((), dtype=torch.float64, device=self.device)
         self._theta: Shards | None = None
+        self._compared = False  # whether replicas were, in this step
         self._alike = torch.ones((), dtype=torch.bool, device=self.device)
 
     @property
@@ -77,7 +78,7 @@ class Engine:
         True where the trained parameters have changed since the last step; ValueError where that
         cannot be followed.
         """
-        self._theta, self.perturbed = None, False
+        self._theta, self.perturbed, self._compared = None, False, False
         return self.weights.follow()
 
     def abandon(self) -> None:
@@ -218,8 +219,9 @@ class Engine:
         """The sums of a pass over the ranks; on the way, whether replicas still hold the same."""
         if local_only or self.world_size == 1:
             return found
-        if self.replicas < self.world_size or self.perturbed:
+        if self.replicas < self.world_size or self._compared:
             return self.data_sum(found)
+        self._compared = True
         mine = replicas.sample(self.weights.masters(), self.steps).to(self.device)
         found = self.data_sum(torch.cat([found, mine]))
         self._alike = replicas.alike(found[-2:], self.world_size)
@@ -254,7 +256,7 @@ class Engine:
         elif self.perturbed:
             self.weights.restore(self.params())
         self.clear()
-        self._theta, self.perturbed = None, False
+        self._theta, self.perturbed, self._compared = None, False, False
         return StepInfo(lr, skipped=not finite)
 
     def _set_lr(self) -> float:

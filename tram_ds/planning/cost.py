@@ -87,7 +87,12 @@ def traffic(setup: RunSetup, n: int, row: Algorithm, forwards: float) -> dict[st
             "reduce_scatter": reduced * working,
         }
     else:  # the descent is the way back from theta + epsilon, except between micro-batches
-        gathers = 1 + 2 * moves + climbs * each * (2 if o.accumulation == "micro" else 1)
+        gathers = (
+            1
+            + 2 * moves
+            + (row.shift is not None)
+            + climbs * each * (2 if o.accumulation == "micro" else 1)
+        )
         found = {
             "allgather": gathers * working,
             "allreduce": (reduced if setup.engine == "zero2" else each * backwards) * working,

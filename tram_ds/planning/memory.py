@@ -198,7 +198,7 @@ def _shard(setup: RunSetup, size: ModelSize) -> int:
 def _states(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str, int]:
     n, share = size.parameters, -(-size.parameters // setup.shards)
     shard = _shard(setup, size)
-    moves = row.ascent is not None or any(
+    moves = row.perturbs or any(
         isinstance(r.reference, WeightReference | Previous) for r in row.regions
     )
     working = {

@@ -130,6 +130,10 @@ class Recipe(Section):
                 f"times optimizer.lr = {lr:g} above 1, a step past theta_0: set {1 / lr:g} or less"
             )
             problems.append(("algorithm.pull", text))
+        plain = self.optimizer.name == "sgd" and self.optimizer.momentum == 0
+        if self.algorithm.name == "msam" and plain:
+            text = "msam moves along the optimizer's momentum, and optimizer.momentum is 0: set it"
+            problems.append(("algorithm.name", text))
         if self.schedule.end_lr > self.optimizer.lr:
             problems.append(
                 (

@@ -19,7 +19,7 @@ def due(step: int, every: int | None, log_every: int, row: Algorithm) -> bool:
     """Whether step `step`, counted from 1, is measured: where one of EARLY or a multiple of `every`
     lies after the last logged step, and this one is logged. every: train.effect_every; None:
     never."""
-    climbs_or_pulls = row.ascent is not None or row.penalty is not None
+    climbs_or_pulls = row.perturbs or row.penalty is not None
     if every is None or not climbs_or_pulls or step % log_every:
         return False
     before = step - log_every
