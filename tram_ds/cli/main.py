@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -60,7 +61,7 @@ def main(words: Sequence[str], checkout: bool = False) -> int:
         whole.print_help()
         return 0
     try:
-        options = commands[words[0]].parse_intermixed_args(_understood(words))
+        options = _expanded(commands[words[0]].parse_intermixed_args(_understood(words)))
     except ValueError as error:
         return _failed(error)
     start = ["python", f"launch/{words[0]}.py"] if checkout else ["tram", words[0]]
@@ -123,6 +124,17 @@ def _understood(words: Sequence[str]) -> list[str]:
             raise ValueError(f"{flag}: {ours}; recipe keys are written section.key=value")
         found.append(word)
     return found
+
+
+def _expanded(options: argparse.Namespace) -> argparse.Namespace:
+    """`~` as the home it stands for in every path; a shell leaves it in `--out=~/x`. ValueError."""
+    from tram_ds.runtime.paths import expanded
+
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            flag = name if name == "run_dir" else f"--{name.replace('_', '-')}"
+            setattr(options, name, Path(expanded(str(value), flag)))
+    return options
 
 
 def _failed(error: Exception) -> int:

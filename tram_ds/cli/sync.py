@@ -26,11 +26,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Uploads and says what happened in one line."""
+    from tram_ds.runtime.paths import expanded_uri
     from tram_ds.tracking.tracker import sync
 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # nobody trains meanwhile
     try:
-        report = sync(options.run_dir, options.uri)
+        report = sync(options.run_dir, options.uri and expanded_uri(options.uri, "--uri"))
     except (ValueError, OSError) as error:
         print(f"sync: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from tram_ds.comparison import comparison, report, runs
 from tram_ds.comparison.render import render
 from tram_ds.runtime.files import refuse_unwritable
+from tram_ds.runtime.paths import expanded_uri
 from tram_ds.tracking.address import address
 
 
@@ -23,7 +24,7 @@ def main(options: Namespace, words: Sequence[str]) -> str:
     if options.report:
         refuse_unwritable(options.report / "report.html", "--report")
     found, notes = [], []
-    uri = address(options.uri, None, "", os.environ).uri
+    uri = address(options.uri and expanded_uri(options.uri, "--uri"), None, "", os.environ).uri
     if options.paper:
         sections = comparison.paper_alone(options.table)
     else:

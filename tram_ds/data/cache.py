@@ -20,6 +20,7 @@ from pathlib import Path
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.files import publish, remove_tree, sync_tree
 from tram_ds.runtime.locks import locked
+from tram_ds.runtime.paths import expanded
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -27,7 +28,8 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     $XDG_CACHE_HOME, or in ~/.cache where that is unset or, as its standard says, not absolute."""
     xdg = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     shared = xdg if xdg.is_absolute() else Path("~/.cache")
-    root = Path(cache_dir or os.environ.get("TRAM_DS_CACHE") or shared / "tram_ds").expanduser()
+    own = expanded(os.environ.get("TRAM_DS_CACHE", ""), "TRAM_DS_CACHE")
+    root = Path(cache_dir or own or shared / "tram_ds").expanduser()
     _make(root)
     return root
 

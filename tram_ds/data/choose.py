@@ -30,7 +30,7 @@ def open_source(
 
     revision: of the hub's data set. reading: of rows. DataError for anything else.
     """
-    path = Path(data).expanduser()
+    path = Path(data)
     if data != HUB_ID or path.is_dir():
         refuse_revision(data, revision)
     if (source := _with_splits(data, path, cache_dir, revision)) is not None:
@@ -58,7 +58,7 @@ def open_conversations(
     """The conversations of `data`: "generated", or a file or folder of rows. DataError for anything
     else."""
     refuse_revision(data, revision)
-    path = conversations_folder(cache_dir) if data == "generated" else Path(data).expanduser()
+    path = conversations_folder(cache_dir) if data == "generated" else Path(data)
     if not (path.exists() and find_files(path)):
         raise DataError(
             f"task.data '{data}' is neither 'generated' nor a file or folder of conversations on "

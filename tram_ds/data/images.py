@@ -121,7 +121,7 @@ class ImageSource:
     def __init__(
         self, data: str, cache_dir: str | os.PathLike[str] | None, revision: str | None
     ) -> None:
-        path = Path(data).expanduser()
+        path = Path(data)
         self.data, self.cache_dir = data, cache_dir
         self.known = None if path.is_dir() else IMAGE_SETS.get(data)
         self.root = None if self.known else _folder(data, path, cache_dir)

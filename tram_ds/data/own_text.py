@@ -89,7 +89,7 @@ class OwnText:
         """part: what is read of a row. DataError for files that cannot be read, or hold no row that
         can be used."""
         self.data, self.reading, self.part = data, reading, part
-        root = Path(data).expanduser()
+        root = Path(data)
         self.files = find_files(root)
         self.unread = unread(root, self.files)
         for domain in [] if reading.domain_column else self.files:

@@ -52,7 +52,7 @@ class FolderSource:
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).expanduser()
+        self.root = Path(root)
         if not self.root.is_dir():
             raise DataError(f"data folder {self.root} is not a directory")
         if not self.domains():

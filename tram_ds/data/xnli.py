@@ -115,7 +115,7 @@ class Pairs:
 def open_pairs(data: str, cache_dir: str | os.PathLike[str] | None, revision: str | None) -> Pairs:
     """The pairs called `data`: "generated", facebook/xnli, or a folder. DataError for anything
     else."""
-    path = Path(data).expanduser()
+    path = Path(data)
     if data in HUB_IDS and not path.is_dir():
         return Pairs(data, None, cache_dir, revision)
     refuse_revision(data, revision)

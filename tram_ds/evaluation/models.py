@@ -33,6 +33,7 @@ from tram_ds.recipe.recipe import Recipe
 from tram_ds.recipe.sections import ModelSection
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.exits import CheckpointError
+from tram_ds.runtime.paths import expanded
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, joined
 from tram_ds.runtime.run_layout import RunFolder
@@ -64,9 +65,10 @@ def candidates(paths: Sequence[str], pretrained: bool) -> list[Candidate]:
     checkpoint or a hub id."""
     found = [Candidate("pre-trained")] if pretrained else []
     unique = len({Path(path).name for path in paths}) == len(paths)
-    for path in paths:
-        refuse_missing(path, "--model")
-        folder = Path(path).expanduser()
+    for given in paths:
+        path = expanded(given, "--model")
+        refuse_missing(given, "--model")
+        folder = Path(path)
         name = folder.name if folder.is_dir() and unique else path
         if (folder / MANIFEST).is_file():
             found.append(Candidate(name, checkpoint=folder))

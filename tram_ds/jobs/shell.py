@@ -21,6 +21,7 @@ _OF_A_TASK = re.compile(
     r"SLURM_(PROCID|LOCALID|NODEID|STEP\w*|TASK_PID)|SLURMD_NODENAME|(LOCAL_)?RANK"
 )
 _SHELL_VALUE = re.compile(r"\$\([^()]*\)|\$\{[^{}]*\}|\$\w+")
+_HOME = re.compile(r"(^|[:=])~(?=[/:]|$)")  # where a shell would expand it, and after an option's =
 _A_PLACE = re.compile(r"\w*_(PATH|FILE|DIR)", re.IGNORECASE)
 
 
@@ -46,7 +47,9 @@ def expanded(value: str) -> str:
 
 
 def check_expanded(value: str) -> str:
-    """The value, where `expanded` is right for it; else refused with the way out."""
+    """The value, where `expanded` is right for it, with `~` as `$HOME`; else refused with the way
+    out."""
+    value = _HOME.sub(r"\1$HOME", value)
     for found in _VARIABLE.finditer(value):
         name = found["braced"] or found["bare"]
         if _OF_A_TASK.fullmatch(name):

@@ -23,6 +23,7 @@ from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import CONFIGS, RecipeError
 from tram_ds.runtime.checked import NotNegative, Positive, Section, refusal
+from tram_ds.runtime.paths import expanded
 from tram_ds.runtime.redact import redact
 
 FOLDER = CONFIGS / "slurm"
@@ -132,7 +133,7 @@ class Slurm(Section):
     the GPUs itself)."""
     master_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     """Port of the rendezvous; null = 20000 + the last four digits of the job id."""
-    python: Line | None = None
+    python: Annotated[Line, AfterValidator(expanded)] | None = None
     """Python to run, one program; null = the one that runs submit.py, in a container `python3`."""
     container: Container | None = None
     """What the ranks run in; null = the node itself."""

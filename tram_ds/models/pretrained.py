@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def refuse_missing(path: str | None, key: str) -> None:
 
     A folder: absolute, or with `.` or `~` in front, or three parts, or in a folder that is there.
     """
-    if path is None or Path(path).expanduser().exists():
+    if path is None or os.path.exists(os.path.expanduser(path)):
         return
     parts = Path(path).parts
     inside = len(parts) > 1 and Path(*parts[:-1]).is_dir()
@@ -185,7 +186,7 @@ def has_tokenizer(path: str | None) -> bool:
     assumed to."""
     if path is None:
         return False
-    folder = Path(path).expanduser()
+    folder = Path(path)
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
     names += ("sentencepiece.bpe.model", "tokenizer.model", "spm.model", "spiece.model")
     return not folder.is_dir() or any((folder / name).is_file() for name in names)

@@ -136,7 +136,7 @@ def _files(path: str, revision: str) -> dict[Path, set[str]]:
 
 
 def _find(path: str, name: str, revision: str) -> Path | None:
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
     found = cached_file(

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from tram_ds.runtime.paths import expanded
 from tram_ds.runtime.wording import hint, short
 
 PACKAGE = Path(str(files("tram_ds"))).resolve()
@@ -106,6 +107,7 @@ def find(
 
     RecipeError, which lists what `folder` has. what: what messages call such a file.
     """
+    given = expanded(given, what)
     for place in [Path()] if os.sep in given else [folder, Path()]:
         for path in (place / given, place / f"{given}{ends}"):
             if path.is_file():

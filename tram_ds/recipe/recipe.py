@@ -29,6 +29,7 @@ from tram_ds.recipe.sections import (
     TrainSection,
 )
 from tram_ds.runtime.checked import Section, refusal
+from tram_ds.runtime.paths import Place
 
 __all__ = ["Recipe", "RecipeError", "accumulation", "check_length", "dump", "load", "smoke"]
 
@@ -61,7 +62,7 @@ class Recipe(Section):
     """When the run saves what it needs to continue."""
     tracking: TrackingSection = TrackingSection()
     """MLflow."""
-    run_dir: str = "runs/{recipe}-{algorithm}-{seed}"
+    run_dir: Place = "runs/{recipe}-{algorithm}-{seed}"
     """The run's folder; {recipe}, {algorithm} and {seed} are filled in."""
 
     def resolved_run_dir(self) -> Path:

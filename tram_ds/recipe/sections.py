@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tram_ds.runtime.checked import NamedSection, NotNegative, Positive, Section, chosen, refusal
+from tram_ds.runtime.paths import Place, expanded_uri
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Pair = Annotated[
@@ -42,7 +43,7 @@ class TaskSection(NamedSection):
     name: str
     """language_modeling, instruction, entailment or image_classification: a module of
     tram_ds/tasks."""
-    data: str
+    data: Place
     """A hub id, a local folder, `installed_docs` (text of the installed packages) or `generated` (a
     tiny made-up set). language_modeling: also a file of text or rows, or a folder of them;
     instruction: a file or folder of conversations (docs/data.md)."""
@@ -70,10 +71,10 @@ class TaskSection(NamedSection):
     seq_len: Positive = 1024
     """Tokens per sequence: exactly (language_modeling, packed blocks) or at most (instruction and
     entailment, cut there)."""
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     """Hub id or folder of the tokenizer; null = model.path, or, for model.init, one trained on the
     training text."""
-    chat_template: str | None = None
+    chat_template: Place | None = None
     """Of instruction: path of a Jinja chat template; null = the tokenizer's own."""
     bos: Literal["auto", "none", "block", "document"] = "auto"
     """Where the tokenizer's beginning-of-text token goes: before every block of seq_len (which it
@@ -86,7 +87,7 @@ class TaskSection(NamedSection):
     """Most training tokens used, in tokens; null = all."""
     max_eval_tokens: Positive | None = None
     """Most tokens scored per evaluation domain, in tokens; null = all."""
-    cache_dir: str | None = None
+    cache_dir: Place | None = None
     """Folder for extracted and tokenised data; null = the user's cache folder."""
 
     def unread(self) -> dict[str, str]:
@@ -120,7 +121,7 @@ class TaskSection(NamedSection):
 class ModelSection(Section):
     """The network: pre-trained (`path`) or freshly initialised (`init`), exactly one of the two."""
 
-    path: str | None = None
+    path: Place | None = None
     """Hub id or folder of a pre-trained Hugging Face model."""
     init: dict[str, Any] | None = None
     """A fresh model: `architecture` (a Hugging Face model type such as gpt2) and keys of its
@@ -230,7 +231,7 @@ class EngineSection(NamedSection):
     name: Literal["auto", "replicated", "fsdp2", "zero"] = "auto"
     """auto picks by launcher and device; replicated = one process or DDP; fsdp2; zero = DeepSpeed
     ZeRO 0-3."""
-    config: str | None = None
+    config: Place | None = None
     """A path, or a file of configs/deepspeed (zero) or configs/fsdp2 (fsdp2); null = zero2.json or
     shard.yaml."""
 
@@ -354,6 +355,11 @@ class TrackingSection(Section):
     uri: str | None = None
     """Tracking server or sqlite:/// database; null = MLFLOW_TRACKING_URI, else mlflow.db in the
     folder the command is run in."""
+
+    @field_validator("uri")
+    @classmethod
+    def _expanded(cls, uri: str | None) -> str | None:
+        return uri and expanded_uri(uri)
 
     @model_validator(mode="after")
     def _no_credentials(self) -> TrackingSection:

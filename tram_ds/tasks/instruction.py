@@ -172,7 +172,7 @@ def _chat(task: Any, tokenizer: Any) -> Chat:
     """The tokeniser with its template, or with that of task.chat_template."""
     if task.chat_template is not None:
         try:
-            text = Path(task.chat_template).expanduser().read_text(encoding="utf-8")
+            text = Path(task.chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"task.chat_template {task.chat_template} cannot be read ({error}): give the path "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from tram_ds.runtime.paths import expanded_uri
 from tram_ds.runtime.redact import redact
 
 URI, NAME, ID = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
@@ -31,9 +32,9 @@ def address(
     """uri, experiment: the recipe's, which come before the environment's; without either it is
     mlflow.db in this folder and the default experiment."""
     set_ = {name: env.get(name, "").strip() for name in (URI, NAME, ID, *OF_ONE_RUN)}
-    found, source = uri, "tracking.uri" if uri else ""
+    found, source = uri and expanded_uri(uri, "tracking.uri"), "tracking.uri" if uri else ""
     if not found and set_[URI]:
-        found, source = absolute(set_[URI]), URI
+        found, source = absolute(expanded_uri(set_[URI], URI)), URI
     found = found or sqlite_uri(Path.cwd() / "mlflow.db")
     where = redact(found) + (f" ({source})" if source else "")
     name, of = experiment, "tracking.experiment" if experiment else ""

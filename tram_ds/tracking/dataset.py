@@ -18,7 +18,7 @@ def dataset(
 ) -> dict[str, str]:
     """The fields of mlflow.entities.Dataset. digest: of all the text, pairs or images the run
     reads."""
-    folder = Path(task.data).expanduser()
+    folder = Path(task.data)
     if task.data in MADE_HERE:
         kind, source = "code", {"tags": {"task.data": task.data}}
     elif folder.exists():
