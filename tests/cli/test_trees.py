@@ -64,6 +64,16 @@ CASES: dict[str, tuple[int, str]] = {
     "sweep --sweep sweep.yaml run_dir=runs/cell": (0, rf"runs/cell-[^/]*(/.*)?|{TRACKED}"),
     "plan --recipe own.yaml --gpus 2": (0, NONE),
     "doctor --recipe own.yaml --no-smoke": (0, NONE),
+    "doctor --recipe own.yaml": (0, NONE),
+    "doctor --recipe own.yaml --no-smoke run_dir=runs/mine": (2, NONE),
+    "benchmark --engines zero2 --rows nope": (2, NONE),
+    "benchmark --engines zero2 --rows base --size small --tokens 8 --rounds 1 --json out": (
+        0,
+        "out",
+    ),
+    "quickstart algorithm=nope": (2, NONE),
+    "quickstart run_dir=runs/mine": (2, NONE),
+    "quickstart --overwrite run_dir=runs": (2, NONE),
     "submit --recipe own.yaml --slurm cpu_test --dry-run run_dir=runs/new": (0, NONE),
     "submit --recipe own.yaml --slurm cpu_test --seeds 0-3 --dry-run run_dir=runs/seed-{seed}": (
         0,

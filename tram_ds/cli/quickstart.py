@@ -35,13 +35,23 @@ def run(options: argparse.Namespace) -> int:
     """The exit code of the first run that fails, or 0."""
     if odd := [text for text in options.overrides if "=" not in text]:
         raise ValueError(f"{odd[0]!r} is no override: section.key=value, such as algorithm=asam")
-    flag = "--overwrite" if options.overwrite else "--resume"
     source = [text for text in options.overrides if text.startswith("task.data=")]
     trained = [text for text in options.overrides if text.startswith("task.train=")]
     held_out = [f"task.exclude=[{text.partition('=')[2]}]" for text in trained]
-    return _launch("quickstart_pretrain.yaml", flag, *source, *held_out) or _launch(
-        "quickstart.yaml", flag, *options.overrides
-    )
+    runs = (("quickstart_pretrain.yaml", source + held_out), ("quickstart.yaml", options.overrides))
+    for recipe, overrides in runs:  # both, before the first one trains for minutes
+        _check(recipe, overrides, options.overwrite)
+    flag = "--overwrite" if options.overwrite else "--resume"
+    return next((code for run in runs if (code := _launch(run[0], flag, *run[1]))), 0)
+
+
+def _check(recipe: str, overrides: list[str], overwrite: bool) -> None:
+    """ValueError where a run of the recipe would be refused before it trains."""
+    from tram_ds.recipe.recipe import load
+    from tram_ds.runtime.run_folder import refuse
+
+    folder = load(recipe, overrides).resolved_run_dir()
+    refuse(folder, resume=not overwrite, overwrite=overwrite)
 
 
 def _launch(recipe: str, *words: str) -> int:

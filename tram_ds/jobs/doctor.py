@@ -38,6 +38,7 @@ from tram_ds.runtime.files import remove_file, remove_tree
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, agreed, barrier
 from tram_ds.runtime.redact import redact
+from tram_ds.runtime.run_folder import refuse
 from tram_ds.tasks import choose as tasks
 from tram_ds.tracking.address import address, sqlite_path
 
@@ -114,15 +115,18 @@ def data(context: Context) -> str:
 
 
 def run_folder(context: Context) -> str:
-    """Rank 0 writes a file in the folder above the run's; every rank, so every node, must be able
-    to read it."""
+    """A run may have the folder. Rank 0 writes a file in it, or in the one above; every rank, so
+    every node, must be able to read it."""
     folder = _existing(context.recipe.resolved_run_dir().absolute())
     word = secrets.token_hex(8) if context.job.rank == 0 else ""
     file = folder / ".tram_ds-doctor"
     problem = None
     try:
         if context.job.rank == 0:
+            refuse(context.recipe.resolved_run_dir(), resume=True, overwrite=False)
             file.write_text(word)
+    except ValueError as error:
+        problem = Problem(str(error), "set run_dir to a folder that is new or a run's")
     except OSError as error:
         problem = Problem(
             f"{folder} cannot be written: {error.strerror}", "set run_dir to a folder of yours"
