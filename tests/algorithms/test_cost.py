@@ -26,6 +26,7 @@ PASSES = {
     "kl_init": (2, 1),
     "l2sp": (1, 1),
     "msam": (1, 1),
+    "rwp": (1, 1),
     "asam_trpo": (3, 2),
     "asam_r3f": (4, 4),
     "asam_mesa": (3, 2),

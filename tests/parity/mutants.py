@@ -136,10 +136,18 @@ def moved_the_other_way(built: Stepper) -> None:
     built.algorithm = replace(built.algorithm, shift=AlongMomentum(-0.5))
 
 
+def noise_of_another_step(built: Stepper) -> None:
+    shift = built.algorithm.shift
+    built.algorithm = replace(
+        built.algorithm, shift=lambda engine, draws: shift(engine, replace(draws, step=0))
+    )
+
+
 # of rows that do not climb: (row, mutant), run where masters and working copy are one and apart
 OF_ROWS: dict[str, tuple[str, Callable[[Stepper], None]]] = {
     "anchor_goes_along": ("l2sp", anchor_goes_along),
     "moved_the_other_way": ("msam", moved_the_other_way),
+    "noise_of_another_step": ("rwp", noise_of_another_step),
 }
 # the ninth: an option of the product
 NO_GRADIENT = {"perturbation": "released_code_without_gradient"}

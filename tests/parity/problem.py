@@ -28,6 +28,7 @@ OPTIONS = {name: {"radius_scale": scale} for name, scale in SCALED.items()} | {
     "kl_init": {"weight": 2.0},
     "l2sp": {"pull": 4.0},
     "msam": {"rho": 0.5},
+    "rwp": {"weight_sigma": 0.3},
     "r3f": {"weight": 2.0},
     "asam_r3f": {"weight": 2.0},
     "fsam": {"rho": 0.5, "eta": 50.0},

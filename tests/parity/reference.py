@@ -53,6 +53,7 @@ class Oracle:
         sigma=0.1,
         weight=0.1,
         pull=0.1,
+        weight_sigma=0.05,
         decay=0.999,
         radius_scale=1.0,
         radius="distance",
@@ -75,6 +76,7 @@ class Oracle:
             decay,
             radius_scale,
         )
+        self.weight_sigma = weight_sigma
         self.pull = pull if name == "l2sp" else 0.0
         self.rule, self.calibration_steps, self.distances = radius, calibration_steps, []
         self.rho, self.fisher, self.distance = (
@@ -142,10 +144,20 @@ class Oracle:
 
     def shifted(self):
         """theta + epsilon of the rows whose epsilon needs no gradient of the step."""
+        if self.name == "rwp":
+            return {n: p + self.noise_of(n, p) for n, p in self.theta.items()}
         if self.name != "msam" or not self.t:
             return self.theta
         size = sum(v.square().sum() for v in self.m.values()).sqrt()
         return {n: p - self.rho * self.m[n] / size for n, p in self.theta.items()}
+
+    def noise_of(self, name, p):
+        """sigma |W_i| / sqrt(n) z_ij of a matrix (rows, n)."""
+        if p.dim() < 2:
+            return torch.zeros_like(p)
+        z = StepRandomness(self.seed, self.t).weights(name, 0, torch.empty(p.numel()))
+        size = p.square().sum(1, keepdim=True).sqrt() / p.shape[1] ** 0.5
+        return self.weight_sigma * size * z.double().view_as(p)
 
     def epsilon(self, g, batches, radius):
         theta = self.theta

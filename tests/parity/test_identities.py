@@ -4,6 +4,7 @@ process, fp32 or fp64."""
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.parity import problem
 from tests.parity.worker import compare
 from tram_ds.algorithms.radius import Scaled
+from tram_ds.algorithms.shift import row_sizes
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.engines.shards import Shards, Span
 from tram_ds.models.output import Output
+from tram_ds.models.randomness import StepRandomness
 
 pytestmark = pytest.mark.parity
 
@@ -91,6 +95,41 @@ def test_momentum_by_hand() -> None:
     assert [float(r.grad_norm) for r in reports] == pytest.approx([2.0, 1.3])
     assert float(reports[1].radius) == 0.5
     assert model.weight.item() == pytest.approx(1.49)
+
+
+def test_a_random_weight_is_its_own_whatever_piece_it_is_asked_for_with() -> None:
+    """Over blocks, and by the name, the step and the seed; N(0, 1)."""
+    draws, like = StepRandomness(3, 7), torch.empty(70_000)
+    whole = draws.weights("w", 0, like)
+    assert torch.equal(draws.weights("w", 65_530, torch.empty(9)), whole[65_530:65_539])
+    assert torch.equal(StepRandomness(3, 7, first=5).weights("w", 0, like), whole)
+    assert not torch.equal(draws.weights("v", 0, like), whole)
+    assert not torch.equal(StepRandomness(3, 8).weights("w", 0, like), whole)
+    # the standard errors of mean and deviation are 1 / sqrt(n) and 1 / sqrt(2 n)
+    assert abs(float(whole.mean())) < 4 / len(whole) ** 0.5
+    assert abs(float(whole.std()) - 1.0) < 4 / (2 * len(whole)) ** 0.5
+
+
+def test_noise_has_the_size_of_its_row_whatever_pieces_it_lies_in() -> None:
+    """|W_i| / sqrt(n) of rows (3, 4) and 0: 5 / sqrt(2) and 0."""
+    pieces = [torch.tensor([3.0]), torch.tensor([4.0, 0.0, 0.0])]
+    layout = (Span("weight", 0, 1, (2, 2)), Span("weight", 1, 3, (2, 2)))
+    engine: Any = SimpleNamespace(
+        module=torch.nn.Linear(2, 2), device=torch.device("cpu"), shard_group=None
+    )
+    found = row_sizes(engine, Shards(pieces, layout))
+    assert found["weight"].tolist() == pytest.approx([5 / 2**0.5, 0.0])
+    assert list(found) == ["weight"]
+
+
+def test_random_weights_that_would_be_something_else_are_refused() -> None:
+    model = torch.nn.Linear(2, 3)
+    model.weight.data = torch.randn(2, 3).T
+    with pytest.raises(ValueError, match=r"^algorithm.name = rwp .*weight.*contiguous"):
+        wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), "rwp")
+    norm = torch.nn.LayerNorm(3)
+    with pytest.raises(ValueError, match=r"^algorithm.name = rwp .*none is trained"):
+        wrap(norm, torch.optim.SGD(norm.parameters(), lr=0.1), "rwp")
 
 
 @pytest.mark.parametrize(

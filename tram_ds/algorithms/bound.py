@@ -3,7 +3,7 @@
 ascent    how the weights climb before the second pass; none: one pass
 radius    how far: a constant, or a trust region's distance (TRAM)
 penalty   a trust region in the loss (TRPO, R3F, MESA)
-shift     where the only pass is taken, by no gradient of this step (MSAM)
+shift     where the only pass is taken, by no gradient of this step (MSAM, random weights)
 anchor    weights that the descent is pulled to (L2-SP)
 noised    pass 1 takes its gradient on x + z (TRAM-Fisher)
 """
@@ -50,10 +50,11 @@ from tram_ds.algorithms.options import (
     Pull,
     Radius,
     Region,
+    WeightNoise,
     radius_max,
 )
 from tram_ds.algorithms.radius import Calibrated, Relative, Rule, Scaled
-from tram_ds.algorithms.shift import AlongMomentum, Shift
+from tram_ds.algorithms.shift import AlongMomentum, RandomWeights, Shift
 from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection, asked, checked
 from tram_ds.algorithms.trust_region import Reference, TrustRegion, WeightReference
 from tram_ds.engines import pull as move
@@ -159,6 +160,11 @@ def _momentum(row: Algorithm) -> tuple[Shift, float]:
     return AlongMomentum(rho), rho
 
 
+def _weight_noise(row: Algorithm) -> tuple[Shift, float]:
+    sigma = row.of(WeightNoise).weight_sigma
+    return RandomWeights(sigma), sigma
+
+
 def _previous(row: Algorithm, _: Noise) -> Reference:
     return regions.Previous(row.of(Region).reference_mode or "eval", row.of(Previous).lookahead)
 
@@ -183,7 +189,10 @@ ASCENTS: dict[type[Part], tuple[MakeAscent, float]] = {
     Fisher: (_fisher, 0.1),
 }
 # the part that names it -> the shift and its size
-SHIFTS: dict[type[Part], Callable[[Algorithm], tuple[Shift, float]]] = {Momentum: _momentum}
+SHIFTS: dict[type[Part], Callable[[Algorithm], tuple[Shift, float]]] = {
+    Momentum: _momentum,
+    WeightNoise: _weight_noise,
+}
 REFERENCES: dict[type[Part], MakeReference] = {
     Previous: _previous,
     Initial: _initial,

@@ -17,7 +17,7 @@ from torch import Tensor
 from tram_ds.algorithms import references
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.objective import Losses
-from tram_ds.algorithms.options import Climb, Radius, sized_by_rho
+from tram_ds.algorithms.options import Climb, Radius, WeightNoise, sized_by_rho
 from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.algorithms.step import passes
 from tram_ds.algorithms.stepper import Counts, Stepper, UserForward
@@ -145,5 +145,5 @@ def keys(row: Algorithm) -> tuple[str, ...]:
         found += ["rho" if sized_by_rho(row.of(Radius)) else "radius_scale"]
         found += ["sigma"] if isinstance(row.radius.reference, NoiseReference) else []
     elif row.perturbs:
-        found += ["rho"]
+        found += ["weight_sigma" if WeightNoise in row.parts else "rho"]
     return (*found, "weight") if row.penalty is not None else tuple(found)

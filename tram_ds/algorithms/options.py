@@ -92,6 +92,14 @@ class Momentum(Part):
     """One pass, at weights moved along the optimizer's first moment: MSAM."""
 
 
+class WeightNoise(Part):
+    """One pass, at weights with Gaussian noise on them: random weight perturbation."""
+
+    weight_sigma: Above = 0.05
+    """Standard deviation of the noise on a weight, times the root mean square of its row; biases
+    and norms get none."""
+
+
 class Region(Part):
     """A trust region: the distance to what a reference predicts."""
 

@@ -3,13 +3,20 @@ at theta + epsilon is the only one."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
 from tram_ds.algorithms.ascent import TINY
+from tram_ds.engines.layout import parameter_shapes
 from tram_ds.engines.optimizer_state import FIRST_MOMENTS, refuse_without_first_moment
 from tram_ds.engines.protocol import Engine
-from tram_ds.engines.shards import Lazy
+from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.models.randomness import StepRandomness
 
 
@@ -46,3 +53,80 @@ class AlongMomentum:
 
     def refuse(self, engine: Engine) -> None:
         refuse_without_first_moment(engine.weights.optimizer)
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """epsilon_ij = sigma |W_i|_2 / sqrt(n) z_ij, z ~ N(0, 1), for every parameter of two dimensions
+    or more as (rows, n) by its first dimension; 0 for biases and norms (Flat-LoRA, Li et al. 2025,
+    there of the merged weights; here of those that are trained). The same z on every engine and
+    world size; one all-reduce of a number per row where weights are sharded."""
+
+    sigma: float
+
+    def __call__(self, engine: Engine, draws: StepRandomness) -> Lazy:
+        theta = engine.params()
+        sizes = row_sizes(engine, theta)
+
+        def epsilon(span: Span, piece: Tensor) -> Tensor:
+            if span.name not in sizes or not span.length:
+                return torch.zeros_like(piece)
+            n = math.prod(span.shape[1:])
+            first, stop = span.start // n, -(-(span.start + span.length) // n)
+            rows = sizes[span.name][first:stop].to(piece.dtype).repeat_interleave(n)
+            size = rows[span.start - first * n :][: span.length]
+            z = draws.weights(span.name, span.start, piece.reshape(-1))
+            return (self.sigma * size * z).view_as(piece)
+
+        return Lazy(lambda theta: theta.map(epsilon), theta)
+
+    def refuse(self, engine: Engine) -> None:
+        masters = engine.weights.masters()
+        for span, piece in zip(masters.layout, masters, strict=True):
+            if not piece.is_contiguous():
+                raise ValueError(
+                    f"algorithm.name = rwp needs the rows of {span.name} one after the other in "
+                    "memory: make it contiguous, p.data = p.data.contiguous()"
+                )
+        if not _matrices(engine):
+            raise ValueError(
+                "algorithm.name = rwp perturbs matrices, and none is trained: unfreeze one, or use "
+                "base"
+            )
+
+
+def _matrices(engine: Engine) -> dict[str, tuple[int, ...]]:
+    """Shapes of what has rows, the same on every rank."""
+    shapes = parameter_shapes(engine.module)
+    return {name: shape for name, shape in shapes.items() if len(shape) > 1 and math.prod(shape)}
+
+
+def row_sizes(engine: Engine, theta: Shards) -> dict[str, Tensor]:
+    """Name -> |W_i|_2 / sqrt(n) of every row of a parameter, (rows,) float64 on the device of
+    theta. Collective where theta is sharded."""
+    shapes = _matrices(engine)
+    device = next((piece.device for piece in theta), engine.device)
+    squares = {
+        name: torch.zeros(shape[0], dtype=torch.float64, device=device)
+        for name, shape in shapes.items()
+    }
+    for span, piece in zip(theta.layout, theta, strict=True):
+        if span.name in squares and span.length:
+            _add_squares(squares[span.name], span, piece.reshape(-1))
+    found = torch.cat(list(squares.values())).to(engine.device)
+    if engine.shard_group is not None:
+        dist.all_reduce(found, group=engine.shard_group)
+    counts = [shape[0] for shape in shapes.values()]
+    columns = [math.prod(shape[1:]) for shape in shapes.values()]
+    parts = zip(shapes, found.to(device).split(counts), columns, strict=True)
+    return {name: (part / n).sqrt() for name, part, n in parts}
+
+
+def _add_squares(into: Tensor, span: Span, flat: Tensor) -> None:
+    """Adds the squares of a piece to its rows', of which it may have parts only."""
+    n = math.prod(span.shape[1:])
+    first, head = divmod(span.start, n)
+    tail = -(head + span.length) % n
+    whole = F.pad(flat, (head, tail)) if head or tail else flat
+    rows = torch.linalg.vector_norm(whole.view(-1, n), dim=1).double().square()
+    into[first : first + len(rows)] += rows

@@ -30,6 +30,7 @@ ALGORITHMS: dict[str, tuple[type[Part], ...]] = {
     "kl_init": (*PENALTY, parts.Initial),  # not the paper's: fine-tuning's usual KL term
     "l2sp": (parts.Pull,),  # not the paper's, as what else stays near theta_0
     "msam": (parts.Momentum, parts.Constant),  # nor is what moves the weights at no further pass
+    "rwp": (parts.WeightNoise,),
     "asam_trpo": (*ASAM, *PENALTY, parts.BesideAscent, parts.Previous),
     "asam_r3f": (*ASAM, *PENALTY, parts.BesideAscent, parts.Noised, parts.BothBranches),
     "asam_mesa": (*ASAM, *PENALTY, parts.BesideAscent, parts.Average),

@@ -34,6 +34,7 @@ ORDER = (  # rows appear in this order, others after them by name
     "kl_init",
     "l2sp",
     "msam",
+    "rwp",
     "asam_trpo",
     "asam_r3f",
     "asam_mesa",

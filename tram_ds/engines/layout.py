@@ -19,6 +19,12 @@ def parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
     return {p: name for name, p in module.named_parameters() if p.requires_grad}
 
 
+def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names of parameter_names() -> unsharded shapes, the same on every rank."""
+    names = parameter_names(module)
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in names.items()}
+
+
 def signature(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
     """Equal as long as theta is the same tensors and the optimizer holds the same: what a step
     compares to see a layer unfrozen, a head replaced, an adapter switched."""

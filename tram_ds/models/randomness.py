@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# elements that one generator draws of a parameter: a cut piece throws away two parts of them
+BLOCK = {"cpu": 1 << 16, "cuda": 1 << 20}
+
 
 @dataclass(frozen=True)
 class StepRandomness:
@@ -25,8 +28,7 @@ class StepRandomness:
     def key(self, purpose: str, index: int) -> int:
         """A 63-bit generator seed for micro-batch `index` (counted on this rank) and `purpose`
         (pass_1, noise, ...)."""
-        text = f"{self.seed}/{self.step}/{purpose}/{self.first + index}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+        return _key(f"{self.seed}/{self.step}/{purpose}/{self.first + index}")
 
     def seed_masks(self, purpose: str, index: int) -> None:
         """Seeds torch's default generators: the dropout masks of the forward pass that follows."""
@@ -47,3 +49,24 @@ class StepRandomness:
             else z.uniform_(-sigma, sigma, generator=generator)
         )
         return z.to(like.dtype)
+
+    def weights(self, name: str, start: int, like: Tensor) -> Tensor:
+        """N(0, 1) for the elements from `start` on of the flattened parameter `name`, as many as
+        the flat `like` has, on its device, drawn in fp32: of an element, the same whatever piece it
+        is asked for with, so on every rank, engine and world size. Equal runs need equal device
+        types."""
+        block, stop = BLOCK.get(like.device.type, BLOCK["cuda"]), start + len(like)
+        z = torch.empty(len(like), device=like.device)
+        for index in range(start // block, -(-stop // block)):
+            text = f"{self.seed}/{self.step}/weights/{name}/{index}"
+            generator = torch.Generator(device=like.device).manual_seed(_key(text))
+            # whole: what a generator gives depends on how much it is asked for
+            drawn = torch.randn(block, device=like.device, generator=generator)
+            first, last = max(start, index * block), min(stop, (index + 1) * block)
+            z[first - start : last - start] = drawn[first - index * block : last - index * block]
+        return z.to(like.dtype)
+
+
+def _key(text: str) -> int:
+    """A 63-bit generator seed."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
