@@ -189,6 +189,11 @@ OPTIMIZERS = {
     "a closure of one's own": (lambda p: Scheduled(p, lr=LR), "Scheduled.step.. needs a closure"),
     "sparse_adam": (torch.optim.SparseAdam, "SparseAdam needs sparse"),
     "differentiable": (lambda p: torch.optim.SGD(p, lr=LR, differentiable=True), "differentiable"),
+    "maximize": (lambda p: torch.optim.Adam(p, lr=LR, maximize=True), "maximize=True goes up"),
+    "maximize in one group": (
+        lambda p: torch.optim.SGD([{"params": p[:1], "maximize": True}, {"params": p[1:]}], lr=LR),
+        "maximize=True goes up",
+    ),
     "no optimizer": (lambda p: "adam", "'adam' is no torch optimizer"),
 }
 

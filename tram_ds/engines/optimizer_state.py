@@ -26,6 +26,11 @@ FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 # These look at a whole parameter: over its pieces they would be other methods.
 WHOLE_MATRICES = ("Adafactor", "Muon", "Shampoo", "SOAP", "LAMB", "Lamb", "LARS", "FusedLamb")
 # These send a compressed gradient or momentum themselves, past the reduction that the norm is of.
+FLAGS = {  # of torch's optimizers, that no step of ours can honour
+    "differentiable": "keeps the graph: set it to False",
+    "maximize": "goes up the loss, as the ascent does, which is then no adversary: return minus "
+    "the loss and set it to False",
+}
 OWN_REDUCTION = ("OnebitAdam", "ZeroOneAdam", "OnebitLamb", "ZeroRedundancyOptimizer")
 
 
@@ -63,8 +68,9 @@ def refuse_optimizer(optimizer: Any, *, sharded: bool, allowed: Sequence[str] = 
         raise ValueError(
             "SparseAdam needs sparse gradients, and the second gradient is dense: use Adam"
         )
-    if any(group.get("differentiable") for group in optimizer.param_groups):
-        raise ValueError("an optimizer with differentiable=True keeps the graph: set it to False")
+    for key, why in FLAGS.items():
+        if any(group.get(key) for group in optimizer.param_groups):
+            raise ValueError(f"an optimizer with {key}=True {why}")
     if name in OWN_REDUCTION:
         raise ValueError(
             f"{name} exchanges gradients or weights itself, so replicas differ between its steps: "
