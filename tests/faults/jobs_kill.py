@@ -13,14 +13,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from tests.faults.jobs import digest, save_in, shared_folder, stepper, train
 from tests.parity import build
+from tram_ds.algorithms.stepper import wrap
 from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.checkpoint.export import export
 from tram_ds.checkpoint.files import candidates, folder
+from tram_ds.runtime import run_folder
 from tram_ds.runtime import run_lock as lock
 from tram_ds.runtime.exits import CheckpointError, PeerLost, RunLocked
+from tram_ds.runtime.peers import Peers
 
 EVENTS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod")
 
@@ -221,3 +226,59 @@ def lock_is_agreed() -> dict[str, Any]:
     box = [None] * world
     dist.all_gather_object(box, messages)
     return {"messages": box, "commits": [p.name for p in candidates(root)]}
+
+
+def export_killed_at_every_point() -> dict[str, Any]:
+    """Over an old export a new one, of other weights, each time killed one change of a file later:
+    `old` and `new` count what stands then."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 11}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **fields))
+    engine = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), "base").engine
+    root = shared_folder(0, 1)
+    engine.load(engine.params().clone() * 0.0, {}, 0)
+
+    def written() -> dict[str, bytes]:
+        run_folder.restore_export(root / "export")
+        return {p.name: p.read_bytes() for p in sorted((root / "export").iterdir())}
+
+    def write() -> None:
+        export(engine, root / "export", Peers(1), max_shard_size="20KB")
+
+    write()
+    old = written()
+    engine.load(engine.params().clone() + 1.0, {}, 0)
+    write()
+    new, found = written(), {"old": 0, "new": 0, "wrong": [], "points": []}
+    points = root / "points"
+
+    def counted() -> None:
+        seen = die_at(None, root)
+        write()
+        points.write_text("\n".join(seen))
+
+    assert in_child(counted) == 0 and old != new
+    found["points"] = points.read_text().splitlines()[:-1]
+    for point in range(len(found["points"])):
+        for path in root.glob("export*"):
+            shutil.rmtree(path)
+        (root / "export").mkdir()
+        for name, data in old.items():
+            (root / "export" / name).write_bytes(data)
+
+        def killed(point: int = point) -> None:
+            die_at(point, root)
+            write()
+
+        assert in_child(killed) == -signal.SIGKILL
+        state = written()
+        kind = {str(old): "old", str(new): "new"}.get(str(state))
+        if kind is None:
+            found["wrong"].append(found["points"][point])
+        else:
+            found[kind] += 1
+    write()  # over what the last one left
+    assert written() == new and sorted(p.name for p in root.glob("export*")) == ["export"]
+    shutil.rmtree(root)
+    return found

@@ -226,6 +226,10 @@ def test_a_new_export_takes_the_place_of_the_old_one_but_not_of_what_somebody_pu
     assert (tmp_path / "export.kept-1" / "notes.txt").read_text() == "export/notes.txt"
     assert sorted(tree(tmp_path / "export")) == ["config.json"]
     assert "export.kept-1" in capsys.readouterr().out
+    write(tmp_path, "best.old/config.json")  # killed between the two renames: the old one is back
+    run_folder.restore_export(tmp_path / "best")
+    assert sorted(tree(tmp_path / "best")) == ["config.json"]
+    assert not (tmp_path / "best.old").exists()
 
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -68,13 +68,12 @@ def build(job: Any, case: dict[str, Any], name: str, load: Any) -> dict[str, Any
     engine = engines.build(
         kind, model, settings(job, name, case["half"], stored.read if stored else None)
     )
-    frozen = [engine.whole(p) for p in engine.module.parameters() if not p.requires_grad]
     groups = [len(g["params"]) for g in engine.weights.optimizer.param_groups]
     found = {
         "masters": digest(engine.params()),
         "working": digest(engine.working()),
         "buffers": digest(engine.module.buffers()),
-        "frozen": digest(frozen),
+        "frozen": digest(engine.weights.frozen()),
         "groups": groups,
         "tied": len(list(engine.module.parameters())),
         "loss": loss(engine),

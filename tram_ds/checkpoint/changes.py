@@ -23,6 +23,7 @@ FREE = (
     "checkpoint",
     "engine",
     "eval",
+    "export",
     "algorithm.lookahead",
     "model.logits",
     "train.stop_after",
@@ -91,11 +92,11 @@ def another(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
 
 def differences(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
     """Why the results in this run folder are not those of this recipe, one line per difference;
-    none where they are. Of `eval`, which may change while a run goes, what its results depend on
-    counts."""
+    none where they are. Of `eval` and `export`, which may change while a run goes, what its
+    results depend on counts."""
     try:
         then = yaml.safe_load(RunFolder(run_dir).recipe.read_text(encoding="utf-8"))
-        scored = [_flat({"eval": _scoring(recipe["eval"])}) for recipe in (then, recipe_now)]
+        scored = [_flat(_scoring(recipe)) for recipe in (then, recipe_now)]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         return [f"{RunFolder.recipe}: {ABSENT} or not readable"]
     found = changed(then, recipe_now)
@@ -106,12 +107,15 @@ def differences(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _scoring(section: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ["splits", "select", "initial"]
-    return {
-        key: section.get(key, default_of(f"eval.{key}"))
-        for key in [*keys, *(["every_steps"] if section.get("select") == "best" else [])]
-    }
+def _scoring(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ["eval.splits", "eval.select", "eval.initial", "export.dtype"]
+    if recipe["eval"].get("select") == "best":
+        keys.append("eval.every_steps")
+    found = {}
+    for key in keys:
+        section, name = key.split(".")
+        found[key] = recipe.get(section, {}).get(name, default_of(key))
+    return found
 
 
 def free(key: str) -> bool:

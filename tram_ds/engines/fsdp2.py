@@ -146,8 +146,15 @@ class FSDP2:
         self.write(params)
         self.torch.load(params, moments, steps, extras)
 
-    def whole(self, parameter: nn.Parameter) -> Tensor:
-        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+    def frozen(self) -> Shards:
+        self._reshard()
+        return layout.frozen(
+            self.module,
+            lambda name, p: (
+                (_span(name, p), local(p.detach()).view(-1)) if isinstance(p, DTensor) else None
+            ),
+            self.rank,
+        )
 
 
 def over(

@@ -3,7 +3,7 @@ again at every step in which they have changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import UninitializedParameter
+
+from tram_ds.engines.shards import Shards, Span
 
 
 def parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
@@ -23,6 +25,19 @@ def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Names of parameter_names() -> unsharded shapes, the same on every rank."""
     names = parameter_names(module)
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in names.items()}
+
+
+def frozen(
+    module: nn.Module, held: Callable[[str, nn.Parameter], tuple[Span, Tensor] | None], rank: int
+) -> Shards:
+    """Of the parameters that are not trained. held: this rank's flat piece of one; None where every
+    rank has it whole: rank 0's counts, and the others' is empty."""
+    pieces: list[tuple[Span, Tensor]] = []
+    for name, p in module.named_parameters():
+        if not p.requires_grad:
+            whole = Span(name, 0, 0 if rank else p.numel(), tuple(p.shape))
+            pieces.append(held(name, p) or (whole, p.detach().reshape(-1)[: whole.length]))
+    return Shards((tensor for _, tensor in pieces), tuple(span for span, _ in pieces))
 
 
 def signature(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:

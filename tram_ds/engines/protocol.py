@@ -5,7 +5,7 @@ one.
 is one; what they do alike stands here, once.
 
 Communication contract. Every rank of the job calls every method in the same order with the same
-number of micro-batches. `norm`, `data_sum`, `backward`, `moved`, `descend` and `whole` are
+number of micro-batches. `norm`, `data_sum`, `backward`, `moved` and `descend` are
 collective; `params`, `grads` and `working` are local. A pass has one small all-reduce: its sums,
 the squared norm of its gradient and, where ranks hold the same weights, a digest of a piece of
 them travel together. Everything a method returns is identical on all ranks where it is a scalar,
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from tram_ds.engines import replicas
 from tram_ds.engines.optimizer_state import Extras, optimizer_steps
@@ -289,10 +289,6 @@ class Engine:
         Collective."""
         self._theta, self.steps = None, steps
         self.weights.load(params, moments, steps, extras or Extras())
-
-    def whole(self, parameter: nn.Parameter) -> Tensor:
-        """A parameter outside theta (frozen), unsharded. Collective."""
-        return self.weights.whole(parameter)
 
 
 def squared_norm(engine: Engine, norm_rule: NormRule | None) -> Tensor:

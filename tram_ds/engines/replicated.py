@@ -137,8 +137,8 @@ class Replicated:
         self.write(params)
         self.torch.load(params, moments, steps, extras)
 
-    def whole(self, parameter: nn.Parameter) -> Tensor:
-        return parameter.detach()
+    def frozen(self) -> Shards:
+        return layout.frozen(self.module, lambda *_: None, self.rank)
 
 
 def over(

@@ -78,6 +78,7 @@ class Weights(Protocol):
         change cannot be followed."""
         ...
 
-    def whole(self, parameter: nn.Parameter) -> Tensor:
-        """A parameter that is not trained, unsharded. Collective."""
+    def frozen(self) -> Shards:
+        """This rank's pieces of the parameters that are not trained, in the engine's precision;
+        over the ranks of a shard group each element is there once."""
         ...

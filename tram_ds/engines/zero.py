@@ -163,11 +163,8 @@ class Zero:
             self._view(self.storage.cut(tensors)).copy_(shards)
         self.storage.restore()
 
-    def whole(self, parameter: nn.Parameter) -> Tensor:
-        if not hasattr(parameter, "ds_id"):
-            return parameter.detach()
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()
+    def frozen(self) -> Shards:
+        return layout.frozen(self.module, _partition_of, self.rank)
 
 
 def over(
@@ -256,6 +253,16 @@ def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
+def _partition_of(name: str, p: Any) -> tuple[Span, Tensor] | None:
+    """This rank's part of a stage-3 parameter, padding left out; None for one that is whole."""
+    if not hasattr(p, "ds_tensor"):
+        return None
+    each = p.ds_tensor.numel()
+    start = min(dist.get_rank() * each, p.ds_numel)
+    length = min(each, p.ds_numel - start)
+    return Span(name, start, length, _shape(p)), p.ds_tensor.data.view(-1)[:length]
+
+
 def _shape(p: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(p, "ds_shape", p.shape))
 
@@ -324,7 +331,7 @@ def _partition(model: nn.Module, config: dict[str, Any], fill: Fill, dtype: torc
         else:
             first.convert_to_zero_parameters(param_list=[parameter])  # as DeepSpeed's own engine
         if not parameter.requires_grad:  # in no optimizer, so nobody writes it later
-            own: Any = parameter
-            start = dist.get_rank() * own.ds_tensor.numel()
-            length = max(0, min(own.ds_tensor.numel(), own.ds_numel - start))
-            fill(name, start, own.ds_tensor.data.view(-1)[:length])
+            found = _partition_of(name, parameter)
+            assert found is not None, "it has just been partitioned"
+            span, piece = found
+            fill(name, span.start, piece)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tram_ds.checkpoint.export import export, read_export
 from tram_ds.checkpoint.space import weights_bytes
 from tram_ds.engines.protocol import Engine
@@ -96,6 +98,8 @@ class Evaluator:
         is not selected, exported or shown any more, nor are the results of an end that is none."""
         if self.engine.rank != 0:
             return
+        for folder in (self.folder.best, self.folder.export):
+            run_folder.restore_export(folder)
         if self._best()["step"] > step:
             print(f"the best weights so far were those of step {self._best()['step']}: dropped")
             run_folder.discard_export(self.folder.best)
@@ -110,16 +114,28 @@ class Evaluator:
         """The current weights in Hugging Face format, with the tokenizer or image processor beside
         them."""
         companion = getattr(self.task, "tokenizer", None) or getattr(self.task, "processor", None)
-        self._in_room(to, lambda: export(self.engine, to, companion))
+        files = self.recipe.export
+        self._in_room(
+            to,
+            lambda peers: export(
+                self.engine,
+                to,
+                peers,
+                companion,
+                dtype=getattr(torch, files.dtype),
+                max_shard_size=files.max_shard_size,
+                beat=self.beat,
+            ),
+        )
 
-    def _in_room(self, to: Path, write: Callable[[], None]) -> None:
-        """write(), a collective that makes the folder `to`, when the disk has room; CheckpointError
-        on all ranks alike where it fails."""
-        doing = f"writing {to}"
+    def _in_room(self, to: Path, write: Callable[[Peers], None]) -> None:
+        """write(peers), a collective that makes the folder `to`, when the disk has room;
+        CheckpointError on all ranks alike where it fails."""
         peers = Peers(self.engine.world_size)
         try:
-            needed = weights_bytes(self.engine.module)
-            self.room(needed, doing, lambda: peers.every(doing, write))
+            bits = torch.finfo(getattr(torch, self.recipe.export.dtype)).bits
+            needed = weights_bytes(self.engine.module) * bits // 32
+            self.room(needed, f"writing {to}", lambda: write(peers))
         finally:
             peers.close()
 
@@ -152,12 +168,14 @@ class Evaluator:
         self._write(self.folder.results, results)
         return results
 
-    def _publish_best(self) -> None:
-        if self.engine.rank == 0:
+    def _publish_best(self, peers: Peers) -> None:
+        def copy() -> None:
             incomplete = partial(self.folder.export)
             run_folder.discard_export(incomplete)
             shutil.copytree(self.folder.best, incomplete)
             run_folder.replace_export(incomplete, self.folder.export)
+
+        peers.first(f"writing {self.folder.export}", copy)
 
     def _selected(self, best: bool) -> dict[str, Any]:
         last = {"step": self.engine.steps}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -237,32 +237,23 @@ def _load_weights(
 def _leave_weights(
     auto_class: Any, section: Any, config: PretrainedConfig, new_head: bool, options: dict
 ) -> nn.Module:
-    files = stored.entries(section.path, _revision(section))
-    why = "it has no safetensors files"
-    if files is not None:
-        with torch.device("meta"):
-            kind: Any = type(auto_class.from_config(config, **options))
-
-        def build(state: dict[str, Tensor]) -> Any:
-            return kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                output_loading_info=True,
-                ignore_mismatched_sizes=new_head,
-                **options,
-            )
-
-        try:
-            model, report = stored.read_model(files, build)
-        except stored.Converted as name:
-            why = f"transformers converts its {name}"
-        else:
-            _check_report(section.path, model, report, new_head)
-            _as_from_path(model, section)
-            return model
-    model: Any = _load_weights(auto_class, section, config, new_head, options)
-    model.loaded_whole = f"'{section.path}' is loaded whole on every rank: {why}"
+    with torch.device("meta"):
+        kind = type(auto_class.from_config(config, **options))
+    try:
+        model, report = stored.read_model(
+            kind,
+            section.path,
+            _revision(section),
+            config=config,
+            ignore_mismatched_sizes=new_head,
+            **options,
+        )
+    except stored.NotSlices as why:
+        whole: Any = _load_weights(auto_class, section, config, new_head, options)
+        whole.loaded_whole = f"'{section.path}' is loaded whole on every rank: {why}"
+        return whole
+    _check_report(section.path, model, report, new_head)
+    _as_from_path(model, section)
     return model
 
 

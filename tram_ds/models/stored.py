@@ -10,7 +10,7 @@ loader stand-ins of one element each, and looks where they come out.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 CHUNK = 1 << 22
 
 
-class Converted(Exception):
-    """Parameters are not slices of the files: transformers merges or splits tensors of this
-    model."""
+class NotSlices(Exception):
+    """Why a model's parameters are not slices of its files: it has none in safetensors, or
+    transformers merges or splits their tensors."""
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,18 @@ def _find(path: str, name: str, revision: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-Build = Callable[[dict[str, Tensor]], tuple[Any, Mapping[str, Any]]]
-
-
-def read_model(files: Mapping[str, Entry], build: Build) -> tuple[Any, Mapping[str, Any]]:
+def read_model(
+    kind: Any, path: str, revision: str, **options: Any
+) -> tuple[Any, Mapping[str, Any]]:
     """(the model with its stored parameters on meta and `model.stored`, transformers' report).
 
-    build: a state dict -> (model, loading report), by from_pretrained. What the files lack is
-    initialised by it, in memory, and buffers are read whole. `Converted` where a parameter is not
-    one tensor of the files.
+    kind: the model's class, whose from_pretrained takes the `options`. What the files lack is
+    initialised by it, in memory, and buffers are read whole. NotSlices where a parameter is not one
+    tensor of the files.
     """
+    files = entries(path, revision)
+    if files is None:
+        raise NotSlices("it has no safetensors files")
     order = list(files)
     # One element each, seen as the whole: the value says which tensor it stands for.
     marks = {key: torch.full((1,), float(number)) for number, key in enumerate(order)}
@@ -168,7 +170,9 @@ def read_model(files: Mapping[str, Entry], build: Build) -> tuple[Any, Mapping[s
             state[key] = marks[key].expand(entry.shape) if entry.shape else marks[key][0]
         else:
             state[key] = _whole(entry)
-    model, report = build(state)
+    model, report = kind.from_pretrained(
+        None, state_dict=state, output_loading_info=True, **options
+    )
     numbers = {mark.data_ptr(): int(mark) for mark in marks.values()}
 
     def behind(tensor: Tensor) -> Entry | None:
@@ -185,7 +189,7 @@ def read_model(files: Mapping[str, Entry], build: Build) -> tuple[Any, Mapping[s
         elif entry is None and name in absent:
             new[name] = parameter.detach()  # keeps the fp32 values where an engine casts
         else:
-            raise Converted(name)
+            raise NotSlices(f"transformers converts its {name}")
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and (entry := behind(buffer)) is not None:

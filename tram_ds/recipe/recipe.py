@@ -21,6 +21,7 @@ from tram_ds.recipe.sections import (
     CheckpointSection,
     EngineSection,
     EvalSection,
+    ExportSection,
     ModelSection,
     OptimizerSection,
     ScheduleSection,
@@ -60,6 +61,8 @@ class Recipe(Section):
     """When and on what the model is scored."""
     checkpoint: CheckpointSection = CheckpointSection()
     """When the run saves what it needs to continue."""
+    export: ExportSection = ExportSection()
+    """The trained weights as files."""
     tracking: TrackingSection = TrackingSection()
     """MLflow."""
     run_dir: Place = "runs/{recipe}-{algorithm}-{seed}"

@@ -344,6 +344,16 @@ class CheckpointSection(Section):
     """Write in the background while training goes on."""
 
 
+class ExportSection(Section):
+    """The trained weights as Hugging Face's files, which every rank writes its own part of."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the exported weights; bfloat16 is half as large and rounds the masters. The scores of
+    `eval.select: best` are then those of the rounded weights."""
+    max_shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*(KB|MB|GB)$")] = "5GB"
+    """Largest file of an export, such as 500MB; a larger model is several files with an index."""
+
+
 class TrackingSection(Section):
     """MLflow; `metrics.jsonl` in the run folder is written in any case."""
 

@@ -13,7 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tram_ds.runtime import files
-from tram_ds.runtime.run_layout import JOBS, LOCKS, MADE, RunFolder, is_one_of, made, matches
+from tram_ds.runtime.run_layout import (
+    JOBS,
+    LOCKS,
+    MADE,
+    RunFolder,
+    is_one_of,
+    made,
+    matches,
+    replaced,
+)
 
 SHOWN = 3  # strangers that a message names
 
@@ -105,9 +114,21 @@ def replace_export(partial: Path, folder: Path) -> None:
         )
         files.set_aside(folder, aside)
         print(f"{folder} held files that no run makes: kept as {aside}")
-    discard_export(folder)
     files.sync_tree(partial)
+    old = replaced(folder)
+    restore_export(folder)
+    discard_export(old)
+    # Two renames and nothing else between the old and the new: a crash there leaves both whole.
+    if folder.exists():
+        files.set_aside(folder, old)
     files.publish(partial, folder)
+    discard_export(old)
+
+
+def restore_export(folder: Path) -> None:
+    """Puts back the export that a killed replace_export had set aside and not yet replaced."""
+    if not folder.exists() and (old := replaced(folder)).is_dir():
+        files.publish(old, folder)
 
 
 def discard_export(folder: Path) -> None:

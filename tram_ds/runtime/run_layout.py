@@ -94,6 +94,11 @@ def partial(export: Path) -> Path:
     return export.with_name(f"{export.name}.partial")
 
 
+def replaced(export: Path) -> Path:
+    """Beside an export: the one before it, until the new one stands."""
+    return export.with_name(f"{export.name}.old")
+
+
 _TOP = (
     RunFolder.recipe,
     *(
@@ -129,6 +134,7 @@ _EXPORT = (
     "generation_config.json",
     "model.safetensors",
     "model-*-of-*.safetensors",
+    TEMPORARY,
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -148,7 +154,7 @@ _EXPORT = (
 EXPORTS = tuple(
     name
     for export in (RunFolder.export, RunFolder.best)
-    for name in (export, partial(Path(export)).name)
+    for name in (export, partial(Path(export)).name, replaced(Path(export)).name)
 )
 
 MADE: Final[tuple[str, ...]] = (
