@@ -2,6 +2,7 @@
 
     tram compare runs/xnli_xlmr-* --table xnli --baseline adam
     tram compare --experiment xnli --uri http://127.0.0.1:5000 --report out --log
+    tram compare runs/* --frontier --report out  # off, on, or how many seeds would tell
     tram compare --table m2d2_s2orc --paper      # the paper's numbers, recomputed
 
 Exit codes: 0 done, 2 nothing to compare or not as asked.
@@ -25,6 +26,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="MLflow experiment: where runs come from if no folder is named, and --log goes",
     )
     parser.add_argument(
+        "--sweep", help="a file of launch/sweep.py: its finished runs, and what is missing"
+    )
+    parser.add_argument(
         "--uri", help="MLflow; default: MLFLOW_TRACKING_URI, else mlflow.db in this folder"
     )
     parser.add_argument(
@@ -38,6 +42,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--alpha", type=float, default=0.01, help="level of the tests; default: the paper's, 0.01"
+    )
+    parser.add_argument(
+        "--frontier",
+        action="store_true",
+        help="residuals off the frontier of plain training, at equal steps and equal FLOPs",
     )
     parser.add_argument("--split", default="test", choices=["test", "validation"])
     parser.add_argument(

@@ -7,15 +7,24 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
-from tram_ds.comparison import collect, correlation, plots, tables, views
+from tram_ds.comparison import (
+    collect,
+    correlation,
+    frontier_plot,
+    frontier_views,
+    plots,
+    tables,
+    views,
+)
 from tram_ds.comparison.blocks import Block
 from tram_ds.comparison.collect import Table
 from tram_ds.comparison.compute import compute
+from tram_ds.comparison.frontier_runs import sides
 from tram_ds.comparison.layouts import TABLES, Layout, paper_layout
 from tram_ds.comparison.lines import off_lines
 from tram_ds.comparison.paper import Frame
 from tram_ds.comparison.paper_marks import marks
-from tram_ds.comparison.runs import ANALYSES, Run
+from tram_ds.comparison.runs import ANALYSES, CompareError, Run
 from tram_ds.comparison.terms import explained
 
 CURVES = (
@@ -45,14 +54,28 @@ class Section:
 
 
 def compare(
-    runs: Sequence[Run], table: str = "auto", baseline: str | None = None, alpha: float = 0.01
+    runs: Sequence[Run],
+    table: str = "auto",
+    baseline: str | None = None,
+    alpha: float = 0.01,
+    frontier: bool = False,
 ) -> list[Section]:
-    """A section per table. ValueError says what does not fit: no runs for the table, no such
-    baseline."""
-    return [
-        _section(collect.gather(members, layout), baseline, alpha)
-        for layout, members in collect.parts(runs, table)
-    ]
+    """A section per table. frontier: with residuals off that of plain training. ValueError says
+    what does not fit: no runs for the table, no such baseline, no table with a frontier."""
+    tables = [collect.gather(members, layout) for layout, members in collect.parts(runs, table)]
+    if frontier and not any(map(_has_frontier, tables)):
+        raise CompareError(
+            "--frontier: needs runs scored on their training domain and on others, in perplexity "
+            "or accuracy"
+        )
+    return [_section(each, baseline, alpha, frontier and _has_frontier(each)) for each in tables]
+
+
+def _has_frontier(table: Table) -> bool:
+    layout = table.layout
+    outside = [c for c in table.values if c in layout.zero_shot]
+    inside = layout.train is not None and layout.train in table.values
+    return inside and bool(outside) and layout.metric in ("perplexity", "accuracy")
 
 
 def paper_alone(table: str = "auto") -> list[Section]:
@@ -61,13 +84,15 @@ def paper_alone(table: str = "auto") -> list[Section]:
     return [_paper_section(paper_layout(name)) for name in (TABLES if table == "auto" else [table])]
 
 
-def _section(table: Table, baseline: str | None, alpha: float) -> Section:
+def _section(table: Table, baseline: str | None, alpha: float, frontier: bool) -> Section:
     """What matters first; spreads, the paper's own figures and correlations follow."""
     layout, means = table.layout, table.means()
     plain, trained = tables.baseline_of(table, baseline), layout.metric not in ANALYSES
     blocks = [] if trained or layout.train is None else [tables.transfer(table)]
+    found = sides(table) if frontier else None
     blocks += [
         tables.scores(table),
+        *(frontier_views.blocks(table, found) if found else ()),
         *filter(None, [tables.against_paper(table)]),
         tables.summary(table),
     ]
@@ -83,6 +108,9 @@ def _section(table: Table, baseline: str | None, alpha: float) -> Section:
     kind = "geometric mean" if layout.log else "mean"
     alt = f"{kind} {layout.summary}: dots are seeds, bars 95 % intervals{strokes}"
     drawings = [Drawing("averages", alt, plots.averages(table))]
+    if found and (found.base or found.methods):
+        figure = frontier_plot.drawn(found, layout)
+        drawings.insert(0, Drawing("frontier", frontier_plot.ALT, figure))
     if trained and (drawn := plots.curves(table)) is not None:
         drawings.append(Drawing("compute", CURVES, drawn))
     more, figures = _correlated(means, layout) if trained and layout.train else ([], [])

@@ -18,7 +18,7 @@ SHORTEST = 60.0  # seconds of training: start-up and noise decide what a shorter
 def examples(run: Run) -> float:
     """Compute of a run's training, in examples (or blocks of tokens) of plain training: TRAM's
     count 7/3 each."""
-    return _samples(run) * cost(run.recipe["algorithm"]).relative
+    return samples(run) * cost(run.recipe["algorithm"]).relative
 
 
 def compute(table: Table, baseline: str) -> Block:
@@ -68,14 +68,15 @@ def _notes(every: Sequence[Run], table: Table, start: str, baseline: str) -> tup
     )
 
 
-def _samples(run: Run) -> int:
+def samples(run: Run) -> int:
+    """Examples, or blocks of tokens, that a run trained on."""
     return run.course.steps * run.recipe["train"]["global_batch"]
 
 
 def _spent(runs: Sequence[Run], relative: float) -> list[Cell]:
     """Epochs, tokens, passes, FLOP and hours."""
     step = cost(runs[0].recipe["algorithm"])
-    passed = [_samples(run) / run.train_rows if run.train_rows else math.nan for run in runs]
+    passed = [samples(run) / run.train_rows if run.train_rows else math.nan for run in runs]
     return [
         number(float(np.mean(passed)), 2),
         token_count(float(np.mean([run.course.tokens for run in runs]))),

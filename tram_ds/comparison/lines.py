@@ -68,14 +68,14 @@ def _off(
     return found
 
 
-def in_unit(residual: float, level: float, scale: Scale) -> Cell:
+def in_unit(residual: float, level: float, scale: Scale, digits: int = 1) -> Cell:
     """A residual as people read it: 100 x the difference of logarithms, in percent; or points of
     accuracy at the level where it is."""
     if not math.isfinite(residual):
         return number(math.nan, 1)
     ends = scale.down(np.array([level + residual, level]))
     shown = 100 * residual if scale.log else float(ends[0] - ends[1])
-    return Cell(f"{shown:+z.1f}{' %' * scale.log}", shown)
+    return Cell(f"{shown:+z.{digits}f}{' %' * scale.log}", shown)
 
 
 def _unit(layout: Layout) -> str:

@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from tram_ds.comparison import comparison, report, runs
+from tram_ds.comparison import comparison, report, runs, swept
 from tram_ds.comparison.render import render
 from tram_ds.runtime.files import refuse_unwritable
 from tram_ds.runtime.paths import expanded_uri
@@ -23,17 +23,21 @@ def main(options: Namespace, words: Sequence[str]) -> str:
         raise ValueError(f"--alpha {options.alpha}: a probability is needed, e.g. 0.01")
     if options.report:
         refuse_unwritable(options.report / "report.html", "--report")
-    found, notes = [], []
+    found, notes, partial = [], [], []
     uri = address(options.uri and expanded_uri(options.uri, "--uri"), None, "", os.environ).uri
     if options.paper:
         sections = comparison.paper_alone(options.table)
     else:
-        found, notes = runs.find(options.runs, options.experiment, uri, options.split)
-        sections = comparison.compare(found, options.table, options.baseline, options.alpha)
+        patterns, partial = swept.folders(options) if options.sweep else (options.runs, [])
+        found, notes = runs.find(patterns, options.experiment, uri, options.split)
+        notes += partial
+        sections = comparison.compare(
+            found, options.table, options.baseline, options.alpha, options.frontier
+        )
     chosen = comparison.blocks_of(sections, options.only.split(",") if options.only else None)
     text = render(chosen, options.format, colour=sys.stdout.isatty())
     for note in notes:
-        print(f"left out: {note}", file=sys.stderr)
+        print(note if note in partial else f"left out: {note}", file=sys.stderr)
     command = shlex.join(words)
     if options.report:
         print(f"report: {report.write(sections, options.report, command, notes)}", file=sys.stderr)

@@ -14,15 +14,16 @@ from typing import Any
 
 import yaml
 
+from tram_ds.comparison import interpolation
 from tram_ds.comparison.course import RECORDED, Course, course
 from tram_ds.comparison.folders import run_folders
+from tram_ds.comparison.interpolation import Scores
 from tram_ds.runtime.jsonl import decode
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.runtime.wording import short
 from tram_ds.tracking.points import GROUPED
 
-Scores = dict[str, dict[str, float]]  # domain -> metric -> value
 ANALYSES = ("sharpness", "cka")  # files <run>/analysis/<name>.json: {domain: value}
 
 
@@ -33,7 +34,8 @@ class CompareError(ValueError):
 @dataclass(frozen=True)
 class Run:
     """One finished run. where: its folder or its MLflow name. folder, link: None for the other
-    kind. order: later is higher."""
+    kind. order: later is higher. interpolation: scores at points from the pre-trained model, 0, to
+    the trained one, 1."""
 
     where: str
     recipe: dict[str, Any]
@@ -47,6 +49,7 @@ class Run:
     folder: str | None = None
     link: str | None = None
     analyses: dict[str, dict[str, float]] = field(default_factory=dict)
+    interpolation: dict[float, Scores] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -214,6 +217,7 @@ def _read_folder(folder: Path, split: str) -> Run:
         course=how,
         tags=tags,
         order=files.results.stat().st_mtime,
+        interpolation=interpolation.read(files, split),
         folder=str(folder),
         run_id=files.run_id.read_text(encoding="utf-8").strip() if files.run_id.exists() else None,
         analyses={
