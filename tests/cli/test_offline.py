@@ -41,6 +41,15 @@ def test_a_model_that_is_a_folder_is_looked_at_first(
     assert f"--model {path}: there is no such folder" in said(words, capsys)
 
 
+def test_a_run_is_no_hub_id_where_no_runs_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "one").rmdir()
+    (tmp_path / "runs").rmdir()
+    words = ["evaluate", "--recipe", "xnli_xlmr", "--model", "runs/xnli_xlmr-base-0"]
+    assert "--model runs/xnli_xlmr-base-0: there is no such folder" in said(words, capsys)
+
+
 def test_a_missing_model_folder_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", *TINY, "model.init=null", f"model.path={tmp_path}/none"]
     assert f"{tmp_path}/none: there is no such folder" in said(words, capsys)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tram_ds.runtime.launchers import place
+from tram_ds.runtime.launchers import place, tell_launcher
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "x",
@@ -115,3 +115,28 @@ def test_a_contradiction_is_refused_with_the_command_that_works(env, local_rank,
         place(env, local_rank)
     assert says in str(refused.value)
     assert "`" in str(refused.value) or "e.g." in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [(2, "recipe or data"), (6, "peer lost or timeout"), (75, "stopped to be requeued")],
+)
+def test_torchruns_last_words_are_the_line_and_the_exit_codes_meaning(
+    code, meaning, tmp_path, monkeypatch
+):
+    """As torchrun reads and prints what its workers leave."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    tell_launcher("error: recipe r: no", code)
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=code, error_file=str(file))
+    last = [line for line in str(ChildFailedError("train", {0: failure})).splitlines() if line]
+    assert f"error: recipe r: no (exit {code}: {meaning}" in last[-2] and set(last[-1]) == {"="}
+
+
+def test_other_launchers_are_told_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    tell_launcher("error", 2)
+    assert not list(tmp_path.iterdir())

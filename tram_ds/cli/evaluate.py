@@ -53,8 +53,11 @@ def run(options: argparse.Namespace) -> int:
     from tram_ds.recipe import recipe
     from tram_ds.runtime.files import keep_text, refuse_unwritable
     from tram_ds.runtime.jsonl import strict
+    from tram_ds.runtime.paths import refuse_missing
 
     chosen = recipe.load(options.recipe, options.overrides, smoke=options.smoke)
+    for path in options.model:
+        refuse_missing(path, "--model")
     # torch is imported only for a recipe that holds
     from tram_ds.evaluation import models as evaluation
     from tram_ds.runtime import ranks

@@ -16,6 +16,7 @@ from typing import NoReturn
 import tram_ds
 from tram_ds.cli import completion
 from tram_ds.runtime import terminal
+from tram_ds.runtime.launchers import tell_launcher
 
 COMMANDS = (
     *("quickstart", "train", "evaluate", "compare", "analyze", "sweep"),
@@ -67,9 +68,12 @@ def main(words: Sequence[str], checkout: bool = False) -> int:
     start = ["python", f"launch/{words[0]}.py"] if checkout else ["tram", words[0]]
     options.command = [*start, *words[1:]]
     try:
-        return _module(words[0]).run(options)
+        code = _module(words[0]).run(options)
     except Exception as error:
         return _failed(error)
+    if code:
+        tell_launcher(words[0], code)
+    return code
 
 
 def parsers(checkout: bool = False) -> tuple[argparse.ArgumentParser, Choices]:
@@ -142,6 +146,7 @@ def _failed(error: Exception) -> int:
     from tram_ds.runtime.exits import USAGE, code_of
 
     expected = USAGE if isinstance(error, ValueError) else code_of(error)
+    tell_launcher(f"error: {error}", 1 if expected is None else expected)
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     if expected is None:
         traceback.print_exception(error)

@@ -16,13 +16,15 @@ from huggingface_hub.errors import (
 )
 
 from tram_ds.runtime.errors import DataError
+from tram_ds.runtime.hub import waiting
 
 
 def hub_file(repo: str, name: str, revision: str | None, instead: str) -> Path:
     """One file of a data set repository, downloaded on first use. instead: where to put the file
     without a network."""
     try:
-        return Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision))
+        with waiting(repo, "task.data"):
+            return Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision))
     except Exception as error:  # the client's errors come from four libraries
         raise _unreachable(repo, name, revision, instead, error) from error
 
@@ -31,18 +33,18 @@ def hub_files(repo: str, pattern: str, revision: str | None, instead: str) -> li
     """The files of a data set repository that match `pattern` (of their path in it), sorted by
     name; at least one."""
     try:
-        folder = Path(
-            snapshot_download(
+        with waiting(repo, "task.data"):
+            found = snapshot_download(
                 repo, repo_type="dataset", revision=revision, allow_patterns=[pattern]
             )
-        )
+        folder = Path(found)
     except Exception as error:
         raise _unreachable(repo, pattern, revision, instead, error) from error
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
-    found = [folder / name for name in names if fnmatch(name, pattern)]
-    if not found:
+    matching = [folder / name for name in names if fnmatch(name, pattern)]
+    if not matching:
         raise _unreachable(
             repo,
             pattern,
@@ -50,7 +52,7 @@ def hub_files(repo: str, pattern: str, revision: str | None, instead: str) -> li
             instead,
             FileNotFoundError(f"no such file; it has {_some(names)}"),
         )
-    return found
+    return matching
 
 
 def _unreachable(

@@ -28,12 +28,11 @@ from tram_ds.data.alike import read_alike
 from tram_ds.data.m2d2 import ABBREVIATIONS, short_names
 from tram_ds.engines.layout import parameter_names
 from tram_ds.evaluation.score import evaluate, zero_shot_average
-from tram_ds.models.pretrained import refuse_missing
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.recipe.sections import ModelSection
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.exits import CheckpointError
-from tram_ds.runtime.paths import expanded
+from tram_ds.runtime.paths import expanded, refuse_missing
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, joined
 from tram_ds.runtime.run_layout import RunFolder

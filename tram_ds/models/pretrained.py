@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tram_ds.models import stored
 from tram_ds.models.whole import refuse_incomplete
 from tram_ds.runtime.errors import DataError
+from tram_ds.runtime.hub import waiting
+from tram_ds.runtime.paths import refuse_missing
 
 WAY_OUT = (
     "give a folder with the files, or a hub name that is reachable or already in the hub "
@@ -50,9 +51,10 @@ def load_config(section: Any, **overrides: Any) -> PretrainedConfig:
     else:
         refuse_missing(section.path, "model.path")
         try:
-            config = AutoConfig.from_pretrained(
-                section.path, revision=_revision(section), trust_remote_code=False, **overrides
-            )
+            with waiting(section.path, "model.path"):
+                config = AutoConfig.from_pretrained(
+                    section.path, revision=_revision(section), trust_remote_code=False, **overrides
+                )
         except (OSError, ValueError) as error:
             raise DataError(
                 f"model.path '{section.path}' has no usable config: {_first(error)}; {WAY_OUT}"
@@ -125,27 +127,15 @@ def _build(
     return model.train()
 
 
-def refuse_missing(path: str | None, key: str) -> None:
-    """DataError where `path` is written as a folder and there is none: the hub is not asked then.
-
-    A folder: absolute, or with `.` or `~` in front, or three parts, or in a folder that is there.
-    """
-    if path is None or os.path.exists(os.path.expanduser(path)):
-        return
-    parts = Path(path).parts
-    inside = len(parts) > 1 and Path(*parts[:-1]).is_dir()
-    if path.startswith((".", "~", "/")) or len(parts) > 2 or inside:
-        raise DataError(f"{key} {path}: there is no such folder")
-
-
 def load_tokenizer(path: str, revision: str | None = None, key: str = "model.path") -> Any:
     """The tokeniser of a folder or hub name, which the recipe gives as `key`. DataError if there is
     none, or one without a vocabulary."""
     refuse_missing(path, key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=revision or "main", trust_remote_code=False
-        )
+        with waiting(path, key):
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, revision=revision or "main", trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise DataError(f"'{path}' has no usable tokeniser: {_first(error)}; {WAY_OUT}") from error
     # transformers' answer to missing vocabulary files
@@ -161,9 +151,10 @@ def load_image_processor(path: str, revision: str | None = None) -> Any:
     """The image processor of a folder or hub name, on PIL: torchvision is not needed. DataError if
     there is none."""
     try:
-        return AutoImageProcessor.from_pretrained(
-            path, revision=revision or "main", backend="pil", trust_remote_code=False
-        )
+        with waiting(path, "model.path"):
+            return AutoImageProcessor.from_pretrained(
+                path, revision=revision or "main", backend="pil", trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         raise DataError(
             f"'{path}' has no usable preprocessor_config.json: {_first(error)}; {WAY_OUT}"

@@ -37,6 +37,16 @@ CODES: Final[dict[type[Exception], int]] = {
 }
 
 
+MEANING: Final = {
+    USAGE: "recipe or data",
+    NUMERIC: "numeric",
+    CHECKPOINT: "checkpoint",
+    LOCKED: "run folder in use",
+    PEER: "peer lost or timeout",
+    REQUEUE: "stopped to be requeued: start it again with --resume",
+}
+
+
 def code_of(error: BaseException) -> int | None:
     """The exit code that `error` ends a run with, None for one that deserves a traceback."""
     return next((code for kind, code in CODES.items() if isinstance(error, kind)), None)

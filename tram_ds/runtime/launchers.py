@@ -3,10 +3,17 @@ with the command that would work."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from tram_ds.runtime.exits import MEANING
 
 ANNOUNCED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # processes that an MPI launcher started, by its name for their number
@@ -24,6 +31,18 @@ class Place:
     world_size: int
     launcher: str
     variables: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def tell_launcher(said: str, code: int) -> None:
+    """torchrun ends with 1 whatever its ranks end with, and its last words are what the first of
+    them that failed left in a file: this line, and what the exit code means."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file:
+        return
+    meaning = f": {MEANING[code]}" if code in MEANING else ""
+    told = {"message": f"{said} (exit {code}{meaning})", "timestamp": int(time.time())}
+    with contextlib.suppress(OSError):
+        Path(file).write_text(json.dumps(told), encoding="utf-8")
 
 
 def place(env: Mapping[str, str], local_rank: int | None = None) -> Place:

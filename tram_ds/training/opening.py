@@ -13,6 +13,7 @@ import torch
 from tram_ds.checkpoint.changes import another, finished
 from tram_ds.data.alike import read_alike
 from tram_ds.engines import choose as engines
+from tram_ds.planning import without_gpu
 from tram_ds.recipe.recipe import Recipe, accumulation, check_length, dump, to_dict
 from tram_ds.runtime import run_folder
 from tram_ds.runtime.exits import CheckpointError
@@ -72,6 +73,7 @@ def opened(recipe: Recipe, request: Request) -> Iterator[Opened | None]:
     job, folder = detect(request.local_rank), RunFolder(recipe.resolved_run_dir())
     torch.set_num_threads(threads_per_rank(job))
     accumulation(recipe, job.world_size)  # refuses a batch that these ranks cannot share
+    without_gpu.check(recipe, job)
     run_folder.refuse_place(folder.path)
     if request.resume and request.overwrite:
         raise ValueError("--resume continues a run and --overwrite removes it: give one of the two")
