@@ -63,9 +63,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONG.index(name) if name in LONG else len(LONG)
 
     items.sort(key=place)  # stable
-    for item in items:
-        if item.get_closest_marker("bench"):
-            item.add_marker(pytest.mark.alone)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
