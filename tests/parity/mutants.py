@@ -143,11 +143,16 @@ def noise_of_another_step(built: Stepper) -> None:
     )
 
 
-# of rows that do not climb: (row, mutant), run where masters and working copy are one and apart
+def clean_descent(built: Stepper) -> None:
+    built.algorithm = replace(built.algorithm, descent=None)
+
+
+# of other rows: (row, mutant), run where masters and working copy are one and apart
 OF_ROWS: dict[str, tuple[str, Callable[[Stepper], None]]] = {
     "anchor_goes_along": ("l2sp", anchor_goes_along),
     "moved_the_other_way": ("msam", moved_the_other_way),
     "noise_of_another_step": ("rwp", noise_of_another_step),
+    "clean_descent": ("tram_x", clean_descent),
 }
 # the ninth: an option of the product
 NO_GRADIENT = {"perturbation": "released_code_without_gradient"}
@@ -160,3 +165,4 @@ ENGINES = {
     "zero3": (*EVERYWHERE, "second_gradient_added_to_first"),
 }
 ROW_ENGINES = ("fsdp2", "zero2")
+ROW_OPTIONS = {"clean_descent": {"descent_noise": True, "sigma": 0.5}}

@@ -59,6 +59,7 @@ class Oracle:
         radius="distance",
         calibration_steps=50,
         fisher="shared",
+        descent_noise=False,
         distance=kl,
     ):
         self.model, self.forward, self.name, self.lr, self.seed, self.embedding = (
@@ -76,6 +77,7 @@ class Oracle:
             decay,
             radius_scale,
         )
+        self.descent_noise = descent_noise
         self.weight_sigma = weight_sigma
         self.pull = pull if name == "l2sp" else 0.0
         self.rule, self.calibration_steps, self.distances = radius, calibration_steps, []
@@ -109,10 +111,10 @@ class Oracle:
             if handle:
                 handle.remove()
 
-    def gradient(self, theta, batches, noised=False, penalty=False):
+    def gradient(self, theta, batches, noised=False, penalty=False, detach=False):
         """(gradient of the mean loss, that loss, the mean distance) at theta."""
         theta = {n: p.detach().requires_grad_() for n, p in theta.items()}
-        outs = [self.run(theta, j, b, noised) for j, b in enumerate(batches)]
+        outs = [self.run(theta, j, b, noised, detach) for j, b in enumerate(batches)]
         targets, positions = sum(o.count for o in outs), sum(len(o.logits) for o in outs)
         loss = sum(o.loss_sum for o in outs) / targets
         d = torch.zeros((), dtype=torch.float64)
@@ -196,7 +198,11 @@ class Oracle:
         if radius is not None and self.name != "msam":
             eps = self.epsilon(g, batches, radius)
             g, perturbed, _ = self.gradient(
-                {n: p + eps[n] for n, p in self.theta.items()}, batches, penalty=penalty
+                {n: p + eps[n] for n, p in self.theta.items()},
+                batches,
+                self.descent_noise,
+                penalty,
+                detach=True,
             )
         self.previous = self.theta
         g = self.m = {n: self.momentum * self.m[n] + g[n] for n in g}

@@ -37,7 +37,8 @@ def mutant_errors(engine: str, rank: int, world: int) -> dict[str, float]:
     )["theta"]
     if engine in mutants.ROW_ENGINES:
         for name, (row, mutate) in mutants.OF_ROWS.items():
-            errors[name] = compare(engine, row, 2, rank, world, mutate)["theta"]
+            options = mutants.ROW_OPTIONS.get(name, {})
+            errors[name] = compare(engine, row, 2, rank, world, mutate, **options)["theta"]
     errors["none"] = compare(engine, "tram_prev", 2, rank, world)["theta"]
     return errors
 

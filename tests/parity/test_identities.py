@@ -75,6 +75,27 @@ def test_asam_with_a_penalty_of_weight_zero_is_asam(method: str) -> None:
     assert same(train(f"asam_{method}", weight=0.0)[0], train("asam")[0])
 
 
+def test_a_descent_on_noise_leaves_an_untied_word_embedding_as_it_is() -> None:
+    """Bit for bit, as the released code does; on x it learns. All else learns either way."""
+    for noise in (True, False):
+        torch.manual_seed(0)
+        table, head = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 5)
+        model = torch.nn.Sequential(table, head)
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        built = wrap(model, optimizer, "tram_x", descent_noise=noise, noise_site=table)
+
+        def forward(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
+            logits = m(x)
+            return torch.nn.functional.cross_entropy(logits, x, reduction="sum"), len(x), logits
+
+        for _ in range(2):
+            built.step([torch.arange(5)], forward)
+        kept = [torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+        assert kept == [noise, False, False]
+        assert table.weight.grad is None  # dropped after the step
+
+
 def test_a_pull_of_zero_is_base_bit_for_bit() -> None:
     assert same(train("l2sp", pull=0.0)[0], train("base")[0])
     assert not close(train("l2sp", pull=2.0)[0], train("base")[0], 1e-3)

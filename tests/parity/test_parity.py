@@ -48,6 +48,12 @@ def test_a_radius_that_remembers_equals_the_oracle(engine: str, row: str) -> Non
     check(rows(engine)[row])
 
 
+@pytest.mark.parametrize("engine", build.MATRIX)
+def test_a_descent_on_noise_equals_the_oracle(engine: str) -> None:
+    """Pass 2 on the z of pass 1; the word embedding learns by the tied head alone."""
+    check(rows(engine)["tram_x/descent_noise"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", SOME)
 @pytest.mark.parametrize("engine", (*build.VARIANTS, "fsdp2_hybrid"))

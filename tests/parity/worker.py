@@ -14,10 +14,14 @@ from tests.parity import build, problem
 from tests.parity.reference import Oracle
 from tram_ds.algorithms.table import ALGORITHMS
 
-# rules of the radius that remember distances: the third step's is out of the calibration
-SIZED: dict[str, dict[str, dict[str, Any]]] = {
+# rules of the radius that remember distances, of which the third step's is out of the calibration;
+# and a descent on x + z
+FORMS: dict[str, dict[str, dict[str, Any]]] = {
     "tram_prev": {"relative": {"radius_scale": None, "radius": "relative", "rho": 0.2}},
-    "tram_x": {"auto": {"radius_scale": "auto", "calibration_steps": 2, "rho": 0.2}},
+    "tram_x": {
+        "auto": {"radius_scale": "auto", "calibration_steps": 2, "rho": 0.2},
+        "descent_noise": {"descent_noise": True, "sigma": 0.5},
+    },
 }
 
 
@@ -91,8 +95,8 @@ def main(out: str, engine: str, *algorithms: str) -> None:
     names = algorithms or tuple(ALGORITHMS)
     rows = {f"{a}/{k}": compare(engine, a, k, rank, world) for a in names for k in accumulations}
     rows |= {f"{a}/lean": compare(engine, a, 2, rank, world, lean=True) for a in names}
-    for a in set(SIZED) & set(names):
-        for form, options in SIZED[a].items():
+    for a in set(FORMS) & set(names):
+        for form, options in FORMS[a].items():
             rows[f"{a}/{form}"] = compare(engine, a, 2, rank, world, **options)
     if rank == 0:
         Path(out).write_text(json.dumps(rows))

@@ -6,6 +6,7 @@ penalty   a trust region in the loss (TRPO, R3F, MESA)
 shift     where the only pass is taken, by no gradient of this step (MSAM, random weights)
 anchor    weights that the descent is pulled to (L2-SP)
 noised    pass 1 takes its gradient on x + z (TRAM-Fisher)
+descent   pass 2 does (TRAM-x as released)
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from tram_ds.algorithms.options import (
     Initial,
     Momentum,
     Noised,
+    NoisedDescent,
     Part,
     Penalty,
     Previous,
@@ -76,7 +78,7 @@ class Algorithm:
     is promised.
     shift: what moves the weights before the only pass.
     noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher
-    diagonal (Algorithm 2).
+    diagonal (Algorithm 2). descent: pass 2 runs on x + z, below which nothing is learned.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Algorithm:
     shift: Shift | None = None
     noised: Noise | None = None
     fisher_pass: Noise | None = None
+    descent: Noise | None = None
 
     def of(self, kind: type[P]) -> P:
         """A part's options; of a part that the row does not have, the defaults, which change
@@ -128,7 +131,9 @@ class Algorithm:
         climbs = step % self.of(Climb).perturb_every == 0
         if climbs:
             return self
-        return replace(self, ascent=None, epsilon_length=None, radius=0.0, noised=None)
+        return replace(
+            self, ascent=None, epsilon_length=None, radius=0.0, noised=None, descent=None
+        )
 
 
 MakeAscent = Callable[[Algorithm], tuple[Ascent, EpsilonLength | None]]
@@ -231,6 +236,8 @@ def bind(section: AlgorithmSection, site: str = "embedding") -> Algorithm:
         row = replace(row, radius=_radius_region(row, noise))
     if Penalty in parts:
         row = replace(row, penalty=_region(row, noise))
+    if row.of(NoisedDescent).descent_noise:
+        row = replace(row, descent=noise)
     if Pull in parts:
         row = replace(row, anchor=regions.initial())
     for kind in parts.keys() & SHIFTS.keys():

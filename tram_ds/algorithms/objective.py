@@ -50,14 +50,16 @@ class Losses:
         return sums
 
     def second(self) -> LossFn:
-        """L(theta + epsilon): clean inputs, dropout masks of its own, and no d of a radius."""
-        replayed = self.algorithm.of(Climb).pass2_dropout == "replay"
+        """L(theta + epsilon): clean inputs unless the row descends on x + z, dropout masks of its
+        own, and no d of a radius."""
+        row = self.algorithm
+        replayed = row.of(Climb).pass2_dropout == "replay"
         masks = "pass_1" if replayed else "pass_2"
 
         def sums(index: int, batch: Any) -> MicroBatchSums:
             index += self.offset
             penalties = self._penalties(index, batch, descent=True)
-            return self._sums(index, batch, penalties, masks=masks)
+            return self._sums(index, batch, penalties, (), row.descent, masks, fixed=True)
 
         return sums
 
@@ -94,12 +96,13 @@ class Losses:
         distances: Sequence[Compare] = (),
         noise: Noise | None = None,
         masks: str = "pass_1",
+        fixed: bool = False,
     ) -> MicroBatchSums:
         """One forward pass; of the row's d, one more without dropout where it asks for that."""
         run = self.run
         apart = bool(distances) and self.algorithm.of(Radius).student_mode == "eval"
         compares = [*penalties] if apart else [*penalties, *distances]
-        output = run(index, batch, masks=masks, noise=noise, compares=compares)
+        output = run(index, batch, masks=masks, noise=noise, fixed=fixed, compares=compares)
         measured = output.distances
         if apart:
             with torch.no_grad(), run.aside():

@@ -220,6 +220,14 @@ class Noised(Part):
     pixel values; null = the task's: embedding for text, pixel_values for images."""
 
 
+class NoisedDescent(Part):
+    """The gradient of pass 2 may be of x + z as well: TRAM-x as released."""
+
+    descent_noise: bool = False
+    """tram_x: pass 2 on x + z, whose gradient stops at z, so that only a tied head or weight decay
+    moves the word embedding. What the paper's released code does; Eq. 6 has x."""
+
+
 class BothBranches(Part):
     """A reference through which the gradient flows as well: R3F."""
 

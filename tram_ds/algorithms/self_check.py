@@ -93,6 +93,7 @@ def _climb(
         penalty=None,
         noised=None,
         fisher_pass=None,
+        descent=None,
     )
     losses = Losses(run, plain)
 

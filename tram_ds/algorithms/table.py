@@ -36,7 +36,7 @@ ALGORITHMS: dict[str, tuple[type[Part], ...]] = {
     "asam_mesa": (*ASAM, *PENALTY, parts.BesideAscent, parts.Average),
     "tram_prev": (*TRAM, parts.Previous),
     "tram_init": (*TRAM, parts.Initial),
-    "tram_x": (*TRAM, parts.Noised),
+    "tram_x": (*TRAM, parts.Noised, parts.NoisedDescent),
     "tram_fisher": (parts.Climb, parts.Fisher, parts.Constant, parts.Noised, parts.FisherOnNoise),
 }
 # every option once, in the order of the table

@@ -28,12 +28,15 @@ class Noise:
 
 @dataclass(frozen=True)
 class Added:
-    """The z of one forward pass. detach: cut the graph below it."""
+    """The z of one forward pass. detach: cut the graph below it. fixed: keep the graph, but let no
+    gradient through, so that what lies below has one of zeros: where gradients are reduced, every
+    rank waits for it."""
 
     noise: Noise
     draws: StepRandomness
     index: int
-    detach: bool
+    detach: bool = False
+    fixed: bool = False
 
     def to(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
@@ -44,6 +47,8 @@ class Added:
         z = self.draws.noise(x, self.index, self.noise.sigma, self.noise.kind)
         if self.noise.relative:
             z = z * rms(x)
+        if self.fixed:
+            return x.detach() + z + 0.0 * x
         return (x.detach() if self.detach else x) + z
 
 

@@ -60,13 +60,16 @@ class ForwardContext:
         masks: str,
         train: bool = True,
         noise: Noise | None = None,
+        fixed: bool = False,
         compares: Sequence[Compare] = (),
     ) -> Output:
-        """The pass whose objective is differentiated. masks: the purpose that seeds dropout.
+        """The pass whose objective is differentiated. masks: the purpose that seeds dropout. fixed:
+        no gradient goes below the noise.
 
         compares: what to measure of the logits; the output's `objective` and `distances` answer.
         """
-        with self._under(index, masks, train, noise, detach=False, last=True):
+        added = None if noise is None else Added(noise, self.draws, index, fixed=fixed)
+        with self._under(index, masks, train, added, last=True):
             if isinstance(self.forward, Chunked):
                 return self.forward(self.engine.model, batch, compares)
             return measured(self.forward(self.engine.model, batch), compares)
@@ -87,16 +90,16 @@ class ForwardContext:
 
         copy_head: the weights are about to change, so keep what the prediction needs of them.
         """
-        with self._under(index, masks, train, noise, detach, last=False):
+        added = None if noise is None else Added(noise, self.draws, index, detach)
+        with self._under(index, masks, train, added, last=False):
             if isinstance(self.forward, Chunked):
                 return self.forward.predict(self.engine.model, batch, copy_head)
             return rows_of(self.forward(self.engine.model, batch))
 
     @contextmanager
     def _under(
-        self, index: int, masks: str, train: bool, noise: Noise | None, detach: bool, last: bool
+        self, index: int, masks: str, train: bool, added: Added | None, last: bool
     ) -> Iterator[None]:
-        added = None if noise is None else Added(noise, self.draws, index, detach)
         with ExitStack() as stack:
             stack.enter_context(self.engine.autocast())
             if not train:
