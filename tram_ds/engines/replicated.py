@@ -8,6 +8,7 @@ all ranks.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -22,6 +23,13 @@ from tram_ds.engines.optimizer_state import Extras
 from tram_ds.engines.protocol import Engine, Schedule
 from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.engines.torch_weights import TorchWeights
+
+# Whether DDP sends rank 0's buffers before each forward; torch 2.13 warns of the older name.
+BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 class Replicated:
@@ -170,9 +178,8 @@ def build(model: nn.Module, settings: Any) -> Engine:
         ids = [job.device.index] if job.device.type == "cuda" else None
         # Buffers of a transformer never change; broadcasting them would rewrite tensors that a live
         # graph still needs. Gradients as views of DDP's buckets: no second copy of them.
-        wrapped = DistributedDataParallel(
-            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        options: dict[str, Any] = {BUFFERS: False, "gradient_as_bucket_view": True}
+        wrapped = DistributedDataParallel(model, device_ids=ids, **options)
     ddp = [wrapped] if isinstance(wrapped, DistributedDataParallel) else []
     weights = Replicated(wrapped, settings.optimizer(model), dtype=settings.dtype, ddp=ddp)
     return Engine(weights, clip_norm=settings.clip_norm, schedule=settings.schedule)
