@@ -146,7 +146,7 @@ def override(source: Source, overrides: Sequence[str]) -> None:
         if not equals or not all(keys):
             way = f": write {text}={after or 'VALUE'}" if _KEY.fullmatch(text) else ""
             raise RecipeError(f"command line: {short(text)} is not section.key=value{way}")
-        value = _parse(value_text, f"command line: {path}", {})
+        value = _value(path, value_text)
         target = source.data
         for depth, key in enumerate(keys[:-1]):
             inner = target.get(key)
@@ -162,6 +162,14 @@ def override(source: Source, overrides: Sequence[str]) -> None:
             target = target[key]
         target[keys[-1]] = value
         source.overridden.add(".".join(keys))
+
+
+def _value(path: str, text: str) -> Any:
+    try:
+        return _parse(text, f"command line: {path}", {})
+    except RecipeError as error:
+        quoted = f"; if it is text, quote it twice: {path}='\"{text}\"'"
+        raise RecipeError(f"{error}{quoted if text[:1] in '{[' else ''}") from None
 
 
 def write(data: dict[str, Any]) -> str:

@@ -32,10 +32,10 @@ EXPECTED = {  # pydantic's error type -> what was expected
     "tuple_type": "expected a list of two numbers, e.g. [0.9, 0.99]",
     "dict_type": "expected keys and values",
     "model_type": "expected a section with keys",
-    "greater_than": "expected more than {gt}",
-    "greater_than_equal": "expected {ge} or more",
-    "less_than": "expected less than {lt}",
-    "less_than_equal": "expected {le} or less",
+    "greater_than": "expected more than {gt:g}",
+    "greater_than_equal": "expected {ge:g} or more",
+    "less_than": "expected less than {lt:g}",
+    "less_than_equal": "expected {le:g} or less",
 }
 
 
@@ -134,6 +134,8 @@ def keys_of(model: type[BaseModel]) -> dict[str, list[str]]:
 def _place(problem: Any, data: Any) -> list[str]:
     """The keys down to the value: pydantic goes on with the member of a union that was tried."""
     path, value = [str(part) for part in problem["loc"]], data
+    if problem["type"] == "missing":
+        return path  # also of a section that is written as its name
     for depth, part in enumerate(path):
         if not isinstance(value, dict | list) and part != "name":
             return path[:depth]
