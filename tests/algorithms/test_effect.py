@@ -12,10 +12,11 @@ from torch import nn
 from tests.parity import problem
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.effect import Effect, keys, measure
-from tram_ds.algorithms.probe import EpsilonProbe, kinds_of
+from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.algorithms.said import dropout_is_active
 from tram_ds.algorithms.stepper import Stepper, wrap
 from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.engines.layout import kinds_of
 
 STEPS = problem.global_batches(3, 2)
 
@@ -162,7 +163,7 @@ def test_the_shares_of_epsilon_by_kind_of_layer() -> None:
     assert kinds["transformer.h.0.ln_1.bias"] == "norm"
     assert kinds["transformer.h.0.attn.c_attn.weight"] == "matrix"
     assert "transformer.h.0.attn.c_attn.bias" not in kinds
-    for name, total in (("all", None), ("matrices", 1.0)):
+    for name, total in (("all", None), ("matrices", 1.0), ("norms", 0.0)):
         built, probe = stepper("asam", adaptive_filter=name), EpsilonProbe()
         seen: dict[str, float] = {}
 
@@ -181,7 +182,7 @@ def test_the_shares_of_epsilon_by_kind_of_layer() -> None:
         got = {key: float(probe.values[key]) for key in seen}
         assert got == pytest.approx(seen, rel=1e-5)
         if total is not None:
-            assert got["perturbation_norm_share"] == 0.0
+            assert got["perturbation_norm_share"] == pytest.approx(1.0 - total)
             assert got["perturbation_embedding_share"] + got["perturbation_matrix_share"] == (
                 pytest.approx(total)
             )

@@ -60,6 +60,7 @@ class Oracle:
         calibration_steps=50,
         fisher="shared",
         descent_noise=False,
+        adaptive_filter="all",
         distance=kl,
     ):
         self.model, self.forward, self.name, self.lr, self.seed, self.embedding = (
@@ -78,6 +79,7 @@ class Oracle:
             radius_scale,
         )
         self.descent_noise = descent_noise
+        self.norms_only = adaptive_filter == "norms"
         self.weight_sigma = weight_sigma
         self.pull = pull if name == "l2sp" else 0.0
         self.rule, self.calibration_steps, self.distances = radius, calibration_steps, []
@@ -171,8 +173,10 @@ class Oracle:
             inverse = {n: 1 / (1 + self.eta * h[n] ** 2) for n in g}
             root = sum((inverse[n] * g[n] ** 2).sum() for n in g).sqrt()
             return {n: radius * inverse[n] * g[n] / root for n in g}
-        size = norm({n: theta[n] * g[n] for n in g})  # Eq. 7
-        return {n: radius * theta[n] ** 2 * g[n] / size for n in g}
+        # T = |theta|, of GPT-2's norms alone where asked for
+        t = {n: p * (not self.norms_only or "ln_" in n) for n, p in theta.items()}
+        size = norm({n: t[n] * g[n] for n in g})  # Eq. 7
+        return {n: radius * t[n] ** 2 * g[n] / size for n in g}
 
     def radius(self, d):
         """Eq. 7 with d <= rho = 0.5; or rho times d over a mean of the distances above 0."""

@@ -96,6 +96,13 @@ def test_a_descent_on_noise_leaves_an_untied_word_embedding_as_it_is() -> None:
         assert table.weight.grad is None  # dropped after the step
 
 
+def test_norms_that_are_not_trained_cannot_climb() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2).requires_grad_(False))
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"^algorithm.adaptive_filter = norms: .* set it to all"):
+        wrap(model, optimizer, "asam", adaptive_filter="norms")
+
+
 def test_a_pull_of_zero_is_base_bit_for_bit() -> None:
     assert same(train("l2sp", pull=0.0)[0], train("base")[0])
     assert not close(train("l2sp", pull=2.0)[0], train("base")[0], 1e-3)
@@ -334,14 +341,15 @@ def test_alg2_equals_shared_fisher_where_the_noise_vanishes() -> None:
 
 
 def test_adaptive_filters() -> None:
-    """matrices: 1-D parameters stay where they are; samsung: biases move with T = 1."""
+    """matrices: 1-D parameters stay where they are; norms: all but norms do; samsung: biases move
+    with T = 1."""
     from tram_ds.algorithms.ascent import adaptive_scale
     from tram_ds.engines.shards import Shards, Span
 
     layout = (
         Span("fc.weight", 0, 2, (1, 2)),
         Span("fc.bias", 0, 2, (2,)),
-        Span("ln.weight", 0, 2, (2,)),
+        Span("ln.weight", 0, 2, (2,), "norm"),
     )
     theta = Shards([torch.tensor([-2.0, 0.5])] * 3, layout)
     assert [t.tolist() for t in adaptive_scale("all")(theta)] == [[2.0, 0.5]] * 3
@@ -350,6 +358,7 @@ def test_adaptive_filters() -> None:
         [0.0, 0.0],
         [0.0, 0.0],
     ]
+    assert [t.tolist() for t in adaptive_scale("norms")(theta)] == [[0.0] * 2] * 2 + [[2.0, 0.5]]
     samsung = [pytest.approx(x) for x in ([2.01, 0.51], [1.0, 1.0], [2.01, 0.51])]
     assert [t.tolist() for t in adaptive_scale("samsung")(theta)] == samsung
 

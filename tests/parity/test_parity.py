@@ -49,6 +49,11 @@ def test_a_radius_that_remembers_equals_the_oracle(engine: str, row: str) -> Non
 
 
 @pytest.mark.parametrize("engine", build.MATRIX)
+def test_an_ascent_by_norms_alone_equals_the_oracle(engine: str) -> None:
+    check(rows(engine)["asam/norms"])
+
+
+@pytest.mark.parametrize("engine", build.MATRIX)
 def test_a_descent_on_noise_equals_the_oracle(engine: str) -> None:
     """Pass 2 on the z of pass 1; the word embedding learns by the tied head alone."""
     check(rows(engine)["tram_x/descent_noise"])

@@ -15,8 +15,9 @@ from tests.parity.reference import Oracle
 from tram_ds.algorithms.table import ALGORITHMS
 
 # rules of the radius that remember distances, of which the third step's is out of the calibration;
-# and a descent on x + z
+# a descent on x + z; an ascent by norms alone
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
+    "asam": {"norms": {"adaptive_filter": "norms", "rho": 2.0}},
     "tram_prev": {"relative": {"radius_scale": None, "radius": "relative", "rho": 0.2}},
     "tram_x": {
         "auto": {"radius_scale": "auto", "calibration_steps": 2, "rho": 0.2},

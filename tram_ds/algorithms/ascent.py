@@ -169,11 +169,19 @@ def _matrices(span: Span, piece: Tensor) -> Tensor:
     return abs(piece) if len(span.shape) > 1 else piece.new_zeros(piece.shape)
 
 
+def _norms(span: Span, piece: Tensor) -> Tensor:
+    """|w| for weights and biases of normalisation layers, 0 elsewhere (SAM-ON, Mueller et al.
+    2023)."""
+    return abs(piece) if span.kind == "norm" else piece.new_zeros(piece.shape)
+
+
 def adaptive_scale(name: str, samsung_eta: float = 0.01) -> Scale:
-    """T of ASAM and TRAM as a function of theta, for `adaptive_filter: all, matrices, samsung`."""
+    """T of ASAM and TRAM as a function of theta, for `adaptive_filter: all, matrices, norms,
+    samsung`."""
     filters: Mapping[str, Scale] = {
         "all": abs,
         "matrices": lambda theta: theta.map(_matrices),
+        "norms": lambda theta: theta.map(_norms),
         "samsung": lambda theta: theta.map(partial(_samsung, eta=samsung_eta)),
     }
     return filters[name]

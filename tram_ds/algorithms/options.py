@@ -54,9 +54,9 @@ class Gradient(Part):
 class Adaptive(Part):
     """Along T^2 g: ASAM and TRAM."""
 
-    adaptive_filter: Literal["all", "matrices", "samsung"] = "all"
-    """T of the adaptive rows: abs(theta) everywhere; 0 outside matrices; or abs(theta) +
-    samsung_eta for weights, 1 for biases."""
+    adaptive_filter: Literal["all", "matrices", "norms", "samsung"] = "all"
+    """T of the adaptive rows: abs(theta) everywhere; 0 outside matrices; 0 outside normalisation
+    layers, so that only these climb; or abs(theta) + samsung_eta for weights, 1 for biases."""
     samsung_eta: Annotated[AtLeast, When({"adaptive_filter": ("samsung",)})] = 0.01
     """Added to abs(theta) by adaptive_filter samsung."""
 

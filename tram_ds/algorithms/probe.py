@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from tram_ds.algorithms.ascent import EpsilonLength
+from tram_ds.engines.layout import KINDS
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Lazy
-
-KINDS = ("norm", "embedding", "matrix")
 
 
 @dataclass
@@ -65,24 +64,8 @@ def _realised(engine: Engine, epsilon: Lazy) -> list[Tensor]:
 
 def _by_kind(engine: Engine, epsilon: Lazy) -> list[Tensor]:
     """|epsilon|^2 of this rank, for each of KINDS."""
-    kinds = kinds_of(engine.module)
 
     def inside(kind: str) -> Lazy:
-        return epsilon.map(lambda span, t: t if kinds.get(span.name) == kind else t[:0])
+        return epsilon.map(lambda span, t: t if span.kind == kind else t[:0])
 
     return [inside(kind).square_sum(engine.device) for kind in KINDS]
-
-
-def kinds_of(module: nn.Module) -> dict[str, str]:
-    """Parameter name -> one of KINDS, for LayerNorm, RMSNorm and their like, for embeddings and for
-    what else has two dimensions or more (before it was sharded)."""
-    found: dict[str, str] = {}
-    for name, part in module.named_modules():
-        for own, p in part.named_parameters(prefix=name, recurse=False):
-            if "Norm" in type(part).__name__:
-                found[own] = "norm"
-            elif "Embedding" in type(part).__name__:
-                found[own] = "embedding"
-            elif len(getattr(p, "ds_shape", p.shape)) > 1:
-                found.setdefault(own, "matrix")
-    return found

@@ -14,11 +14,12 @@ from torch import Tensor
 from tram_ds.algorithms import references
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.bound import algorithm as bound
-from tram_ds.algorithms.options import Climb
+from tram_ds.algorithms.options import Adaptive, Climb
 from tram_ds.algorithms.said import Said
 from tram_ds.algorithms.step import Probe, StepReport, train_step
 from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.engines import choose
+from tram_ds.engines.layout import kinds_of, parameter_shapes
 from tram_ds.engines.optimizer_state import Extras
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
@@ -73,6 +74,11 @@ class Stepper:
             )
         if self.algorithm.shift is not None:
             self.algorithm.shift.refuse(self.engine)
+        if self.algorithm.of(Adaptive).adaptive_filter == "norms" and not _norms(self.engine):
+            raise ValueError(
+                "algorithm.adaptive_filter = norms: the model trains no normalisation layer, so "
+                "nothing would climb: set it to all or matrices"
+            )
 
     def step(
         self,
@@ -229,6 +235,12 @@ def wrap(
     rule = bound(algorithm, **options)
     engine = choose.over(engine_or_model, optimizer, clip_norm, schedule)
     return Stepper(engine, rule, seed, recovers=True)
+
+
+def _norms(engine: Engine) -> list[str]:
+    """Trained parameters of normalisation layers, on whichever rank they lie."""
+    kinds = kinds_of(engine.module)
+    return [name for name in parameter_shapes(engine.module) if kinds.get(name) == "norm"]
 
 
 def _devices(device: torch.device) -> list[int]:

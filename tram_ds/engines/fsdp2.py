@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,7 +57,10 @@ class FSDP2:
         layout.refuse_parameters(names)
         optimizer_state.refuse_optimizer(optimizer, sharded=True, allowed=NUMBERS)
         self.optimizer = optimizer
-        spans = tuple(_span(name, p) for p, name in names.items())
+        kinds = layout.kinds_of(self.module)
+        spans = tuple(
+            replace(_span(name, p), kind=kinds.get(name, "")) for p, name in names.items()
+        )
         self.torch = TorchWeights(optimizer, names, spans, lambda t: local(t).view(-1))
         layout.refuse_optimizer_of_others(self.torch.held(), names)
         self._signature, self._state_seen = layout.signature(self.module, optimizer), False

@@ -14,6 +14,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from tram_ds.engines.shards import Shards, Span
 
+KINDS = ("norm", "embedding", "matrix")  # of parameters; biases outside norms are none
+
 
 def parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
     """Trainable parameters -> unsharded names, tied parameters once, in the module's order. The
@@ -38,6 +40,21 @@ def frozen(
             whole = Span(name, 0, 0 if rank else p.numel(), tuple(p.shape))
             pieces.append(held(name, p) or (whole, p.detach().reshape(-1)[: whole.length]))
     return Shards((tensor for _, tensor in pieces), tuple(span for span, _ in pieces))
+
+
+def kinds_of(module: nn.Module) -> dict[str, str]:
+    """Parameter name -> one of KINDS, for LayerNorm, RMSNorm and their like, for embeddings and for
+    what else has two dimensions or more (before it was sharded)."""
+    found: dict[str, str] = {}
+    for name, part in module.named_modules():
+        for own, p in part.named_parameters(prefix=name, recurse=False):
+            if "Norm" in type(part).__name__:
+                found[own] = "norm"
+            elif "Embedding" in type(part).__name__:
+                found[own] = "embedding"
+            elif len(getattr(p, "ds_shape", p.shape)) > 1:
+                found.setdefault(own, "matrix")
+    return found
 
 
 def signature(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:

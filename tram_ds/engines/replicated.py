@@ -68,7 +68,11 @@ class Replicated:
         layout.refuse_memory(names)
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         layout.refuse_optimizer_of_others(held, names, known)
-        spans = tuple(Span(name, 0, p.numel(), tuple(p.shape)) for p, name in names.items())
+        kinds = layout.kinds_of(self.module)
+        spans = tuple(
+            Span(name, 0, p.numel(), tuple(p.shape), kinds.get(name, ""))
+            for p, name in names.items()
+        )
         self.torch = TorchWeights(self.optimizer, names, spans, lambda t: t)
         self._known = list({id(p): p for p in (*known, *names)}.values())
         self._signature = layout.signature(self.module, self.optimizer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -23,12 +23,13 @@ PART = {"cpu": 1 << 19, "cuda": 1 << 24}
 @dataclass(frozen=True)
 class Span:
     """Where a shard tensor lies: elements [start, start + length) of the flattened parameter `name`
-    of shape `shape`."""
+    of shape `shape`. kind: one of layout.KINDS, or "": what rules by layer go by."""
 
     name: str
     start: int
     length: int
     shape: tuple[int, ...]
+    kind: str = field(default="", compare=False)
 
 
 Cut = list[tuple[int, int, int]]  # (piece, from element, to element), one part of a Shards

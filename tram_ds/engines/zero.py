@@ -15,7 +15,7 @@ built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -52,9 +52,8 @@ class Zero:
         self.fragments = self.storage.fragments()
         names = self._names = _names(self.module)
         layout.refuse_optimizer_of_others(self.storage.parameters(), names)
-        self.layout = tuple(
-            Span(names[f.parameter], f.start, f.length, _shape(f.parameter)) for f in self.fragments
-        )
+        kinds = layout.kinds_of(self.module)
+        self.layout = tuple(_span(f, names[f.parameter], kinds) for f in self.fragments)
         self._signature, self._state_seen = _signature(self.module), False
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -178,6 +177,11 @@ def over(
     if hasattr(engine.optimizer, "clip_grad"):
         engine.optimizer.clip_grad = 0.0  # clipped once, by descend, over the true norm
     return Engine(weights, clip_norm=clip_norm, schedule=schedule)
+
+
+def _span(fragment: Any, name: str, kinds: Mapping[str, str]) -> Span:
+    f = fragment
+    return Span(name, f.start, f.length, _shape(f.parameter), kinds.get(name, ""))
 
 
 def _names(module: nn.Module) -> dict[Any, str]:
