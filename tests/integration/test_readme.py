@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of docs/loop.md run as they stand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.ranks import ROOT, environment
 pytestmark = pytest.mark.integration
 
 BLOCKS = re.findall(
-    r"```python\n# run: (\w+)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL
+    r"```python\n# run: (\w+)\n(.*?)```", (ROOT / "docs" / "loop.md").read_text(), flags=re.DOTALL
 )
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # deepspeed.initialize reads the same variables
