@@ -8,8 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from tests.parity import problem
+from tram_ds import wrap
+from tram_ds.algorithms.references import average
+from tram_ds.checkpoint.export import read_export
 from tram_ds.evaluation.evaluator import Evaluator
+from tram_ds.evaluation.models import Candidate, score_all
+from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.run_layout import RunFolder
 
 
@@ -24,10 +31,58 @@ from tram_ds.runtime.run_layout import RunFolder
 def test_the_selected_weights_are_named(
     tmp_path: Path, select: str, best: bool, expected: dict[str, Any]
 ) -> None:
-    recipe: Any = SimpleNamespace(eval=SimpleNamespace(select=select))
+    recipe: Any = SimpleNamespace(eval=SimpleNamespace(select=select, weights="last"))
     engine: Any = SimpleNamespace(steps=7, rank=0)
     if best:
         (tmp_path / "best.json").write_text(json.dumps(expected))
     selected = Evaluator(recipe, None, engine, RunFolder(tmp_path))._selected(best)
     assert selected.pop("why", "").startswith(expected.pop("why", ""))
     assert selected == expected
+
+
+def recipe_of(weights: str) -> Any:
+    export = SimpleNamespace(dtype="float32", max_shard_size="5GB")
+    return SimpleNamespace(eval=SimpleNamespace(select="best", weights=weights), export=export)
+
+
+def test_the_average_is_scored_and_exported_and_theta_stays(tmp_path: Path) -> None:
+    """After theta_0, theta_1, theta_2 and decay .7: .49 theta_0 + .21 theta_1 + .3 theta_2."""
+    model = problem.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=problem.LR)
+    built = wrap(model, optimizer, "mesa", decay=0.7, weight=2.0)
+    engine = built.engine
+    thetas = [engine.params().clone()]
+    for batches in problem.global_batches(2, 1):
+        built.step(batches, problem.forward, problem.counts)
+        thetas.append(engine.params().clone())
+    want = thetas[0] * 0.49 + thetas[1] * 0.21 + thetas[2] * 0.3
+    judge = Evaluator(
+        recipe_of("ema"),
+        SimpleNamespace(),
+        engine,
+        RunFolder(tmp_path),
+        judged=lambda: average(built.algorithm, engine),
+    )
+    with judge._at(judge.judged()):
+        scored = engine.working().realise()
+    judge.keep_if_best(2, 1.5)
+    exported = read_export(engine, RunFolder(tmp_path).best)
+    assert exported.equal(scored) and not exported.equal(thetas[2])
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(exported, want, strict=True))
+    assert engine.params().equal(thetas[2])
+    assert judge._selected(best=True) == {"step": 2, "validation_loss": 1.5, "weights": "ema"}
+    # of other weights that is no best
+    other = Evaluator(recipe_of("last"), None, engine, RunFolder(tmp_path))
+    assert other._best_alike()["step"] == -1
+
+
+def test_a_row_without_an_average_has_none() -> None:
+    model = problem.model()
+    built = wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), "kl_init")
+    assert average(built.algorithm, built.engine) is None
+
+
+def test_the_average_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    one = Candidate("step-00000002", checkpoint=tmp_path)
+    with pytest.raises(DataError, match=r"^eval.weights = ema: .* set eval.weights=last$"):
+        score_all(recipe_of("ema"), [one], None, "test", SimpleNamespace())  # type: ignore[arg-type]

@@ -264,10 +264,14 @@ def test_what_a_row_reads_agrees_with_what_it_is_bound_to():
         (["optimizer={name: sgd, lr: 1.0, eps: 1e-6}"], ["optimizer.eps", "optimizer.name"]),
         (["schedule={name: linear, power: 2.0}"], ["schedule.power", "schedule.name"]),
         (["schedule={name: linear, end_lr: 1.0}"], ["schedule.end_lr", "optimizer.lr"]),
-        (["algorithm=msam", "optimizer={name: sgd, lr: 1}"], ["algorithm.name", "momentum"]),
+        (
+            ["algorithm=msam", "optimizer={name: sgd, lr: 1}"],
+            ["algorithm.name", "optimizer.momentum"],
+        ),
         (["algorithm={name: l2sp, pull: 1.0e+9}"], ["algorithm.pull", "optimizer.lr"]),
         (["schedule={name: linear, warmup_steps: 11}"], ["schedule.warmup_steps", "train.steps"]),
         (["eval.select=best"], ["eval.select", "eval.every_steps"]),
+        (["algorithm=trpo", "eval.weights=ema"], ["eval.weights", "algorithm.name", "mesa"]),
         (["eval={select: best, every_steps: 11}"], ["eval.every_steps", "eval.select", "10"]),
         (["engine.config=zero2.json"], ["engine.config", "engine.name"]),
         (

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.trust_region import WeightReference
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 
@@ -48,6 +49,15 @@ def _carried(old: Shards, live: Shards) -> Shards:
 def names(algorithm: Algorithm) -> list[str]:
     """The weights that the references continue from step to step, once a step was taken."""
     return [name for reference in algorithm.references for name in reference.names()]
+
+
+def average(algorithm: Algorithm, engine: Engine) -> Shards | None:
+    """The moving average of the weights with theta as it is now, between two steps, as the next
+    step will have it; new tensors. None where the row keeps none."""
+    for reference in algorithm.references:
+        if isinstance(reference, WeightReference) and reference.name == "average":
+            return reference.before(reference.weights, engine)
+    return None
 
 
 def remembered(algorithm: Algorithm) -> Callable[[], None]:

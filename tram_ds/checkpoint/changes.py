@@ -108,7 +108,7 @@ def differences(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
 
 
 def _scoring(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ["eval.splits", "eval.select", "eval.initial", "export.dtype"]
+    keys = ["eval.splits", "eval.select", "eval.weights", "eval.initial", "export.dtype"]
     if recipe["eval"].get("select") == "best":
         keys.append("eval.every_steps")
     found = {}

@@ -38,10 +38,12 @@ def export(
     *,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "5GB",
+    weights: Shards | None = None,
     beat: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """`folder` holds config, weights and `companion` (tokenizer or image processor); replaced as a
-    whole, or left as it was with CheckpointError on all ranks. Collective.
+    """`folder` holds config, theta (or `weights` instead, in the layout of params()) and
+    `companion` (tokenizer or image processor); replaced as a whole, or left as it was with
+    CheckpointError on all ranks. Collective.
 
     Where not all ranks see the folder, rank 0 is sent one tensor at a time, and where transformers
     merges or splits tensors of this model (or saves adapters alone) it holds the whole of it.
@@ -52,14 +54,15 @@ def export(
     names = file_names(engine.module, tensors)
     try:
         if names is None:
-            state = full_state(engine)
+            state = full_state(engine, weights)
             peers.first(doing, lambda: _save_whole(engine.module, state, incomplete, dtype))
         else:
             layout = laid_out(tensors, names, max_shard_size)
             peers.first(doing, lambda: _begin(engine.module, layout, incomplete, dtype))
             shared = not shared_folder.unshared(incomplete, peers, shared_folder.PATIENCE)
             write = _write_own if shared else _write_through_rank_0
-            peers.every(doing, lambda: write(engine, layout, incomplete, beat))
+            held = _held(engine, weights)
+            peers.every(doing, lambda: write(engine, held, layout, incomplete, beat))
         peers.first(doing, lambda: _conclude(folder, companion))
     except CheckpointError:
         if peers.rank == 0:
@@ -104,11 +107,17 @@ def _conclude(folder: Path, companion: Any) -> None:
     run_folder.replace_export(incomplete, folder)
 
 
-def _write_own(engine: Engine, layout: Layout, folder: Path, beat: Callable[[str], None]) -> None:
+def _write_own(
+    engine: Engine,
+    held: list[tuple[Span, Tensor]],
+    layout: Layout,
+    folder: Path,
+    beat: Callable[[str], None],
+) -> None:
     """This rank's pieces, into files that other ranks write into beside it."""
     pieces: list[tuple[Span, Tensor]] = []
     if engine.writes:
-        pieces += _held(engine)
+        pieces += held
     if engine.rank == 0:
         pieces += [
             (Span(name, 0, buffer.numel(), tuple(buffer.shape)), buffer)
@@ -129,11 +138,15 @@ def _write_own(engine: Engine, layout: Layout, folder: Path, beat: Callable[[str
 
 
 def _write_through_rank_0(
-    engine: Engine, layout: Layout, folder: Path, beat: Callable[[str], None]
+    engine: Engine,
+    held: list[tuple[Span, Tensor]],
+    layout: Layout,
+    folder: Path,
+    beat: Callable[[str], None],
 ) -> None:
     """Collective: one sum per parameter, which rank 0 writes before the next."""
     refused: OSError | None = None
-    whole = _wholes(engine, _held(engine))
+    whole = _wholes(engine, held)
     for name, tensor in itertools.chain(whole, _buffers(engine.module).items()):
         beat(f"writing {name}")
         if engine.rank == 0 and refused is None and (place := layout.places.get(name)):

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from tram_ds.checkpoint.export import export, read_export
 from tram_ds.checkpoint.space import weights_bytes
 from tram_ds.engines.protocol import Engine
+from tram_ds.engines.shards import Shards
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime import run_folder
@@ -39,6 +40,8 @@ class Evaluator:
     engine: Engine
     folder: RunFolder
     beat: Callable[[str], None] = lambda _: None
+    # what is scored and exported instead of theta, in the layout of params(); None: theta
+    judged: Callable[[], Shards | None] = lambda: None
     # (bytes, what, collective action): runs it when the disk has room, see checkpoint.space
     room: Callable[[int, str, Callable[[], None]], None] = lambda _, __, action: action()
 
@@ -50,8 +53,13 @@ class Evaluator:
             for d, r in self.task.eval_sets("validation").items()
             if d in self.task.train_domains
         }
-        scores = self._evaluate(rows)
+        with self._at(self.judged()):
+            scores = self._evaluate(rows)
         return math.fsum(s["loss"] for s in scores.values()) / len(scores)
+
+    def _at(self, weights: Shards | None) -> AbstractContextManager[None]:
+        """Inside, the model has `weights`; None: theta. Collective."""
+        return nullcontext() if weights is None else self.engine.moved(to=weights)
 
     def score(self) -> Scores:
         """Every domain of every split of eval.splits."""
@@ -88,9 +96,10 @@ class Evaluator:
 
     def keep_if_best(self, step: int, loss: float) -> None:
         """Exports the weights to `best/` where their validation loss is the lowest so far."""
-        if loss < from_rank_0(self._best)["validation_loss"]:
-            self.export(self.folder.best)
-            self._write(self.folder.best_loss, {"step": step, "validation_loss": loss})
+        if loss < from_rank_0(self._best_alike)["validation_loss"]:
+            self.export(self.folder.best, self.judged())
+            found = {"step": step, "validation_loss": loss, **self._kind()}
+            self._write(self.folder.best_loss, found)
         barrier()
 
     def go_back_to(self, step: int, total: int) -> None:
@@ -110,9 +119,9 @@ class Evaluator:
                 run_folder.discard_export(self.folder.export)
             remove_file(results)
 
-    def export(self, to: Path) -> None:
-        """The current weights in Hugging Face format, with the tokenizer or image processor beside
-        them."""
+    def export(self, to: Path, weights: Shards | None = None) -> None:
+        """theta, or `weights` instead, in Hugging Face format, with the tokenizer or image
+        processor beside them."""
         companion = getattr(self.task, "tokenizer", None) or getattr(self.task, "processor", None)
         files = self.recipe.export
         self._in_room(
@@ -124,6 +133,7 @@ class Evaluator:
                 companion,
                 dtype=getattr(torch, files.dtype),
                 max_shard_size=files.max_shard_size,
+                weights=weights,
                 beat=self.beat,
             ),
         )
@@ -144,13 +154,13 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Scores and exports the selected weights; writes and returns results.json. warnings: asked
         on rank 0."""
-        measured = from_rank_0(lambda: self.folder.best_loss.exists())
+        measured = from_rank_0(lambda: self._best_alike()["step"] >= 0)
         best = self.recipe.eval.select == "best" and measured
-        weights = read_export(self.engine, self.folder.best) if best else None
-        with self.engine.moved(to=weights) if weights is not None else nullcontext():
+        weights = read_export(self.engine, self.folder.best) if best else self.judged()
+        with self._at(weights):
             scores = self.score()
         if not best:
-            self.export(self.folder.export)
+            self.export(self.folder.export, weights)
         else:
             self._in_room(self.folder.export, self._publish_best)
         results = {
@@ -178,7 +188,7 @@ class Evaluator:
         peers.first(f"writing {self.folder.export}", copy)
 
     def _selected(self, best: bool) -> dict[str, Any]:
-        last = {"step": self.engine.steps}
+        last = {"step": self.engine.steps, **self._kind()}
         if best or self.recipe.eval.select != "best":
             return self._best() if best else last
         why = "no validation loss was finite: these are the last weights, not the best"
@@ -191,7 +201,18 @@ class Evaluator:
         averages = {m: zero_shot_average(domains, self.task.train_domains, m) for m in metrics}
         return {m: None if math.isnan(v) else v for m, v in averages.items()}
 
-    def _best(self) -> dict[str, float]:
+    def _kind(self) -> dict[str, str]:
+        """eval.weights, where it is not theta."""
+        kind = self.recipe.eval.weights
+        return {} if kind == "last" else {"weights": kind}
+
+    def _best_alike(self) -> dict[str, Any]:
+        """The best so far of the weights that are asked for now."""
+        found = self._best()
+        none = {"step": -1, "validation_loss": math.inf}
+        return found if found.get("weights", "last") == self.recipe.eval.weights else none
+
+    def _best(self) -> dict[str, Any]:
         file = self.folder.best_loss
         return (
             json.loads(file.read_text())

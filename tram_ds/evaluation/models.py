@@ -117,6 +117,11 @@ def score_all(
     """
     if not chosen:
         raise DataError("no model to evaluate: name one with --model, or leave --no-pretrained out")
+    if recipe.eval.weights == "ema" and any(c.checkpoint for c in chosen):
+        raise DataError(
+            "eval.weights = ema: of a checkpoint the last weights are scored: name the run, whose "
+            "export has the average, or set eval.weights=last"
+        )
     with joined(job, "replicated"):
         built = read_alike(
             lambda: [

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from tram_ds.algorithms.table import AlgorithmSection, reads
+from tram_ds.algorithms.table import AlgorithmSection, readers, reads
 from tram_ds.models.architecture import family, tiny
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.engine_config import engine_config
@@ -136,8 +136,15 @@ class Recipe(Section):
             problems.append(("algorithm.pull", text))
         plain = self.optimizer.name == "sgd" and self.optimizer.momentum == 0
         if self.algorithm.name == "msam" and plain:
-            text = "msam moves along the optimizer's momentum, and optimizer.momentum is 0: set it"
+            text = "it moves along the optimizer's momentum, which is 0: set optimizer.momentum=0.9"
             problems.append(("algorithm.name", text))
+        keeping = readers("decay")
+        if self.eval.weights == "ema" and self.algorithm.name not in keeping:
+            text = (
+                f"algorithm.name = {self.algorithm.name} keeps no average of the weights: set "
+                f"eval.weights=last, or train {' or '.join(keeping)}"
+            )
+            problems.append(("eval.weights", text))
         if self.schedule.end_lr > self.optimizer.lr:
             problems.append(
                 (

@@ -315,6 +315,9 @@ class EvalSection(Section):
     select: Literal["final", "best"] = "final"
     """Which weights are evaluated and exported: the last, or those with the lowest validation loss
     on the training domain."""
+    weights: Literal["last", "ema"] = "last"
+    """What a step's weights are where they are scored, selected and exported: theta itself, or its
+    moving average, which mesa and asam_mesa keep (algorithm.decay; buffers are theta's)."""
     splits: list[Literal["validation", "test"]] = Field(default=["test"])
     """Splits scored at the end, for every domain, in results.json."""
 

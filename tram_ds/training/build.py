@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tram_ds.algorithms.bound import bind
+from tram_ds.algorithms.references import average
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.engines import choose as engines
 from tram_ds.evaluation.evaluator import Evaluator
@@ -37,8 +38,10 @@ def build(opened: Opened) -> Run:
         print(model.loaded_whole)
     engine = build_engine(recipe, opened.engine, model, job, micros, opened.total_steps)
     row = bind(recipe.algorithm, task.noise_site)
-    evaluator = Evaluator(recipe, task, engine, opened.folder, opened.watchdog.beat)
-    return Run(**vars(opened), stepper=Stepper(engine, row, recipe.train.seed), evaluator=evaluator)
+    stepper = Stepper(engine, row, recipe.train.seed)
+    judged = (lambda: average(row, engine)) if recipe.eval.weights == "ema" else lambda: None
+    evaluator = Evaluator(recipe, task, engine, opened.folder, opened.watchdog.beat, judged)
+    return Run(**vars(opened), stepper=stepper, evaluator=evaluator)
 
 
 def build_engine(
