@@ -38,7 +38,9 @@ def digest(tensors: Any) -> str:
     return found.hexdigest()[:16]
 
 
-def settings(job: Any, name: str, half: bool, fill: Any) -> engines.Settings:
+def settings(
+    job: Any, name: str, half: bool, fill: Any, accumulation: int = 1, **more: Any
+) -> engines.Settings:
     config: dict[str, Any] = {}
     if name.startswith("zero"):
         config = {**ZERO, "zero_optimization": {**ZERO["zero_optimization"], "stage": int(name[4])}}
@@ -48,8 +50,9 @@ def settings(job: Any, name: str, half: bool, fill: Any) -> engines.Settings:
         config,
         torch.bfloat16 if half else torch.float32,
         1,
-        1,
+        accumulation,
         fill=fill,
+        **more,
     )
 
 

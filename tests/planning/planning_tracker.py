@@ -27,7 +27,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.objective import Losses
 from tram_ds.algorithms.step import climb
-from tram_ds.engines.fsdp2 import over, transformer_blocks
+from tram_ds.engines.fsdp2 import over
+from tram_ds.engines.layout import transformer_blocks
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS, Chunked
 from tram_ds.models.output import Output

@@ -110,6 +110,14 @@ class Algorithm:
         return [*(r.reference for r in self.regions), *([self.anchor] if self.anchor else [])]
 
     @property
+    def through_reference(self) -> bool:
+        """Whether a gradient flows through a reference's forward pass, too."""
+        noisy = [
+            r.reference for r in self.regions if isinstance(r.reference, regions.NoiseReference)
+        ]
+        return any(reference.differentiable for reference in noisy)
+
+    @property
     def perturbs(self) -> bool:
         """Whether a pass of a step is at theta + epsilon."""
         return self.ascent is not None or self.shift is not None

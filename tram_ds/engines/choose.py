@@ -21,7 +21,9 @@ from tram_ds.runtime.ranks import Job
 @dataclass(frozen=True)
 class Settings:
     """What every engine's `build` gets. optimizer: model -> torch optimizer over it. config: the
-    engine's config file. fill: reads the values of parameters on meta; None: none are there."""
+    engine's config file. fill: reads the values of parameters on meta; None: none are there.
+    one_backward: no loss has a gradient through two forward passes, so that an engine may take each
+    block as one."""
 
     job: Job
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
@@ -32,6 +34,7 @@ class Settings:
     clip_norm: float | None = None
     schedule: Schedule | None = None
     fill: Fill | None = None
+    one_backward: bool = False
 
 
 def choose(name: str, job: Job) -> str:

@@ -202,7 +202,7 @@ def shard(
         "mp_policy": MixedPrecisionPolicy(dtype, torch.float32) if half else MixedPrecisionPolicy(),
         "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
     }
-    for block in transformer_blocks(model):
+    for block in layout.transformer_blocks(model):
         fully_shard(block, reshard_after_forward=reshard_after_forward, **options)
     # The root is resharded explicitly: FSDP2's default leaves it gathered, and stale after the
     # weights move.
@@ -215,17 +215,6 @@ def _mesh(device_type: str, world: int, shard_size: int) -> DeviceMesh:
         return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
     names = ("replicate", "shard")
     return init_device_mesh(device_type, (world // shard_size, shard_size), mesh_dim_names=names)
-
-
-def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a Hugging Face model: the members of its longest ModuleList of one
-    class."""
-    lists = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.ModuleList) and len(m) and len({type(b) for b in m}) == 1
-    ]
-    return list(max(lists, key=len, default=[]))
 
 
 def _on_gpu(mesh: DeviceMesh) -> bool:

@@ -29,6 +29,17 @@ def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in names.items()}
 
 
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a Hugging Face model: the members of its longest ModuleList of one
+    class."""
+    lists = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.ModuleList) and len(m) and len({type(b) for b in m}) == 1
+    ]
+    return list(max(lists, key=len, default=[]))
+
+
 def frozen(
     module: nn.Module, held: Callable[[str, nn.Parameter], tuple[Span, Tensor] | None], rank: int
 ) -> Shards:

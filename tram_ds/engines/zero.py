@@ -26,6 +26,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.utils import all_gather_dp_groups
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
 from tram_ds.engines import filling, layout, optimizer_state, replicas
@@ -286,6 +287,11 @@ def build(model: nn.Module, settings: Any) -> Engine:
     if settings.dtype == torch.bfloat16 and stage in (2, 3):
         # sharded there; at stage 1 it would be a full fp32 copy
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if stage == 3 and settings.one_backward and (blocks := layout.transformer_blocks(model)):
+        # A block's parameters are gathered together: DeepSpeed's hooks on each of its modules take
+        # a GPU several times as long as the block itself. It dies where a block is run twice
+        # before its backward pass.
+        set_z3_leaf_modules(model, [type(blocks[0])])
     fill = settings.fill or _kept(model)
     if settings.fill is not None and stage == 3:
         _partition(model, config, settings.fill, settings.dtype)

@@ -9,7 +9,7 @@ from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.cost import mean_cost
 from tram_ds.algorithms.options import BesideAscent, Climb
 from tram_ds.algorithms.trust_region import Previous, WeightReference
-from tram_ds.planning.memory import FP32, RunSetup, differentiable
+from tram_ds.planning.memory import FP32, RunSetup
 from tram_ds.planning.sizes import ModelSize
 
 # dense TFLOP/s per GPU from the vendors' data sheets: (bf16, fp32 without tensor cores), GB of
@@ -65,7 +65,7 @@ def traffic(setup: RunSetup, n: int, row: Algorithm, forwards: float) -> dict[st
     o, every = row.of(Climb), row.of(Climb).perturb_every
     climbs = 1 / every if row.ascent is not None else 0
     # passes whose graph goes through the model twice
-    twice = differentiable(row) * (1 + climbs * (row.of(BesideAscent).penalty_passes == "both"))
+    twice = row.through_reference * (1 + climbs * (row.of(BesideAscent).penalty_passes == "both"))
     backwards = 1 + climbs * (1 + (row.fisher_pass is not None))
     moves = sum(1 / every if r is row.radius else 1 for r in row.regions if _moves(r.reference))
     micros, working = setup.micros, setup.working

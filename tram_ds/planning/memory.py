@@ -229,18 +229,11 @@ def _copies(setup: RunSetup, size: ModelSize, row: Algorithm) -> tuple[int, int]
 def _activations(setup: RunSetup, size: ModelSize, row: Algorithm) -> tuple[int, int]:
     """(kept for the backward pass, recomputed during it): with checkpointing the blocks' inputs,
     and one block at a time."""
-    graphs = 1 + differentiable(row)
+    graphs = 1 + row.through_reference
     block = size.block_input if setup.checkpointing else size.saved_block
     return graphs * (
         block * size.layers + size.saved_rest
     ), size.saved_block if setup.checkpointing else 0
-
-
-def differentiable(row: Algorithm) -> bool:
-    """Whether a gradient flows through a reference, too."""
-    return any(
-        isinstance(r.reference, NoiseReference) and r.reference.differentiable for r in row.regions
-    )
 
 
 @dataclass(frozen=True)
@@ -313,7 +306,7 @@ def _logits(setup: RunSetup, size: ModelSize, row: Algorithm) -> _Logits:
         return _Logits((3 * FP32 + working * differentiated) * one, compared, working * one, 0)
     chunk, head = min(CHUNK_ELEMENTS["cuda"], one), size.classes * size.width
     states = size.positions * size.width * working
-    gradient = (1 + differentiable(row)) * states
+    gradient = (1 + row.through_reference) * states
     # a chunk's share of the head's gradient, not yet added
     added = head * working + 2 * chunk * working if setup.half else 0
     loss = gradient + max((3 * FP32 + working) * chunk, added)

@@ -36,8 +36,16 @@ def build(opened: Opened) -> Run:
     model: Any = task.model(load_stored)
     if job.rank == 0 and recipe.model.path and getattr(model, "loaded_whole", None):
         print(model.loaded_whole)
-    engine = build_engine(recipe, opened.engine, model, job, micros, opened.total_steps)
     row = bind(recipe.algorithm, task.noise_site)
+    engine = build_engine(
+        recipe,
+        opened.engine,
+        model,
+        job,
+        micros,
+        opened.total_steps,
+        one_backward=not row.through_reference,
+    )
     stepper = Stepper(engine, row, recipe.train.seed)
     judged = (lambda: average(row, engine)) if recipe.eval.weights == "ema" else lambda: None
     evaluator = Evaluator(recipe, task, engine, opened.folder, opened.watchdog.beat, judged)
@@ -45,10 +53,17 @@ def build(opened: Opened) -> Run:
 
 
 def build_engine(
-    recipe: Recipe, name: str, model: Any, job: Job, micros: int, total_steps: int
+    recipe: Recipe,
+    name: str,
+    model: Any,
+    job: Job,
+    micros: int,
+    total_steps: int,
+    *,
+    one_backward: bool = False,
 ) -> Any:
     """The recipe's engine around `model`, which may be on meta (models/pretrained.load_stored).
-    Collective."""
+    one_backward: as in engines.choose.Settings. Collective."""
     stored = getattr(model, "stored", None)
     settings = engines.Settings(
         job=job,
@@ -60,6 +75,7 @@ def build_engine(
         clip_norm=recipe.train.clip_norm,
         schedule=schedule(recipe.schedule, recipe.optimizer.lr, total_steps),
         fill=stored.read if stored else None,
+        one_backward=one_backward,
     )
     engine = engines.build(name, model, settings)
     if stored is not None:
