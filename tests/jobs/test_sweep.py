@@ -23,7 +23,8 @@ from tram_ds.recipe.recipe import dump, load
 from tram_ds.recipe.sections import EngineSection
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "recipes" / "sweeps").glob("table*.yaml"))
+FRONTIERS = sorted((ROOT / "recipes" / "sweeps").glob("frontier*.yaml"))
 ALL = (
     "adam sam asam fsam trpo r3f mesa asam_trpo asam_r3f asam_mesa tram_prev tram_init tram_x "
     "tram_fisher"
@@ -106,6 +107,72 @@ def test_shipped_sweeps_are_the_papers_tables(path):
     )
     cells = sweep.cells(few)
     assert len({cell.run_dir for cell in cells}) == len(cells)
+
+
+@pytest.mark.parametrize("path", FRONTIERS, ids=lambda path: path.stem)
+def test_a_frontier_has_base_at_five_rates_and_two_lengths(path):
+    """And every other row at the base's shorter length, three seeds each."""
+    lines = path.read_text().splitlines()
+    read = sweep.read(path.stem)
+    assert lines[0].startswith(f"# python launch/sweep.py --sweep {path.name}")
+    short, long = read.grid["train.steps"]
+    assert long == pytest.approx(2.4 * short, rel=1e-3) and len(read.grid["optimizer.lr"]) == 5
+    cells = sweep.cells(read.with_seeds([0]))
+    rows = {cell.recipe.algorithm.name for cell in cells}
+    assert {"base", "kl_init", "l2sp", "asam", "mesa", "tram_prev", "tram_x"} <= rows
+    others = [cell.recipe for cell in cells if cell.recipe.algorithm.name != "base"]
+    assert {recipe.train.steps for recipe in others} == {short}
+    assert {recipe.optimizer.lr for recipe in others} <= set(read.grid["optimizer.lr"])
+    for recipe in others:
+        row = recipe.algorithm
+        sized = row.radius == "relative" or row.radius_scale == "auto"
+        assert sized == row.name.startswith("tram_"), "TRAM rows have a size"
+    assert re.search(rf"\({3 * len(cells)} runs;", lines[1]), f"{3 * len(cells)} runs"
+
+
+def test_further_grids_follow_with_keys_of_their_own(place):
+    (place / "more.yaml").write_text(
+        "base: xnli_xlmr\ngrid: {algorithm: [base], optimizer.lr: [1e-5, 2e-5]}\n"
+        "also:\n  - {algorithm: [sam, asam]}\n  - {algorithm: [sam], algorithm.rho: [0.1]}\n"
+    )
+    found = sweep.cells(sweep.read("more.yaml"))
+    assert [str(cell.run_dir) for cell in found] == [
+        "runs/xnli_xlmr-base-0-lr=1e-05",
+        "runs/xnli_xlmr-base-0-lr=2e-05",
+        "runs/xnli_xlmr-sam-0",
+        "runs/xnli_xlmr-asam-0",
+        "runs/xnli_xlmr-sam-0-rho=0.1",
+    ]
+    seeded = sweep.cells(sweep.read("more.yaml").with_seeds([4]))
+    assert {cell.recipe.train.seed for cell in seeded} == {4} and len(seeded) == 5
+    (place / "bad.yaml").write_text(
+        "base: xnli_xlmr\ngrid: {}\nalso:\n  - {algorithm: []}\n  - {run_dir: [a, b]}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        sweep.read("bad.yaml")
+    assert "0.algorithm" in str(caught.value) and "1.run_dir" in str(caught.value)
+
+
+def test_the_hours_of_a_sweep_come_before_it(place, capsys):
+    """TRAM's 7 / 3 of base's; 2.4 times the steps are 2.4 times the hours; an unknown length is
+    said."""
+    (place / "plan.yaml").write_text(
+        "base: m2d2_s2orc_gpt2\ngrid: {algorithm: [base, tram_x]}\n"
+        "also:\n  - {algorithm: [base], train.steps: [120000]}\n"
+        "  - {algorithm: [base], train.steps: [null], train.epochs: [2]}\n"
+    )
+    words = ["sweep", "--sweep", "plan.yaml", "--dry-run"]
+    assert tram.main([*words, "--hours", "h100"]) == 0
+    head, base, tram_x, long, unknown, total, *cells = capsys.readouterr().out.splitlines()
+    assert head == "GPU hours of the cells to run:" and len(cells) == 5
+    hours = [float(line.split()[0]) for line in (base, tram_x, long, total)]
+    assert hours[1] == pytest.approx(7 / 3 * hours[0], abs=0.02)
+    assert hours[2] == pytest.approx(2.4 * hours[0], abs=0.02)
+    assert hours[3] == pytest.approx(sum(hours[:3]), abs=0.02)
+    assert unknown.startswith("unknown  ") and "train.epochs" in unknown
+    assert "in all, of 3 of 4 cells, and 1 whose hours are not known" in total
+    assert tram.main([*words, "--hours", "b200"]) == 2
+    assert "b200" in capsys.readouterr().err
 
 
 def test_the_rows_above_are_those_of_the_csv_files():

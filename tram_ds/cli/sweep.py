@@ -2,6 +2,7 @@
 
     tram sweep --sweep table14_xnli_distances.yaml --launcher "deepspeed --num_gpus 8"
     tram sweep --sweep table3_images.yaml --dry-run
+    tram sweep --sweep frontier_m2d2.yaml --dry-run --hours h100      # GPU hours, cell by cell
 
 Overrides hold for every cell. Exit codes: 0 done, 2 refused, 75 stopped to be requeued, else the
 first failed cell's.
@@ -29,6 +30,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="list the cells and their commands; run nothing"
     )
     parser.add_argument(
+        "--hours", metavar="GPU", help="first the hours of the cells to run: a100, h100 or h200"
+    )
+    parser.add_argument(
         "--continue-on-error",
         action="store_true",
         help="go on with the next cell after a failed one",
@@ -44,6 +48,10 @@ def run(options: argparse.Namespace) -> int:
     from tram_ds.jobs import sweep
 
     cells = sweep.cells(sweep.read(options.sweep), options.overrides, options.smoke)
+    if options.hours:
+        from tram_ds.jobs import sweep_hours  # it imports torch
+
+        print("\n".join(sweep_hours.lines(cells, options.hours)), flush=True)
     launcher = shlex.split(options.launcher)
     if not options.dry_run:
         return sweep.run(cells, launcher, options.continue_on_error)

@@ -96,7 +96,8 @@ def _interval(bounds: tuple[float, float], of: Residual, scale: Scale) -> Cell:
     if NONE in [c.text for c in ends]:
         return Cell(NONE)
     low, high = (end.text.removesuffix(" %") for end in ends)
-    return Cell(f"[{low}, {high}]{' %' * scale.log}", ends[1].value)
+    unit = "\N{NO-BREAK SPACE}%" * scale.log
+    return Cell(f"[{low}, {high}]{unit}", ends[1].value)
 
 
 def _by_domain(name: str, title: str, layout: Layout, found: Sides, shown: Shown) -> Block:

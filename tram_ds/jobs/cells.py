@@ -54,8 +54,8 @@ def cells(
         )
     file = sweep.read(sweep_name) if sweep_name else Sweep(base=[str(name)], grid={})
     base = [name] if name else file.base
-    grid = file.grid | ({"train.seed": parse_seeds(seeds)} if seeds is not None else {})
-    found = sweep.cells(file.model_copy(update={"base": base, "grid": grid}), overrides)
+    file = file if seeds is None else file.with_seeds(parse_seeds(seeds))
+    found = sweep.cells(file.model_copy(update={"base": base}), overrides)
     return [
         Cell(recipe.load(cell.base, cell.overrides), Path.cwd() / cell.run_dir) for cell in found
     ]

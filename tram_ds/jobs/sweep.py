@@ -44,26 +44,49 @@ class Sweep(Section):
     grid: dict[str, list[Any]]
     """Recipe key, dotted -> its values. The last key varies fastest."""
 
+    also: list[dict[str, list[Any]]] = Field(default_factory=list)
+    """Further grids, each with keys of its own: their cells follow those of `grid`."""
+
     @field_validator("grid")
     @classmethod
     def _has_values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if problems := _problems(grid):
+            raise refusal(*problems)
+        return grid
+
+    @field_validator("also")
+    @classmethod
+    def _have_values(cls, also: list[dict[str, list[Any]]]) -> list[dict[str, list[Any]]]:
         problems = [
-            (key, "needs at least one value, e.g. [sam, asam]")
-            for key, values in grid.items()
-            if not values
-        ]
-        twice = [
-            k for k, values in grid.items() if len({json.dumps(v) for v in values}) < len(values)
-        ]
-        problems += [(key, "has a value twice") for key in twice]
-        problems += [
-            (key, "cannot be swept: each cell gets its own")
-            for key in grid
-            if key in ("run_dir", "name")
+            (f"{number}.{key}", what)
+            for number, grid in enumerate(also)
+            for key, what in _problems(grid)
         ]
         if problems:
             raise refusal(*problems)
-        return grid
+        return also
+
+    def with_seeds(self, seeds: list[int]) -> Sweep:
+        """The same with these seeds in every grid."""
+        grids = [{**grid, "train.seed": seeds} for grid in (self.grid, *self.also)]
+        return self.model_copy(update={"grid": grids[0], "also": grids[1:]})
+
+
+def _problems(grid: dict[str, list[Any]]) -> list[tuple[str, str]]:
+    """(key, what is wrong with it)."""
+    problems = [
+        (key, "needs at least one value, e.g. [sam, asam]")
+        for key, values in grid.items()
+        if not values
+    ]
+    twice = [k for k, values in grid.items() if len({json.dumps(v) for v in values}) < len(values)]
+    problems += [(key, "has a value twice") for key in twice]
+    problems += [
+        (key, "cannot be swept: each cell gets its own")
+        for key in grid
+        if key in ("run_dir", "name")
+    ]
+    return problems
 
 
 @dataclass(frozen=True)
@@ -109,12 +132,16 @@ def cells(sweep: Sweep, overrides: Sequence[str] = (), smoke: bool = False) -> l
     """Every run, in the order of the file. All are checked: RecipeError names the cell that cannot
     be."""
     found: dict[Path, Cell] = {}
-    keys = sorted(sweep.grid, key=lambda key: key.count("."))  # a whole section before its keys
-    for base, *values in itertools.product(sweep.base, *sweep.grid.values()):
-        chosen = dict(zip(sweep.grid, values, strict=True))
-        cell = _cell(
-            base, [*overrides, *(f"{key}={_text(chosen[key])}" for key in keys)], chosen, smoke
-        )
+    grids = (sweep.grid, *sweep.also)
+    chosen = [
+        (base, dict(zip(grid, values, strict=True)))
+        for grid in grids
+        for base, *values in itertools.product(sweep.base, *grid.values())
+    ]
+    for base, values in chosen:
+        keys = sorted(values, key=lambda key: key.count("."))  # a whole section before its keys
+        words = [*overrides, *(f"{key}={_text(values[key])}" for key in keys)]
+        cell = _cell(base, words, values, smoke)
         if cell.run_dir in found:
             raise RecipeError(
                 f"two cells share the folder {cell.run_dir}: {_what(found[cell.run_dir])} and "

@@ -46,7 +46,8 @@ are refused with the line below, never translated in silence.
 
 SWEEPS = """A sweep file names one or more recipes (`base`) and a `grid`: recipe key, dotted, and
 the list of its values. Every combination is a run in its own folder; finished ones are skipped, so
-the same command goes on where it was stopped.
+the same command goes on where it was stopped. `also` is a list of further grids with keys of their
+own. `--hours h100` says first what the cells to run will cost.
 """
 
 
