@@ -18,6 +18,8 @@ from tram_ds.runtime.rendezvous import meet
 
 # of a collective: longer than any step, shorter than a night of waiting for a dead rank
 TIMEOUT = timedelta(minutes=10)
+# NCCL ends the process at its timeout and says neither rank nor step: ours has spoken by then
+NCCL_GRACE = timedelta(seconds=60)
 
 
 T = TypeVar("T")
@@ -88,6 +90,8 @@ def joined(job: Job, engine: str, timeout: timedelta = TIMEOUT) -> Iterator[None
         dist.init_process_group(_backend(job), store=store, rank=0, world_size=1, timeout=timeout)
     else:
         store = meet(job.rank, job.world_size, timeout)
+        if job.device.type == "cuda":
+            timeout += NCCL_GRACE
         dist.init_process_group(
             _backend(job), store=store, rank=job.rank, world_size=job.world_size, timeout=timeout
         )

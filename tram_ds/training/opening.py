@@ -26,7 +26,7 @@ from tram_ds.runtime.shared_folder import refuse_unshared
 from tram_ds.runtime.signals import StopRequest, Watchdog
 from tram_ds.tasks import choose as tasks
 
-# seconds after train.timeout: a collective's own timeout comes first and says more
+# seconds after train.timeout: gloo's own timeout comes first and says more; NCCL's comes later
 WATCHDOG_GRACE = 5.0
 
 
