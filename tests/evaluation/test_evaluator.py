@@ -42,7 +42,8 @@ def test_the_selected_weights_are_named(
 
 def recipe_of(weights: str) -> Any:
     export = SimpleNamespace(dtype="float32", max_shard_size="5GB")
-    return SimpleNamespace(eval=SimpleNamespace(select="best", weights=weights), export=export)
+    model, scored = SimpleNamespace(lora=None), SimpleNamespace(select="best", weights=weights)
+    return SimpleNamespace(eval=scored, export=export, model=model)
 
 
 def test_the_average_is_scored_and_exported_and_theta_stays(tmp_path: Path) -> None:

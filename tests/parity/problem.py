@@ -11,12 +11,14 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tram_ds.models import chunked
+from tram_ds.models import adapters, chunked
 from tram_ds.models.chunked import Chunked
 from tram_ds.models.output import Output
+from tram_ds.recipe.sections import LoraSection, ModelSection
 from tram_ds.tasks.causal import next_tokens
 
 SEED, STEPS, LR = 5, 3, 0.05
+LR_OF_ADAPTERS = 0.5  # so that they, too, go somewhere in three steps
 # d of a 3-step toy run is ~1e-3: at its natural size a broken norm would hide below 1e-6, so the
 # radius is scaled.
 SCALED = {"tram_prev": 20.0, "tram_init": 10.0, "tram_x": 25.0}
@@ -63,6 +65,18 @@ def model(dropout: float = 0.0) -> GPT2LMHeadModel:
     for name, p in gpt2.named_parameters():
         if p.dim() == 1:
             p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
+    return gpt2
+
+
+def adapted() -> GPT2LMHeadModel:
+    """model() with adapters as a recipe adds them; B is not zero either. Rank 3 divides by nothing,
+    so that the second of two ranks has less of an A, or none."""
+    lora = LoraSection(r=3, alpha=3.0, targets=["c_attn"])
+    gpt2, section = model(), ModelSection(init={"architecture": "gpt2"}, lora=lora)
+    adapters.add(gpt2, section, seed=1)
+    for name, p in gpt2.named_parameters():
+        if p.requires_grad:
+            p.data = 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
     return gpt2
 
 

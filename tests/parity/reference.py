@@ -88,7 +88,8 @@ class Oracle:
             fisher,
             distance,
         )
-        self.theta = {n: p.detach().double() for n, p in model.named_parameters()}
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        self.theta = {n: p.detach().double() for n, p in trained}
         self.previous, self.initial, self.ema, self.t = self.theta, self.theta, self.theta, 0
         self.momentum = 0.9 if name == "msam" else 0.0  # SGD's
         self.m = {n: torch.zeros_like(p) for n, p in self.theta.items()}

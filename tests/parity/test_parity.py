@@ -9,6 +9,7 @@ import pytest
 
 from tests import ranks
 from tests.parity import build
+from tests.parity.worker import ADAPTED
 from tram_ds.algorithms.table import ALGORITHMS
 
 pytestmark = pytest.mark.parity
@@ -57,6 +58,16 @@ def test_an_ascent_by_norms_alone_equals_the_oracle(engine: str) -> None:
 def test_a_descent_on_noise_equals_the_oracle(engine: str) -> None:
     """Pass 2 on the z of pass 1; the word embedding learns by the tied head alone."""
     check(rows(engine)["tram_x/descent_noise"])
+
+
+@pytest.mark.parametrize("algorithm", ADAPTED)
+@pytest.mark.parametrize("engine", build.ADAPTED)
+def test_adapters_equal_the_oracle_and_the_base_stays(engine: str, algorithm: str) -> None:
+    """Sharded as the base is, on every engine; theta_0 of tram_init is the model at the adapters'
+    own start."""
+    row = rows(engine)[f"{algorithm}/adapted"]
+    check(row)
+    assert row["frozen"] == 0.0
 
 
 @pytest.mark.slow

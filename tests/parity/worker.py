@@ -3,6 +3,7 @@ group."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -26,6 +27,10 @@ FORMS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# theta is adapters alone: theta_0 is the model without them, the average one of adapters
+ADAPTED = ("tram_init", "asam_mesa")
+
+
 def relative_error(built: Any, theta: dict[str, torch.Tensor]) -> float:
     """Largest |theta - oracle| / max|oracle| over parameters and ranks."""
     worst = 0.0
@@ -40,6 +45,16 @@ def relative_error(built: Any, theta: dict[str, torch.Tensor]) -> float:
     return build.gather(worst)
 
 
+def frozen_change(built: Any, double: torch.nn.Module) -> float:
+    """Largest change of a weight that does not train."""
+    engine, worst = built.engine, 0.0
+    before = dict(double.named_parameters())
+    for name, p in engine.module.named_parameters():
+        if not p.requires_grad:
+            worst = max(worst, float((engine.whole(p).double() - before[name]).abs().max()))
+    return build.gather(worst)
+
+
 def compare(
     engine: str,
     algorithm: str,
@@ -48,6 +63,7 @@ def compare(
     world: int,
     mutate: Any = None,
     lean: bool = False,
+    adapted: bool = False,
     **extra: Any,
 ) -> dict:
     """Runs engine and oracle side by side; {"theta": relative error, "loss", "distance",
@@ -57,19 +73,22 @@ def compare(
     neither.
     """
     given = {**problem.OPTIONS.get(algorithm, {}), **extra}  # None: not given after all
-    model, options = problem.model(), {k: v for k, v in given.items() if v is not None}
+    model = problem.adapted() if adapted else problem.model()
+    lr = problem.LR_OF_ADAPTERS if adapted else problem.LR
+    own = {"optimizer": functools.partial(torch.optim.SGD, lr=lr)} if adapted else {}
+    options = {k: v for k, v in given.items() if v is not None}
     oracle_options = {k: v for k, v in options.items() if k not in ("perturbation",)}
     double = problem.double(model)
     oracle = Oracle(
         double,
         problem.forward,
         algorithm,
-        lr=problem.LR,
+        lr=lr,
         seed=problem.SEED,
         embedding=double.get_input_embeddings(),
         **oracle_options,
     )
-    built = build.stepper(engine, model, algorithm, micros, **options)
+    built = build.stepper(engine, model, algorithm, micros, **own, **options)
     if mutate:
         mutate(built)
     row = {"theta": 0.0, "loss": 0.0, "distance": 0.0, "perturbed_loss": 0.0, "moved": 0.0}
@@ -86,6 +105,7 @@ def compare(
             row[key] = max(row[key], abs(float(getattr(report, key)) - float(want)))
     row["theta"] = relative_error(built, oracle.theta)
     row["moved"] = relative_error(built, oracle.initial)
+    row["frozen"] = frozen_change(built, double)
     build.stop(built)
     return row
 
@@ -96,6 +116,11 @@ def main(out: str, engine: str, *algorithms: str) -> None:
     names = algorithms or tuple(ALGORITHMS)
     rows = {f"{a}/{k}": compare(engine, a, k, rank, world) for a in names for k in accumulations}
     rows |= {f"{a}/lean": compare(engine, a, 2, rank, world, lean=True) for a in names}
+    rows |= {
+        f"{a}/adapted": compare(engine, a, 2, rank, world, adapted=True, lean=True)
+        for a in ADAPTED
+        if engine in build.ADAPTED and a in names
+    }
     for a in set(FORMS) & set(names):
         for form, options in FORMS[a].items():
             rows[f"{a}/{form}"] = compare(engine, a, 2, rank, world, **options)

@@ -25,7 +25,12 @@ class Cost:
     @property
     def units(self) -> float:
         """In forward passes: 3 for plain training, 6 for SAM, 7 for TRAM."""
-        return self.forward + BACKWARD * self.backward
+        return self.units_of(1.0)
+
+    def units_of(self, trained: float) -> float:
+        """The same where a share of the weights trains: a frozen one has no gradient of its own,
+        which is half of a backward pass."""
+        return self.forward + BACKWARD * self.backward * (1.0 + trained) / 2
 
     @property
     def relative(self) -> float:

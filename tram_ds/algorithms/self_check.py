@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tram_ds.algorithms import references
+from tram_ds.algorithms.ascent import sam, sam_length
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.objective import Losses
 from tram_ds.algorithms.options import Climb
@@ -97,10 +98,10 @@ def _climb(
     )
     losses = Losses(run, plain)
 
-    def loss_at(size: float) -> tuple[Tensor, float]:
+    def loss_at(size: float, along_g: bool = False) -> tuple[Tensor, float]:
         theta, g = engine.params(), engine.grads()
-        epsilon = ascent(theta, g, torch.tensor(size, dtype=torch.float64), engine.norm)
-        measured = algorithm.epsilon_length
+        climb, measured = (sam(), sam_length) if along_g else (ascent, algorithm.epsilon_length)
+        epsilon = climb(theta, g, torch.tensor(size, dtype=torch.float64), engine.norm)
         length = size if measured is None else float(measured(theta, g, epsilon, engine.norm))
         with engine.moved(to=theta + epsilon):
             return engine.backward(batches, losses.second()).loss, length
@@ -110,6 +111,12 @@ def _climb(
     if bool(moved != still):
         return length
     engine.backward(batches, losses.first())  # the gradient of theta again
+    if not bool(ascent.norm(engine.params(), engine.grads(), engine.norm)):
+        # T g = 0: fresh adapters, where B = 0 and nothing depends on A. The row climbs nowhere
+        # then; what is to be known of the engine, a climb along g says as well.
+        moved, length = loss_at(radius, along_g=True)
+        if bool(moved != still):
+            return length
     if isinstance(algorithm.radius, TrustRegion) and bool(loss_at(LARGE)[0] != still):
         if engine.rank == 0:
             text = TOO_SMALL.format(radius=radius, large=LARGE, name=algorithm.name)

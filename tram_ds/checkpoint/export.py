@@ -181,19 +181,30 @@ def full_state(engine: Engine, shards: Shards | None = None) -> dict[str, Tensor
     return {name: tensor.cpu() for name, tensor in wholes if engine.rank == 0}
 
 
+def trained_state(engine: Engine, shards: Shards | None = None) -> dict[str, Tensor]:
+    """full_state of the parameters that train alone. Collective: one sum for each of these."""
+    theta = engine.weights.masters() if shards is None else shards
+    wholes = _wholes(engine, [*zip(theta.layout, theta, strict=True)], trained=True)
+    return {name: tensor.cpu() for name, tensor in wholes if engine.rank == 0}
+
+
 def _held(engine: Engine, shards: Shards | None = None) -> list[tuple[Span, Tensor]]:
     """This rank's pieces of all parameters, theta (or `shards` instead of it) first; no copies."""
     theta, frozen = engine.weights.masters() if shards is None else shards, engine.weights.frozen()
     return [*zip(theta.layout, theta, strict=True), *zip(frozen.layout, frozen, strict=True)]
 
 
-def _wholes(engine: Engine, held: list[tuple[Span, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def _wholes(
+    engine: Engine, held: list[tuple[Span, Tensor]], trained: bool = False
+) -> Iterator[tuple[str, Tensor]]:
     """(name, whole parameter in fp32 on the engine's device), one at a time. Collective: every rank
-    goes through to the end."""
+    goes through to the end. trained: of those that train alone."""
     pieces: dict[str, list[tuple[Span, Tensor]]] = {}
     for span, piece in held:
         pieces.setdefault(span.name, []).append((span, piece))
     for name, parameter in engine.module.named_parameters():
+        if trained and not parameter.requires_grad:
+            continue
         shape = _shape(parameter)
         full = torch.zeros(shape.numel(), dtype=torch.float32, device=engine.device)
         for span, piece in pieces.get(name, []):

@@ -137,12 +137,13 @@ class Saver:
     def room(self, exports: int) -> None:
         """CheckpointError, before the first step, where the disk has no room for what the run will
         keep: its checkpoints, the one being written beside them, `exports` whole models, logs."""
-        weights = space.weights_bytes(self.stepper.engine.module)
+        module = self.stepper.engine.module
+        weights, trained = (space.weights_bytes(module, trained=t) for t in (False, True))
         moments = moment_names(self.stepper.engine.weights.optimizer) or ()
         copies = 1 + len(moments) + len(references.names(self.stepper.algorithm))
         there = self.peers.gather(len(candidates(self.folder.parent)))[0]
         more = max(1, self.keep + 1 - there)
-        needed = weights * (copies * more + exports) + space.LOGS
+        needed = trained * copies * more + weights * exports + space.LOGS
         self.space.require(
             needed, f"this run ({more} more checkpoints, exports: {exports} of the model)"
         )

@@ -29,9 +29,10 @@ def free(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def weights_bytes(module: nn.Module) -> int:
-    """All parameters once, in fp32, whole, however they are sharded."""
-    return FP32 * sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+def weights_bytes(module: nn.Module, trained: bool = False) -> int:
+    """All parameters, or those that train, once, in fp32, whole, however they are sharded."""
+    counted = [p for p in module.parameters() if p.requires_grad or not trained]
+    return FP32 * sum(getattr(p, "ds_numel", p.numel()) for p in counted)
 
 
 @dataclass

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from tram_ds.checkpoint.adapter_export import add_merged, export_adapter, read_adapter
 from tram_ds.checkpoint.export import export, read_export
 from tram_ds.checkpoint.space import weights_bytes
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 from tram_ds.evaluation.score import evaluate, zero_shot_average
+from tram_ds.models.pretrained import load_base
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime import run_folder
 from tram_ds.runtime.files import remove_file, write_whole
@@ -120,9 +122,14 @@ class Evaluator:
             remove_file(results)
 
     def export(self, to: Path, weights: Shards | None = None) -> None:
-        """theta, or `weights` instead, in Hugging Face format, with the tokenizer or image
-        processor beside them."""
+        """theta, or `weights` instead, in Hugging Face format, adapters in peft's, with the
+        tokenizer or image processor beside them."""
         companion = getattr(self.task, "tokenizer", None) or getattr(self.task, "processor", None)
+        if self.recipe.model.lora is not None:
+            self._in_room(
+                to, lambda peers: export_adapter(self.engine, to, peers, companion, weights)
+            )
+            return
         files = self.recipe.export
         self._in_room(
             to,
@@ -156,13 +163,16 @@ class Evaluator:
         on rank 0."""
         measured = from_rank_0(lambda: self._best_alike()["step"] >= 0)
         best = self.recipe.eval.select == "best" and measured
-        weights = read_export(self.engine, self.folder.best) if best else self.judged()
+        read = read_export if self.recipe.model.lora is None else read_adapter
+        weights = read(self.engine, self.folder.best) if best else self.judged()
         with self._at(weights):
             scores = self.score()
         if not best:
             self.export(self.folder.export, weights)
         else:
             self._in_room(self.folder.export, self._publish_best)
+        if self.recipe.model.lora is not None and self.recipe.model.lora.merge:
+            self._in_room(self.folder.export, self._merge)
         results = {
             "train_domains": list(self.task.train_domains),
             "selected": self._selected(best),
@@ -186,6 +196,15 @@ class Evaluator:
             run_folder.replace_export(incomplete, self.folder.export)
 
         peers.first(f"writing {self.folder.export}", copy)
+
+    def _merge(self, peers: Peers) -> None:
+        def merge() -> None:
+            # the base from its own files: an engine may hold it rounded to bf16
+            base, files = self.task.model(load_base), self.recipe.export
+            add_merged(self.folder.export, base, getattr(torch, files.dtype), files.max_shard_size)
+
+        self.beat("merging the adapters")
+        peers.first(f"writing {self.folder.export}", merge)
 
     def _selected(self, best: bool) -> dict[str, Any]:
         last = {"step": self.engine.steps, **self._kind()}

@@ -35,7 +35,7 @@ from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.paths import expanded, refuse_missing
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import Job, joined
-from tram_ds.runtime.run_layout import RunFolder
+from tram_ds.runtime.run_layout import ADAPTER, RunFolder
 from tram_ds.tasks import choose as tasks
 
 Split = Literal["validation", "test"]
@@ -125,9 +125,7 @@ def score_all(
     with joined(job, "replicated"):
         built = read_alike(
             lambda: [
-                tasks.build(
-                    _with_model(_evaluating(recipe, domains, split), c.path), training=False
-                )
+                tasks.build(_scored(_evaluating(recipe, domains, split), c), training=False)
                 for c in chosen
             ],
             lambda found: {
@@ -219,7 +217,8 @@ def _score(
             "pre-trained row may lack them"
         )
     if candidate.interpolation is not None:
-        own = tasks.build(_evaluating(recipe, domains, split), training=False).model()
+        bare = _scored(_evaluating(recipe, domains, split), Candidate("own"))
+        own = tasks.build(bare, training=False).model()
         towards(own, model, candidate.interpolation, candidate.path or str(candidate.checkpoint))
         fresh = bool(own.new_weights) and candidate.interpolation == 0.0
     rows = {
@@ -305,11 +304,21 @@ def _evaluating(recipe: Recipe, domains: Sequence[str] | None, split: Split) -> 
     return recipe.model_copy(update={"task": task, "eval": scored})
 
 
-def _with_model(recipe: Recipe, path: str | None) -> Recipe:
-    if path is None:
-        return recipe
-    section = ModelSection(path=path, dtype=recipe.model.dtype, attention=recipe.model.attention)
-    return recipe.model_copy(update={"model": section})
+def _scored(recipe: Recipe, candidate: Candidate) -> Recipe:
+    """The recipe with the candidate's model. Only a checkpoint has adapters beside the weights: an
+    export has them merged, and before training they change nothing."""
+    model, path = recipe.model, candidate.path
+    if path is not None:
+        folder = Path(expanded(path))
+        if (folder / ADAPTER).is_dir() and not (folder / "config.json").is_file():
+            raise DataError(
+                f"{path} holds adapters alone (model.lora.merge = false): merge them into the "
+                "model first, with PeftModel.from_pretrained(...).merge_and_unload()"
+            )
+        model = ModelSection(path=path, dtype=model.dtype, attention=model.attention)
+    elif candidate.checkpoint is None:
+        model = model.model_copy(update={"lora": None})
+    return recipe.model_copy(update={"model": model})
 
 
 def _data_sum(job: Job) -> Callable[[Tensor], Tensor]:

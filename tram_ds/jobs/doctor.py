@@ -79,7 +79,7 @@ class Context:
 
     @cached_property
     def parameters(self) -> int:
-        """Of the model, without reading its weights."""
+        """Of the model, those that train, without reading its weights."""
         return states.parameters(self.recipe, tasks.build(self.recipe))
 
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tram_ds.models import stored
+from tram_ds.models import adapters, stored
 from tram_ds.models.whole import refuse_incomplete
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.hub import waiting
@@ -92,6 +92,26 @@ def load_stored(
     return _build(auto_class, section, _leave_weights, seed, new_head, overrides)
 
 
+def load_outline(
+    auto_class: Any, section: Any, *, seed: int = 0, new_head: bool = False, **overrides: Any
+) -> nn.Module:
+    """The model's modules on the meta device, without a weight and without adapters: for what can
+    be refused by their names. DataError for targets of model.lora that match none."""
+    with torch.device("meta"):
+        model = auto_class.from_config(load_config(section, **overrides), dtype=torch.float32)
+    if getattr(section, "lora", None) is not None:
+        adapters.check(model, section)
+    return model
+
+
+def load_base(
+    auto_class: Any, section: Any, *, seed: int = 0, new_head: bool = False, **overrides: Any
+) -> nn.Module:
+    """As load_model, without the adapters of model.lora."""
+    bare = section.model_copy(update={"lora": None})
+    return load_model(auto_class, bare, seed=seed, new_head=new_head, **overrides)
+
+
 def _build(
     auto_class: Any, section: Any, load: Any, seed: int, new_head: bool, overrides: dict[str, Any]
 ) -> nn.Module:
@@ -120,6 +140,8 @@ def _build(
         raise DataError(
             f"cannot build '{name}' with model.attention={attention}{way_out}: {_first(error)}"
         ) from error
+    if getattr(section, "lora", None) is not None:
+        adapters.add(model, section, seed)
     if getattr(section, "activation_checkpointing", False):
         _checkpoint_activations(model)
     if getattr(section, "compile", False):
@@ -230,7 +252,10 @@ def _leave_weights(
 ) -> nn.Module:
     with torch.device("meta"):
         kind = type(auto_class.from_config(config, **options))
+    lora = getattr(section, "lora", None)
     try:
+        if lora is not None and lora.dora:
+            raise stored.NotSlices("model.lora.dora begins with the norms of its weights")
         model, report = stored.read_model(
             kind,
             section.path,

@@ -82,6 +82,15 @@ class Stored:
             self.opened[file] = safe_open(file, "pt")
         return self.opened[file]
 
+    def follow(self, before: Mapping[int, str], module: nn.Module) -> None:
+        """Parameters of `module` that have new names since, by id -> name `before`, are read under
+        these; those that it has got since are in memory."""
+        now = {name: before.get(id(p), "") for name, p in module.named_parameters()}
+        found = {name: self.entries[was] for name, was in now.items() if was in self.entries}
+        parameters = dict(module.named_parameters())
+        self.new = {n: parameters[n].detach() for n in now if n not in found}
+        self.entries = found
+
     def close(self) -> None:
         """Unmaps the files and forgets the new weights: nothing is read after this."""
         self.opened.clear()

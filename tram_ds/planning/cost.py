@@ -51,12 +51,14 @@ def cost(setup: RunSetup, size: ModelSize, row: Algorithm) -> Cost:
     step = mean_cost(row)
     forward = float(size.forward_flops) * setup.micros * setup.world
     recomputed = step.backward if setup.checkpointing else 0
-    sent = traffic(setup, size.parameters, row, step.forward)
-    return Cost(step.units, step.units * forward, (step.units + recomputed) * forward, sent)
+    sent = traffic(setup, size, row, step.forward)
+    units = step.units_of(size.trained / size.parameters)
+    return Cost(units, units * forward, (units + recomputed) * forward, sent)
 
 
-def traffic(setup: RunSetup, n: int, row: Algorithm, forwards: float) -> dict[str, int]:
+def traffic(setup: RunSetup, size: ModelSize, row: Algorithm, forwards: float) -> dict[str, int]:
     """Bytes of the whole tensors per collective and step. forwards: forward passes per micro-batch.
+    What is frozen is gathered where it is sharded, and never reduced.
 
     A step after a checkpoint, which moves to theta_{t-1} although it may look ahead, is left out.
     """
@@ -81,7 +83,11 @@ def traffic(setup: RunSetup, n: int, row: Algorithm, forwards: float) -> dict[st
     elif setup.engine == "zero3":
         # Kept from forward to backward once DeepSpeed has seen a plain pass, which is the
         # self-check's, where there is one.
-        kept = n <= setup.live and not twice and (row.ascent is not None or not row.regions)
+        kept = (
+            size.parameters <= setup.live
+            and not twice
+            and (row.ascent is not None or not row.regions)
+        )
         found = {
             "allgather": (stay if kept else fresh) * working,
             "reduce_scatter": reduced * working,
@@ -97,7 +103,14 @@ def traffic(setup: RunSetup, n: int, row: Algorithm, forwards: float) -> dict[st
             "allgather": gathers * working,
             "allreduce": (reduced if setup.engine == "zero2" else each * backwards) * working,
         }
-    return {name: round(copies * n) for name, copies in found.items() if copies}
+    whole = setup.engine in ("fsdp2", "zero3")  # frozen weights are sharded, too
+    gathered = size.parameters if whole else size.trained
+    each_of = {"allgather": gathered}
+    return {
+        name: round(copies * each_of.get(name, size.trained))
+        for name, copies in found.items()
+        if copies
+    }
 
 
 def _moves(reference: Any) -> bool:

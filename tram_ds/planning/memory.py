@@ -191,13 +191,16 @@ def _between(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memor
 
 
 def _shard(setup: RunSetup, size: ModelSize) -> int:
-    """Bytes of a sharded fp32 copy of the parameters on this GPU."""
-    return 0 if setup.offload_states else FP32 * -(-size.parameters // setup.shards)
+    """Bytes of a sharded fp32 copy of the parameters that train on this GPU."""
+    return 0 if setup.offload_states else FP32 * -(-size.trained // setup.shards)
 
 
 def _states(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str, int]:
     n, share = size.parameters, -(-size.parameters // setup.shards)
-    shard = _shard(setup, size)
+    shard, frozen = _shard(setup, size), size.parameters - size.trained
+    # what is frozen is where theta is, but for DeepSpeed's masters, which are of what trains
+    beside = {"replicated": FP32 * frozen, "fsdp2": FP32 * -(-frozen // setup.shards)}
+    masters = shard + (0 if setup.offload_states else beside.get(setup.engine, 0))
     moves = row.perturbs or any(
         isinstance(r.reference, WeightReference | Previous) for r in row.regions
     )
@@ -206,9 +209,10 @@ def _states(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str, int]:
         "fsdp2": 0,
         "zero3": 0 if setup.offload_parameters else share * setup.working,
     }
-    whole = 0 if setup.engine == "zero0" and not setup.half else n * setup.working
+    plain = setup.engine == "zero0" and not setup.half  # the masters are the working copy
+    whole = (frozen if plain else n) * setup.working
     return {
-        "masters": shard,
+        "masters": masters,
         "moments": setup.kept * shard,
         "gradients": shard * setup.gradient // FP32,
         "working_copy": working.get(setup.engine, whole),
@@ -304,7 +308,8 @@ def _logits(setup: RunSetup, size: ModelSize, row: Algorithm) -> _Logits:
         # logits that a penalty's gradient is recomputed from
         differentiated = 0 if row.penalty is None else 1 + noised
         return _Logits((3 * FP32 + working * differentiated) * one, compared, working * one, 0)
-    chunk, head = min(CHUNK_ELEMENTS["cuda"], one), size.classes * size.width
+    chunk = min(CHUNK_ELEMENTS["cuda"], one)
+    head = size.classes * size.width * size.head_trained
     states = size.positions * size.width * working
     gradient = (1 + row.through_reference) * states
     # a chunk's share of the head's gradient, not yet added
@@ -320,25 +325,26 @@ def _buffers(setup: RunSetup, size: ModelSize) -> tuple[int, int, int]:
     is being reduced."""
     n, working = size.parameters, setup.working
     if setup.engine == "fsdp2":
+        reduced = max(size.trained_block, size.trained_root) * (working + FP32)
         if not setup.reshard:
             return (
                 (n - size.root) * working,
                 n * working,
-                n * working + max(size.block, size.root) * (working + FP32),
+                n * working + reduced,
             )
         gathered = min(n, size.root + 2 * size.block)
         inside = min(n, size.root + size.block)
         return (
             0,
             inside * working,
-            gathered * working + max(size.block, size.root) * (working + FP32),
+            gathered * working + reduced,
         )
     if setup.engine == "replicated":
         return 0, 0, 0  # DDP's buckets are the gradients
-    bucket = min(setup.bucket, n) * setup.working
+    bucket = min(setup.bucket, size.trained) * setup.working
     gathered = min(setup.live, n) * working if setup.engine == "zero3" else 0
     # every parameter's gradient, until it is cut
-    whole = n * setup.working if setup.engine == "zero1" else 0
+    whole = size.trained * setup.working if setup.engine == "zero1" else 0
     return gathered, gathered, gathered + bucket + whole
 
 

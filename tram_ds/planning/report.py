@@ -10,6 +10,7 @@ from rich.table import Table
 from tram_ds.planning import plan as planning
 from tram_ds.planning.cost import PEAK
 from tram_ds.planning.plan import USABLE, Plan
+from tram_ds.planning.sizes import ModelSize
 from tram_ds.recipe.recipe import Recipe
 
 GIB = 2**30
@@ -71,7 +72,8 @@ def show(recipe: Recipe, world: int, assumed: Assumed, console: Console | None =
     own = next(p for p in plans if p.algorithm == recipe.algorithm.name)
     setup, size = own.setup, own.size
     console.print(
-        f"[bold]{recipe.name}[/]: {size.parameters:,} parameters, {setup.engine} on {world} "
+        f"[bold]{recipe.name}[/]: {size.parameters:,} parameters"
+        f"{_trained(size)}, {setup.engine} on {world} "
         "GPU(s), "
         f"{'bf16' if setup.half else 'fp32'} working copy, micro_batch {recipe.train.micro_batch} "
         f"x {setup.micros} accumulated, "
@@ -104,6 +106,13 @@ def show(recipe: Recipe, world: int, assumed: Assumed, console: Console | None =
         f"the peak: {verdict}\n"
     )
     return fits
+
+
+def _trained(size: ModelSize) -> str:
+    """How many of them train, where not all do."""
+    if size.trained == size.parameters:
+        return ""
+    return f" ({size.trained:,} trained, {size.trained / size.parameters:.2%})"
 
 
 def _memory(own: Plan) -> Table:

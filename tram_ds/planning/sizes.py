@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from tram_ds.engines.filling import materialise
+from tram_ds.models import adapters
 from tram_ds.models.chunked import chunkable
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.recipe.sections import ModelSection
@@ -83,6 +85,8 @@ class ModelSize:
     positions, classes: rows and columns of the logits. width: of a hidden state. chunked: the
     logits are never whole.
     tokens: rows of text or images, times their length in tokens.
+    trained, trained_block, trained_root: of parameters, block, root those that train: all, or
+    adapters. head_trained: whether the output head does.
     """
 
     parameters: int
@@ -98,11 +102,17 @@ class ModelSize:
     width: int
     chunked: bool
     tokens: int
+    trained: int
+    trained_block: int
+    trained_root: int
+    head_trained: bool
 
 
 @dataclass(frozen=True)
 class _Trace:
     parameters: int
+    trained: int
+    head_trained: bool
     saved: int
     flops: int
     outputs: tuple[int, ...]
@@ -140,6 +150,7 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
         _trace(_cut(config, depth), section, task, rows, seq_len, autocast) for depth in (1, 2)
     )
     block, saved = two.parameters - one.parameters, two.saved - one.saved
+    trained_block = two.trained - one.trained
     length = _length(config, task, seq_len)
     text = HEADS[task] == "AutoModelForCausalLM"
     return ModelSize(
@@ -159,6 +170,10 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
         width=int(config.hidden_size),
         chunked=text and section.logits == "chunks" and one.chunkable,
         tokens=rows * length,
+        trained=one.trained + (layers - 1) * trained_block,
+        trained_block=trained_block,
+        trained_root=one.trained - trained_block,
+        head_trained=one.head_trained,
     )
 
 
@@ -223,12 +238,17 @@ def _trace(
     half = section.dtype == "bfloat16"
     dtype = torch.bfloat16 if half and not autocast else torch.float32
     attention = "eager" if section.attention == "eager" else "sdpa"
-    with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
-        auto = getattr(transformers, HEADS[task])
+    auto = getattr(transformers, HEADS[task])
+    # first on meta: peft moves what it makes to another memory, which fake tensors do not allow
+    with torch.device("meta"), no_init_weights():
         model: nn.Module = auto.from_config(
             config, dtype=dtype, attn_implementation=attention
         ).train()
         model.tie_weights()  # type: ignore[operator]  # part of the initialisation left out above
+        if section.lora is not None:
+            adapters.add(model, section, seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _materialise(model)
         batch = _batch(config, task, rows, seq_len)
         batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
         own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
@@ -250,11 +270,28 @@ def _trace(
         saved.pop(logits.untyped_storage()._cdata, None)
         return _Trace(
             sum(p.numel() for p in model.parameters()),
+            sum(p.numel() for p in model.parameters() if p.requires_grad),
+            _head_trained(model),
             sum(storage.nbytes() for storage in saved.values()),
             flops.get_total_flops(),
             tuple(logits.shape),
             chunkable(model),
         )
+
+
+def _materialise(model: nn.Module) -> None:
+    """Everything on meta becomes what the mode around this says memory is."""
+    materialise(model, lambda p: torch.empty(p.shape, dtype=p.dtype))
+    for part in model.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                part._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+
+
+def _head_trained(model: nn.Module) -> bool:
+    getter: Any = getattr(model, "get_output_embeddings", None)
+    head = getter() if getter is not None else None
+    return head is None or any(p.requires_grad for p in head.parameters())
 
 
 def _flash(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -8,14 +8,17 @@ import torch
 
 from tram_ds.algorithms.bound import bind
 from tram_ds.algorithms.references import names
+from tram_ds.planning import sizes
 from tram_ds.recipe.recipe import Recipe
 
 FP32 = 4
 
 
 def parameters(recipe: Recipe, task: Any) -> int:
-    """Elements of the model's parameters, tied ones once. Reads its configuration, not its
-    weights."""
+    """Elements of the model's parameters that train, tied ones once. Reads its configuration, not
+    its weights."""
+    if recipe.model.lora is not None:
+        return sizes.size(recipe).trained
     if recipe.model.path is None:
         with torch.device("meta"):
             model = task.model()

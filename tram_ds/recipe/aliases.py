@@ -6,10 +6,7 @@ from __future__ import annotations
 
 BATCH = "global_batch counts over all ranks: per device x devices x accumulation"
 HALF = "parameters and perturbation vanish in fp16: use model.dtype=bfloat16, masters stay fp32"
-LORA = (
-    "adapters are not trained by a recipe: TRAM perturbs every trainable weight; wrap a model with "
-    "frozen parameters in a loop of your own (docs/wrap.md)"
-)
+LORA = "model.lora={r: 16, alpha: 32, targets: [q_proj, v_proj]}, or {} for the defaults"
 
 ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     # the optimizer
@@ -62,11 +59,16 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "torch_compile": ("model.compile", ""),  # HF, AX
     "load_in_8bit": ("", "quantised weights lose the perturbation: model.dtype=bfloat16"),  # HF
     "load_in_4bit": ("", "quantised weights lose the perturbation: model.dtype=bfloat16"),  # HF
-    "lora": ("", LORA),
-    "lora_r": ("", LORA),  # AX
-    "adapter": ("", LORA),  # AX
-    "use_peft": ("", LORA),  # TRL
-    "peft_config": ("", LORA),  # TRL
+    "lora_r": ("model.lora.r", ""),  # AX, TRL
+    "lora_rank": ("model.lora.r", ""),  # TT
+    "lora_alpha": ("model.lora.alpha", ""),  # AX, TT, TRL
+    "lora_dropout": ("model.lora.dropout", ""),  # AX, TT, TRL
+    "lora_target_modules": ("model.lora.targets", "null: every linear layer"),  # AX, TRL
+    "lora_attn_modules": ("model.lora.targets", "names as in the model: q_proj, v_proj"),  # TT
+    "use_dora": ("model.lora.dora", ""),  # TT, TRL
+    "adapter": ("model.lora", LORA),  # AX
+    "use_peft": ("model.lora", LORA),  # TRL
+    "peft_config": ("model.lora", LORA),  # TRL
     # the data
     "dataset_name": ("task.data", ""),  # TRL
     "datasets": ("task.data", "one name or folder"),  # AX

@@ -18,7 +18,7 @@ from tram_ds.algorithms.table import ALGORITHMS, OPTIONS, AlgorithmSection, read
 from tram_ds.recipe import aliases
 from tram_ds.recipe.file import RECIPES
 from tram_ds.recipe.recipe import Recipe
-from tram_ds.runtime.checked import NamedSection
+from tram_ds.runtime.checked import NamedSection, inner_models
 
 INTRO = """# Recipes
 
@@ -84,14 +84,14 @@ def reference_markdown() -> str:
         )
         parts.append(f"| [{path.name}](sweeps/{path.name}) | {what} | `{launch}` |")
     definitions = schema()["$defs"]
-    for key, field in Recipe.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            section = field.annotation
-            readers = read_by if section is AlgorithmSection else None
+    for key, section in inner_models(Recipe).items():
+        within = {f"{key}.{name}": inner for name, inner in inner_models(section).items()}
+        for path, one in {key: section, **within}.items():
+            readers = read_by if one is AlgorithmSection else None
             parts += [
-                f"\n## {key}\n",
-                f"{_line(section.__doc__)}\n",
-                *_table(section, definitions[section.__name__], readers),
+                f"\n## {path}\n",
+                f"{_line(one.__doc__)}\n",
+                *_table(one, definitions[one.__name__], readers),
             ]
     own = {key: field for key, field in Recipe.model_fields.items() if field.annotation is str}
     parts += ["\n## Top level\n", "| key | type | default | meaning |", "|---|---|---|---|"]
@@ -164,6 +164,8 @@ def _kind(schema: dict[str, Any]) -> str:
         return ", ".join(schema["enum"])
     if "const" in schema:
         return str(schema["const"])
+    if "$ref" in schema:
+        return "keys and values, below"
     if "anyOf" in schema:
         return " or ".join(_kind(option) for option in schema["anyOf"])
     if schema["type"] == "array":

@@ -118,6 +118,32 @@ class TaskSection(NamedSection):
         return self
 
 
+class LoraSection(Section):
+    """Low-rank adapters (LoRA, by peft), trained in place of the model's weights."""
+
+    r: Positive = 16
+    """Rank: columns of A and rows of B."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """What B A is multiplied by, times the rank: the layer is W + alpha / r B A."""
+    targets: list[str] | None = None
+    """Linear layers to adapt, by their names or the ends of these, such as q_proj; null = all but
+    the output head. Heads of classifiers train whole."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropout before A; model.dropout is the model's own."""
+    dora: bool = False
+    """Weight-decomposed adapters (DoRA): the magnitude of each column of weights trains too."""
+    merge: bool = True
+    """Export the model with the adapters merged into its weights too; false = the adapters alone,
+    which need the model they were trained on."""
+
+    @field_validator("targets")
+    @classmethod
+    def _not_none(cls, value: list[str] | None) -> list[str] | None:
+        if value == []:
+            raise refusal(("", "nothing to adapt: name a layer, or null for all linear ones"))
+        return value
+
+
 class ModelSection(Section):
     """The network: pre-trained (`path`) or freshly initialised (`init`), exactly one of the two."""
 
@@ -146,6 +172,9 @@ class ModelSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Probability for every dropout of the model; null = what the model's own configuration
     says."""
+
+    lora: LoraSection | None = None
+    """Train low-rank adapters, and leave the weights as they are; null = train the weights."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:

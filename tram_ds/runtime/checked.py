@@ -122,13 +122,22 @@ def problems(
 
 
 def keys_of(model: type[BaseModel]) -> dict[str, list[str]]:
-    """Section -> its keys; the model's own keys are under the empty name."""
+    """Section, dotted where it is inside another -> its keys; the model's own keys are under the
+    empty name."""
     sections: dict[str, list[str]] = {"": list(model.model_fields)}
-    for name, field in model.model_fields.items():
-        for kind in (field.annotation, *get_args(field.annotation)):  # a section, or null
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                sections[name] = list(kind.model_fields)
+    for name, kind in inner_models(model).items():
+        sections |= {f"{name}.{key}".rstrip("."): found for key, found in keys_of(kind).items()}
     return sections
+
+
+def inner_models(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Key -> the section there, also where it may be null."""
+    return {
+        name: kind
+        for name, field in model.model_fields.items()
+        for kind in (field.annotation, *get_args(field.annotation))
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    }
 
 
 def _place(problem: Any, data: Any) -> list[str]:

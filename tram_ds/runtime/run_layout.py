@@ -82,6 +82,7 @@ LOCKS = (RunFolder.lock, f"{RunFolder.lock}.*", ".nfs*")
 # A submission's own folder, slurm-20260131T101500-4242: the job may be running from it.
 JOBS = ("slurm-[0-9]*T[0-9]*-[0-9]*",)
 TEMPORARY = ".*.tmp"  # of files.write_whole
+ADAPTER = "adapter"  # in an export of adapters: a folder in peft's format
 
 
 def superseded(log: Path | str) -> Path:
@@ -150,6 +151,8 @@ _EXPORT = (
     "additional_chat_templates/*.jinja",
     "preprocessor_config.json",
     "processor_config.json",
+    f"{ADAPTER}/adapter_config.json",
+    f"{ADAPTER}/adapter_model.safetensors",
 )
 EXPORTS = tuple(
     name

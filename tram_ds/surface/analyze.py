@@ -226,8 +226,9 @@ def analysed(recipe: Recipe, request: Request) -> Recipe:
         else recipe.task.model_copy(update={"eval": list(request.domains)})
     )
     flash = recipe.model.attention == "flash_attention_2"  # it has no float32 kernels
+    # adapters are merged in an export: the surface is that of the whole model
     model = recipe.model.model_copy(
-        update={"dtype": "float32", **({"attention": "sdpa"} if flash else {})}
+        update={"dtype": "float32", "lora": None, **({"attention": "sdpa"} if flash else {})}
     )
     scored = recipe.eval.model_copy(update={"splits": [request.split], "every_steps": None})
     plain = {"optimizer": OptimizerSection(name="sgd", lr=0.0), "schedule": ScheduleSection()}

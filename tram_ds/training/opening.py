@@ -13,6 +13,7 @@ import torch
 from tram_ds.checkpoint.changes import another, finished
 from tram_ds.data.alike import read_alike
 from tram_ds.engines import choose as engines
+from tram_ds.models.pretrained import load_outline
 from tram_ds.planning import without_gpu
 from tram_ds.recipe.recipe import Recipe, accumulation, check_length, dump, to_dict
 from tram_ds.runtime import run_folder
@@ -110,6 +111,8 @@ def read_data(recipe: Recipe, job: Job) -> tuple[Any, Sequence[Any], int]:
         # rounded up: the last step of the last epoch may read rows of a next one
         total = train.steps or -(-len(rows) * (train.epochs or 1) // train.global_batch)
         check_length(recipe, total)
+        if recipe.model.lora is not None:
+            task.model(load_outline)  # targets that are not there, before a folder is made
         return task, rows, total
 
     def facts(found: tuple[Any, Sequence[Any], int]) -> dict[str, Any]:

@@ -106,7 +106,14 @@ def throughput(recipe: Recipe, stepper: Stepper) -> Throughput:
     engine, algorithm = stepper.engine, stepper.algorithm
     given = recipe.train.peak_tflops
     peak = given * TERA if given is not None else device_peak(engine.device, recipe.model.dtype)
-    return Throughput(peak, lambda step: cost_of(algorithm.at(step)).units, engine.rank)
+    sizes = [(parameter_size(p), p.requires_grad) for p in engine.module.parameters()]
+    share = sum(n for n, trains in sizes if trains) / sum(n for n, _ in sizes)
+    return Throughput(peak, lambda step: cost_of(algorithm.at(step)).units_of(share), engine.rank)
+
+
+def parameter_size(parameter: Any) -> int:
+    """Elements of the whole parameter, whatever this rank holds of it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def forward_flops(stepper: Stepper, forward: UserForward, batches: Sequence[Any]) -> int:
