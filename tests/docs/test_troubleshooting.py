@@ -18,7 +18,9 @@ def literals(tree: ast.AST) -> Iterator[str]:
     """Texts of a module as they are put together, what is filled in as NUL."""
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            yield "".join(p.value if isinstance(p, ast.Constant) else "\0" for p in node.values)
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
