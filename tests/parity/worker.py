@@ -47,11 +47,13 @@ def relative_error(built: Any, theta: dict[str, torch.Tensor]) -> float:
 
 def frozen_change(built: Any, double: torch.nn.Module) -> float:
     """Largest change of a weight that does not train."""
-    engine, worst = built.engine, 0.0
-    before = dict(double.named_parameters())
-    for name, p in engine.module.named_parameters():
-        if not p.requires_grad:
-            worst = max(worst, float((engine.whole(p).double() - before[name]).abs().max()))
+    before, worst = dict(double.named_parameters()), 0.0
+    frozen = built.engine.weights.frozen()
+    assert frozen.layout or all(p.requires_grad for p in double.parameters())
+    for span, piece in zip(frozen.layout, frozen, strict=True):
+        want = before[span.name].flatten()[span.start : span.start + span.length]
+        if span.length:
+            worst = max(worst, float((piece.flatten().double() - want).abs().max()))
     return build.gather(worst)
 
 
