@@ -160,7 +160,5 @@ def test_a_plan_counts_what_trains() -> None:
 def test_an_unknown_key_of_the_section_names_its_keys() -> None:
     with pytest.raises(RecipeError, match=r"unknown key 'rnk' in section 'model.lora' \(it has r,"):
         load("llama_lora", ["model.lora.rnk=8"])
-    with pytest.raises(RecipeError, match=r"model.lora: .* on ZeRO-3: use engine=fsdp2"):
-        load("llama_lora", ["engine={name: zero, config: zero3.json}"])
     with pytest.raises(RecipeError, match=r"model.lora.targets = \[\]: nothing to adapt"):
         load("llama_lora", ["model.lora.targets=[]"])

@@ -20,7 +20,7 @@ from tram_ds.engines.protocol import Engine
 from tram_ds.engines.replicated import Replicated
 
 MATRIX = ("single", "ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")
-ADAPTED = ("single", "ddp", "fsdp2", "zero2")  # also with adapters
+ADAPTED = ("single", "ddp", "fsdp2", "zero2", "zero3")  # also with adapters
 VARIANTS = (
     "fsdp2_offload",
     "zero1_offload",

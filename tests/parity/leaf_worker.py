@@ -22,7 +22,12 @@ from tram_ds.runtime.ranks import detect, joined
 from tram_ds.tasks.causal import counts, inputs, next_tokens
 
 TINY = {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 49, "n_positions": 16}
-ROWS = (("tram_prev", True, False), ("tram_x", False, True))  # bf16, activation checkpointing
+# row: bf16, activation checkpointing, part of every block frozen as adapters have it
+ROWS = {
+    "tram_prev": (True, False, False),
+    "tram_x": (False, True, False),
+    "tram_init": (False, False, True),
+}
 
 
 def batches(rank: int, step: int) -> list[Any]:
@@ -30,12 +35,15 @@ def batches(rank: int, step: int) -> list[Any]:
     return [{"input_ids": torch.randint(0, 49, (2, 16), generator=generator)} for _ in range(2)]
 
 
-def steps(job: Any, row: str, half: bool, checkpointing: bool, whole: bool) -> str:
+def steps(job: Any, row: str, whole: bool) -> str:
+    half, checkpointing, frozen = ROWS[row]
     torch.manual_seed(0)
     config = AutoConfig.for_model("gpt2", **TINY, bos_token_id=0, eos_token_id=0, use_cache=False)
     model: Any = AutoModelForCausalLM.from_config(config).train()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not frozen or ".mlp." in name)
     settled = settings(job, "zero3", half, None, accumulation=2, one_backward=whole)
     engine = engines.build("zero", model, settled)
     options: Any = {"radius_scale": 10.0}
@@ -54,8 +62,8 @@ def main(out: str) -> None:
     job, found = detect(), {}
     torch.set_num_threads(1)
     with joined(job, "zero"):
-        for row, half, checkpointing in ROWS:
-            mine = [steps(job, row, half, checkpointing, whole) for whole in (False, True)]
+        for row in ROWS:
+            mine = [steps(job, row, whole) for whole in (False, True)]
             every: list[Any] = [None] * job.world_size
             dist.all_gather_object(every, mine)
             found[row] = [list(way) for way in zip(*every, strict=True)]

@@ -9,7 +9,7 @@ from tram_ds.algorithms.table import ALGORITHMS
 
 def test_blocks_as_one_give_the_same_masters() -> None:
     found = ranks.run("tests.parity.leaf_worker", world=2)
-    assert found.keys() == {"tram_prev", "tram_x"}
+    assert found.keys() == {"tram_prev", "tram_x", "tram_init"}
     for row, (each, whole) in found.items():
         assert each == whole, row
         assert each[0] != each[1], "two shards"

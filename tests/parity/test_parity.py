@@ -63,7 +63,7 @@ def test_a_descent_on_noise_equals_the_oracle(engine: str) -> None:
 @pytest.mark.parametrize("algorithm", ADAPTED)
 @pytest.mark.parametrize("engine", build.ADAPTED)
 def test_adapters_equal_the_oracle_and_the_base_stays(engine: str, algorithm: str) -> None:
-    """The base sharded too on FSDP2; theta_0 of tram_init is the model at the adapters'
+    """The base sharded too on FSDP2 and ZeRO-3; theta_0 of tram_init is the model at the adapters'
     own start."""
     row = rows(engine)[f"{algorithm}/adapted"]
     check(row)

@@ -218,6 +218,7 @@ class Engine:
     def _reduced(self, found: Tensor, local_only: bool) -> Tensor:
         """The sums of a pass over the ranks; on the way, whether replicas still hold the same."""
         if local_only or self.world_size == 1:
+            self._compared = True  # the next pass of this step may be at each rank's own epsilon
             return found
         if self.replicas < self.world_size or self._compared:
             return self.data_sum(found)

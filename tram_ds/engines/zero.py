@@ -287,10 +287,12 @@ def build(model: nn.Module, settings: Any) -> Engine:
     if settings.dtype == torch.bfloat16 and stage in (2, 3):
         # sharded there; at stage 1 it would be a full fp32 copy
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    if stage == 3 and settings.one_backward and (blocks := layout.transformer_blocks(model)):
+    blocks = layout.transformer_blocks(model)
+    frozen = any(not p.requires_grad for p in model.parameters())
+    if stage == 3 and settings.one_backward and blocks and not frozen:
         # A block's parameters are gathered together: DeepSpeed's hooks on each of its modules take
         # a GPU several times as long as the block itself. It dies where a block is run twice
-        # before its backward pass.
+        # before its backward pass, and where some of a block is frozen.
         set_z3_leaf_modules(model, [type(blocks[0])])
     fill = settings.fill or _kept(model)
     if settings.fill is not None and stage == 3:

@@ -297,9 +297,6 @@ def _checked(source: Source) -> Recipe:
         config = engine_config(recipe.engine)
     except RecipeError as error:
         raise RecipeError(f"{source.where('engine.config')}: {error}") from None
-    if recipe.model.lora is not None and config.get("zero_optimization", {}).get("stage") == 3:
-        text = "frozen weights are not trained beside on ZeRO-3: use engine=fsdp2, or zero2.json"
-        raise RecipeError(f"{source.where('model.lora')}: model.lora: {text}")
     if recipe.model.compile and config.get("zero_optimization", {}).get("stage") == 3:
         text = (
             "ZeRO-3 gathers every layer by itself, which cuts a compiled block to pieces: use "
