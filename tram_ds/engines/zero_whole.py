@@ -113,6 +113,11 @@ class Stage3:
         self.o.empty_partition_cache()
 
     def publish(self) -> None:
+        working = self.working()[0]
+        if working.is_cuda:
+            # With overlap_comm DeepSpeed gathers on a stream of its own that waits for nobody: the
+            # next pass could gather the weights of before.
+            torch.cuda.current_stream(working.device).synchronize()
         persistent = self.o.persistent_parameters
         if len(persistent):
             persistent[0].all_gather(persistent)
