@@ -236,7 +236,8 @@ def test_more_gpus_need_less_each_and_replicas_do_not_share():
 def test_shipped_recipes_can_be_planned_without_a_network(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for path in sorted((ROOT / "recipes").glob("*.yaml")):
-        if path.stem != "quickstart":  # its model is made by quickstart_pretrain
+        # their models are made here first: by quickstart_pretrain, by docs/evidence.md's command
+        if path.stem not in ("quickstart", "xnli_e5"):
             assert plan.plan(load(path.name), 1).memory.total > 0
 
 
