@@ -97,13 +97,13 @@ def test_a_changed_recipe_is_listed_and_refused(run_dir: Path) -> None:
         "checkpoint": {"keep": 9},
         "eval": {},
     }
-    now = RECIPE | free | {"optimizer": {"name": "adamw", "lr": 0.1, "betas": (0.9, 0.99)}}
+    now = RECIPE | free | {"optimizer": {"name": "adamw", "lr": 0.1, "betas": (0.9, 0.95)}}
     now["train"] = RECIPE["train"] | {"micro_batch": 2, "stop_after": 4}
     with pytest.raises(CheckpointError) as caught:
         checkpoint.resume(built, run_dir, recipe=now, data="rows-b")
     for line in (
         "optimizer.lr: 0.003 -> 0.1",
-        "optimizer.betas: (absent) -> [0.9, 0.99]",
+        "optimizer.betas: [0.9, 0.99] -> [0.9, 0.95]",  # then not written: the default
         "train.micro_batch: 1 -> 2",
         "data: 'rows-a' -> 'rows-b'",
     ):
