@@ -72,12 +72,12 @@ def until_running(cluster, work, run, steps):
     """Waits until the run has logged `steps` steps."""
     cluster.wait(
         lambda: len(steps_of(work / run)) >= steps,
-        60,
+        120,
         f"step {steps} of {run}; its logs:\n{logs(work)}",
     )
 
 
-def until_done(cluster, work, job, state="COMPLETED", timeout=90):
+def until_done(cluster, work, job, state="COMPLETED", timeout=240):
     ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
     cluster.wait(
         lambda: cluster.job(job)["JobState"] in ends,
