@@ -35,11 +35,10 @@ class PassResults:
     reading one synchronises, so read when logging.
 
     loss: mean task loss of pass 1 per counted target, at theta + epsilon where that is the only
-    pass. distance: mean d per position (0 without a
-    region). radius: what the ascent used (0 without one). perturbed_loss: the loss at
-    theta + epsilon (loss without an ascent). ascent_norm: what the ascent divided by (the
-    gradient's without one). grad_norm: of the descent's, before clipping. targets: counted in the
-    global batch.
+    pass. distance: mean d per position (0 without a region). radius: what the ascent used (0
+    without one). perturbed_loss: the loss at theta + epsilon (loss without an ascent). ascent_norm:
+    what the ascent divided by (the gradient's without one). grad_norm: of the descent's, before
+    clipping. targets: counted in the global batch.
     """
 
     loss: Tensor

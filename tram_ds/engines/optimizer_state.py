@@ -25,12 +25,13 @@ Number = int | float | list[float]
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 # These look at a whole parameter: over its pieces they would be other methods.
 WHOLE_MATRICES = ("Adafactor", "Muon", "Shampoo", "SOAP", "LAMB", "Lamb", "LARS", "FusedLamb")
-# These send a compressed gradient or momentum themselves, past the reduction that the norm is of.
-FLAGS = {  # of torch's optimizers, that no step of ours can honour
+# Settings of torch's optimizers that no step of ours can honour.
+FLAGS = {
     "differentiable": "keeps the graph: set it to False",
     "maximize": "goes up the loss, as the ascent does, which is then no adversary: return minus "
     "the loss and set it to False",
 }
+# These send a compressed gradient or momentum themselves, past the reduction that the norm is of.
 OWN_REDUCTION = ("OnebitAdam", "ZeroOneAdam", "OnebitLamb", "ZeroRedundancyOptimizer")
 
 

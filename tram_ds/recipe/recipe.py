@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from tram_ds.algorithms.table import AlgorithmSection, readers, reads
+from tram_ds.algorithms.options import Momentum
+from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection, readers, reads
 from tram_ds.models.architecture import family, tiny
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.engine_config import engine_config
@@ -135,7 +136,7 @@ class Recipe(Section):
             )
             problems.append(("algorithm.pull", text))
         plain = self.optimizer.name == "sgd" and self.optimizer.momentum == 0
-        if self.algorithm.name == "msam" and plain:
+        if plain and Momentum in ALGORITHMS[self.algorithm.name]:
             text = "it moves along the optimizer's momentum, which is 0: set optimizer.momentum=0.9"
             problems.append(("algorithm.name", text))
         keeping = readers("decay")
