@@ -18,11 +18,13 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
+# Of this checkout alone: a build that was killed elsewhere leaves a lock that every start waits for without end.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 # Two workers, whole files each (tests/conftest.py); PYTEST_FLAGS="-n 0" for one process.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: venv quickstart test test-slow test-all coverage check format bench clean
+.PHONY: venv operator quickstart test test-slow test-all coverage check format bench clean
 
 venv: $(VENV)/.installed
 
@@ -31,19 +33,28 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	touch $@
 
-quickstart: venv
+# DeepSpeed's operator once, before two workers ask for it; begun afresh where a build did not end.
+operator: $(VENV)/.operator
+
+$(VENV)/.operator: $(VENV)/.installed
+	rm -rf $(TORCH_EXTENSIONS_DIR)
+	DS_ACCELERATOR=cpu $(BIN)/python -c \
+		'from deepspeed.comm.torch import build_shm_op; build_shm_op()'
+	touch $@
+
+quickstart: operator
 	$(BIN)/python launch/quickstart.py
 
-test: venv
+test: operator
 	$(PYTEST) -m 'not bench and not slow' $(PYTEST_FLAGS) tests
 
-test-slow: venv
+test-slow: operator
 	$(PYTEST) -m 'slow and not bench' $(PYTEST_FLAGS) tests
 
-test-all: venv
+test-all: operator
 	$(PYTEST) $(PYTEST_FLAGS) tests
 
-coverage: venv
+coverage: operator
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q -m 'not bench and not slow' $(PYTEST_FLAGS) tests
 	$(BIN)/coverage combine -q
@@ -60,7 +71,7 @@ format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: venv
+bench: operator
 	$(BIN)/python -m pytest -q -m bench $(PYTEST_FLAGS) tests/bench
 
 clean:
