@@ -53,6 +53,16 @@ def test_a_key_that_an_earlier_version_lacks_is_what_that_version_did(path) -> N
         assert [line.split(":")[0] for line in found] == ([] if same else [key])
 
 
+def test_what_early_stopping_goes_by_is_free_without_it_alone(recipe_of) -> None:
+    def of(*words: str) -> dict[str, Any]:
+        return recipe_of(MINIMAL, *words).model_dump(mode="json")
+
+    assert changed(of("eval.every_steps=2"), of("eval.every_steps=3")) == []
+    stopping = "train.early_stopping={patience: 1}"
+    found = changed(of("eval.every_steps=2", stopping), of("eval.every_steps=3", stopping))
+    assert found == ["eval.every_steps: 2 -> 3"]
+
+
 def test_what_a_default_does_differently_now_is_a_difference(recipe_of) -> None:
     """Blocks began without BOS, and the TRAM rows' radius had no bound."""
     now = recipe_of(MINIMAL, "algorithm=tram_prev").model_dump(mode="json")

@@ -447,6 +447,18 @@ def test_course_of_a_run() -> None:
     assert math.isnan(course.course([]).seconds)
 
 
+def test_a_run_that_stopped_early_counts_its_own_steps_and_is_noted(tmp_path: Path) -> None:
+    """Of the 20 steps of the recipe it took 8, of 4 examples each."""
+    made = made_runs.recipe("base", 0)
+    folder = made_runs.write(tmp_path, made, HOME)
+    results = json.loads((folder / "results.json").read_text())
+    results["stopped_early"] = {"step": 8, "of": 20, "why": "it got worse"}
+    (folder / "results.json").write_text(json.dumps(results))
+    (run,), notes = runs.from_folders([str(folder)])
+    assert compute.samples(run) == 8 * 4
+    assert notes == [f"{folder}: stopped early at step 8 of 20: it got worse"]
+
+
 @pytest.mark.parametrize(("seeds", "shown"), [(4, False), (5, True)])
 def test_an_interval_over_few_seeds_is_not_shown(tmp_path: Path, seeds: int, shown: bool) -> None:
     """And what is resampled is said, whether one is shown or not."""

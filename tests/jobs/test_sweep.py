@@ -225,10 +225,13 @@ def test_finished_cells_are_skipped_and_begun_ones_resumed(place, capsys):
     done.mkdir(parents=True)
     (done / "recipe.yaml").write_text(dump(load("xnli_xlmr", ["algorithm=sam", "train.seed=1"])))
     (done / "DONE").touch()
+    ended = {"step": 40, "of": 100, "why": "it got worse"}
+    (done / "results.json").write_text(json.dumps({"stopped_early": ended}))
     (begun / "checkpoints" / "step-00000002").mkdir(parents=True)
     tell_the_fake()
     assert run() == 0
-    assert "xnli_xlmr-sam-1: finished before" in capsys.readouterr().out
+    said = "finished before (stopped early at step 40 of 100: it got worse)"
+    assert f"xnli_xlmr-sam-1: {said}" in capsys.readouterr().out
     assert ["--resume" in words for *_, words in calls(place)] == [False, True, False]
     assert run() == 0 and len(calls(place)) == 3
 

@@ -273,6 +273,12 @@ def test_what_a_row_reads_agrees_with_what_it_is_bound_to():
         (["eval.select=best"], ["eval.select", "eval.every_steps"]),
         (["algorithm=trpo", "eval.weights=ema"], ["eval.weights", "algorithm.name", "mesa"]),
         (["eval={select: best, every_steps: 11}"], ["eval.every_steps", "eval.select", "10"]),
+        (["train.early_stopping={patience: 2}"], ["train.early_stopping", "eval.every_steps"]),
+        (
+            # the first validation run, at step 5, is the best so far; the second is at the end
+            ["train.early_stopping={patience: 1}", "eval.every_steps=5"],
+            ["train.early_stopping.patience", "step 10", "eval.every_steps"],
+        ),
         (["engine.config=zero2.json"], ["engine.config", "engine.name"]),
         (
             ["model.compile=true", "engine={name: zero, config: zero3.json}"],

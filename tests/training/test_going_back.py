@@ -12,6 +12,7 @@ import pytest
 from tram_ds.checkpoint.resume import Resumed
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.training import run as training
+from tram_ds.training.early_stopping import EarlyStopping
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,7 @@ def test_a_changed_recipe_and_a_damaged_checkpoint_make_another_way(
         request=SimpleNamespace(allow_change=True, fallback=True),
         total_steps=10,
         evaluator=SimpleNamespace(go_back_to=lambda *_: None),
+        early_stopping=EarlyStopping(None, "validation_loss"),
         job=SimpleNamespace(rank=0),
     )
     assert training.go_on(run) is another

@@ -35,6 +35,8 @@ FREE = (
     "train.peak_tflops",
     "train.timeout",
 )
+# what early stopping goes by: not free in a run whose length it decides
+MEASURED = ("eval.every_steps", "eval.weights")
 ABSENT = "(absent)"
 # What a version without the key did, where that is not what the key's default does.
 FORMERLY = {"task.bos": "none"}
@@ -50,7 +52,8 @@ def changed(recipe_then: Mapping[str, Any], recipe_now: Mapping[str, Any]) -> li
     change are left out. A key that the earlier version lacks is read as what that version did."""
     then, now = _flat(kept(recipe_then)), _flat(kept(recipe_now))
     then |= _unwritten(then, now)
-    keys = [key for key in sorted(then | now) if not free(key)]
+    stops = any(key.startswith("train.early_stopping.") for key in then | now)
+    keys = [key for key in sorted(then | now) if not free(key) or (stops and key in MEASURED)]
     return [
         f"{key}: {_show(then, key)} -> {_show(now, key)}"
         for key in keys
@@ -99,12 +102,12 @@ def differences(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
         scored = [_flat(_scoring(recipe)) for recipe in (then, recipe_now)]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         return [f"{RunFolder.recipe}: {ABSENT} or not readable"]
-    found = changed(then, recipe_now)
-    return found + [
+    found = changed(then, recipe_now) + [
         f"{key}: {_show(scored[0], key)} -> {_show(scored[1], key)}"
         for key in sorted(scored[0] | scored[1])
         if scored[0].get(key, ABSENT) != scored[1].get(key, ABSENT)
     ]
+    return list(dict.fromkeys(found))
 
 
 def _scoring(recipe: Mapping[str, Any]) -> dict[str, Any]:

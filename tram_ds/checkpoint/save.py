@@ -70,13 +70,13 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def save(self, asynchronous: bool = False) -> Path:
+    def save(self, asynchronous: bool = False, also: Manifest | None = None) -> Path:
         """Commits the state after the last step; returns the folder it is in. CheckpointError on
         all ranks or on none.
 
         asynchronous: returns when everything is copied to CPU memory, and writes in the background
         while training goes on; an error is raised by the next save() or wait(), on all ranks. A
-        second save waits for the first.
+        second save waits for the first. also: what the manifest says beside the stepper's state.
         """
         self.wait()
         doing = f"saving step {self.stepper.steps} in {self.folder}"
@@ -84,9 +84,8 @@ class Saver:
         def collect() -> tuple[Flats, Manifest]:
             states.refuse_unsettled(self.stepper)
             mine = states.collect(self.stepper)
-            return tensors.on_cpu(mine) if asynchronous else mine, states.describe(
-                self.stepper
-            ) | self.told
+            told = states.describe(self.stepper) | self.told | (also or {})
+            return tensors.on_cpu(mine) if asynchronous else mine, told
 
         mine, manifest = self.peers.every(doing, collect)
         if asynchronous:

@@ -23,6 +23,7 @@ from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.runtime.wording import short
 from tram_ds.tracking.points import GROUPED
+from tram_ds.tracking.results import stopped_early
 
 ANALYSES = ("sharpness", "cka")  # files <run>/analysis/<name>.json: {domain: value}
 
@@ -35,7 +36,7 @@ class CompareError(ValueError):
 class Run:
     """One finished run. where: its folder or its MLflow name. folder, link: None for the other
     kind. order: later is higher. interpolation: scores at points from the pre-trained model, 0, to
-    the trained one, 1."""
+    the trained one, 1. said: its warnings, and why it ended before its last step."""
 
     where: str
     recipe: dict[str, Any]
@@ -50,7 +51,7 @@ class Run:
     link: str | None = None
     analyses: dict[str, dict[str, float]] = field(default_factory=dict)
     interpolation: dict[float, Scores] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -114,9 +115,9 @@ class Run:
 
 
 def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run], list[str]]:
-    """(runs, notes: what was left out and why, what a run warned of) of folders or glob patterns.
-    A folder that goes by two names, through a link, is one run. CompareError if there is no
-    finished run."""
+    """(runs, notes: what was left out and why, what a run said of itself) of folders or glob
+    patterns. A folder that goes by two names, through a link, is one run. CompareError if there is
+    no finished run."""
     runs, notes = [], []
     for folder in run_folders(patterns):
         if not folder.is_dir() or not RunFolder(folder).recipe.is_file():
@@ -126,7 +127,7 @@ def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run
             continue
         try:
             runs.append(_read_folder(folder, split))
-            notes += [f"{folder}: {text}" for text in runs[-1].warnings]
+            notes += [f"{folder}: {text}" for text in runs[-1].said]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             notes.append(f"{folder}: cannot be read ({type(error).__name__}: {error})")
     if not runs:
@@ -135,8 +136,8 @@ def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run
 
 
 def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Run], list[str]]:
-    """(runs, notes: what was left out and why, what a run warned of) of an experiment. CompareError
-    if it has no finished run or does not exist."""
+    """(runs, notes: what was left out and why, what a run said of itself) of an experiment.
+    CompareError if it has no finished run or does not exist."""
     from mlflow.exceptions import MlflowException
 
     from tram_ds.tracking.address import sqlite_path
@@ -176,7 +177,7 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
                 continue
             try:
                 runs.append(_read_mlflow(client, run, uri, split))
-                notes += [f"{run.info.run_name}: {text}" for text in runs[-1].warnings]
+                notes += [f"{run.info.run_name}: {text}" for text in runs[-1].said]
             except Exception as error:
                 # whatever a server or an artifact store says: one run less, and it is reported
                 notes.append(
@@ -269,7 +270,7 @@ def _run(where: str, recipe: Any, results: Mapping[str, Any], split: str, **also
         results["scores"][split],
         initial,
         tuple(results["train_domains"]),
-        warnings=tuple(results.get("warnings") or ()),
+        said=tuple(filter(None, [*(results.get("warnings") or ()), stopped_early(results)])),
         **also,
     )
 

@@ -57,7 +57,8 @@ class Evaluator:
         }
         with self._at(self.judged()):
             scores = self._evaluate(rows)
-        return math.fsum(s["loss"] for s in scores.values()) / len(scores)
+        # of one rank for all, who are to go one way by it
+        return from_rank_0(lambda: math.fsum(s["loss"] for s in scores.values()) / len(scores))
 
     def _at(self, weights: Shards | None) -> AbstractContextManager[None]:
         """Inside, the model has `weights`; None: theta. Collective."""
@@ -157,10 +158,14 @@ class Evaluator:
             peers.close()
 
     def conclude(
-        self, initial: Scores | None, warnings: Callable[[], list[str]] = list
+        self,
+        initial: Scores | None,
+        warnings: Callable[[], list[str]] = list,
+        stopped_early: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Scores and exports the selected weights; writes and returns results.json. warnings: asked
-        on rank 0."""
+        on rank 0. stopped_early: {"step", "of", "why"} of a run that ended before its last
+        step."""
         measured = from_rank_0(lambda: self._best_alike()["step"] >= 0)
         best = self.recipe.eval.select == "best" and measured
         read = read_export if self.recipe.model.lora is None else read_adapter
@@ -176,6 +181,7 @@ class Evaluator:
         results = {
             "train_domains": list(self.task.train_domains),
             "selected": self._selected(best),
+            "stopped_early": stopped_early,
             # what the numbers depend on beyond the recipe
             "task": self.task.said() if hasattr(self.task, "said") else {},
             "scores": scores,

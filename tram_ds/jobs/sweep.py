@@ -25,6 +25,7 @@ from tram_ds.recipe.file import RecipeError
 from tram_ds.recipe.recipe import to_dict
 from tram_ds.runtime import exits, run_folder, terminal
 from tram_ds.runtime.checked import Section, refusal
+from tram_ds.tracking.results import how_it_ended
 
 FOLDER = recipe_file.RECIPES / "sweeps"
 TRAIN = recipe_file.LAUNCH / "train.py"
@@ -162,7 +163,7 @@ def run(found: Sequence[Cell], launcher: Sequence[str], continue_on_error: bool 
     for number, cell in enumerate(found, start=1):
         where = f"[{number}/{len(found)}] {cell.run_dir}"
         if cell.finished:
-            print(f"{where}: finished before", flush=True)
+            print(f"{where}: finished before{how_it_ended(cell.run_dir)}", flush=True)
             continue
         print(f"{where}: runs", flush=True)
         code, stopped = _run(cell.command(launcher))
@@ -221,7 +222,7 @@ def state(cell: Cell) -> str:
     """`finished`, `to do`, or how the finished run in its folder differs."""
     if there := cell.differences:
         return f"another run ({'; '.join(there)})"
-    return "finished" if cell.finished else "to do"
+    return f"finished{how_it_ended(cell.run_dir)}" if cell.finished else "to do"
 
 
 def _what(cell: Cell) -> str:

@@ -97,6 +97,8 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "eval_steps": ("eval.every_steps", "steps"),  # HF
     "evals_per_epoch": ("eval.every_steps", "in steps"),  # AX
     "load_best_model_at_end": ("eval.select", "eval.select=best"),  # HF
+    "early_stopping_patience": ("train.early_stopping.patience", "validation runs"),  # HF, AX
+    "early_stopping_threshold": ("train.early_stopping.min_delta", ""),  # HF
     "report_to": ("tracking.enabled", "MLflow: tracking.enabled, tracking.uri"),  # HF
     "run_name": ("name", ""),  # HF
     "mlflow_experiment_name": ("tracking.experiment", ""),  # AX

@@ -93,6 +93,15 @@ class Recipe(Section):
                 "it to the run's length or less, or eval.select to final"
             )
             found.append(("eval.every_steps", text))
+        stopping = self.train.early_stopping
+        if stopping is not None and every is not None:
+            first = every * (stopping.patience + 1)  # the first validation run is the best so far
+            if first >= steps:
+                text = (
+                    f"used up at step {first} at the earliest, not before the end of the run "
+                    f"({said}): set it or eval.every_steps lower, or train.early_stopping to null"
+                )
+                found.append(("train.early_stopping.patience", text))
         return found
 
     @model_validator(mode="after")
@@ -129,6 +138,9 @@ class Recipe(Section):
             problems.append(("algorithm.distance", text))
         if steps is not None:
             problems += self.too_long(steps, f"train.steps = {steps}")
+        if self.train.early_stopping is not None and self.eval.every_steps is None:
+            text = "needs validation runs: set eval.every_steps, or this to null"
+            problems.append(("train.early_stopping", text))
         pull, lr = self.algorithm.pull, self.optimizer.lr
         if "pull" in reads(self.algorithm.name) and pull * lr > 1:
             text = (
@@ -275,6 +287,7 @@ def smoke(recipe: Recipe) -> Recipe:
     data["task"] |= task
     data["model"] |= {"path": None, "init": tiny(init["architecture"]), "revision": None}
     data["train"] |= {"steps": 3, "epochs": None, "global_batch": 2 * ranks, "micro_batch": 1}
+    data["train"]["early_stopping"] = None
     data["schedule"]["warmup_steps"] = min(recipe.schedule.warmup_steps, 1)
     if recipe.algorithm.penalty_start:
         data["algorithm"]["penalty_start"] = 1

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tram_ds.runtime.checked import NamedSection, NotNegative, Positive, Section, chosen, refusal
+from tram_ds.runtime.checked import (
+    AtLeast,
+    NamedSection,
+    NotNegative,
+    Positive,
+    Section,
+    chosen,
+    refusal,
+)
 from tram_ds.runtime.paths import Place, expanded_uri
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -280,6 +288,16 @@ class EngineSection(NamedSection):
         return self
 
 
+class EarlyStoppingSection(Section):
+    """Ending a run before its last step, once it no longer gets better on validation."""
+
+    patience: Positive
+    """Validation runs (eval.every_steps) in a row without an improvement after which the run
+    ends."""
+    min_delta: AtLeast = 0.0
+    """Only what is better than the best so far by more than this is an improvement."""
+
+
 class TrainSection(Section):
     """How long, how many at once, and with which random numbers."""
 
@@ -297,6 +315,9 @@ class TrainSection(Section):
     """Largest global 2-norm of the gradient of the last pass; null = no clipping."""
     seed: NotNegative = 0
     """Seed of initialisation, data order, dropout and noise."""
+    early_stopping: EarlyStoppingSection | None = None
+    """End when the validation loss on the training domain no longer gets better; the run is
+    finished then. null = after the last step. The schedule is that of all steps."""
     stop_after: Positive | None = None
     """End after this step as a preemption would: checkpoint, exit 75; null = run to the end."""
     max_skipped: Positive = 3

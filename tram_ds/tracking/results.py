@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.tracking.metrics_log import read
 from tram_ds.tracking.points import Point, points_of
 
@@ -57,6 +58,23 @@ def cost_points(
     name = "gpu_hours" if tags.get("device") == "cuda" else "rank_hours"
     step = (results.get("selected") or {}).get("step", 0)
     return points_of({"step": step, "time": time / 1000, "cost": {name: hours}}) if seconds else []
+
+
+def stopped_early(results: Mapping[str, Any]) -> str:
+    """Of a run that ended before its last step, where and why; "" of any other."""
+    found = results.get("stopped_early")
+    if not found:
+        return ""
+    return f"stopped early at step {found['step']} of {found['of']}: {found['why']}"
+
+
+def how_it_ended(run_dir: Path) -> str:
+    """` (stopped early at step 40 of 100: ...)` of a finished run that did so; "" of any other."""
+    try:
+        text = stopped_early(json.loads(RunFolder(run_dir).results.read_text("utf-8")))
+    except (OSError, ValueError, KeyError):
+        return ""
+    return f" ({text})" if text else ""
 
 
 def table_json(results: Mapping[str, Any]) -> str:

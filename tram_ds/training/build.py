@@ -16,6 +16,7 @@ from tram_ds.models.pretrained import load_stored
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.ranks import Job
+from tram_ds.training.early_stopping import EarlyStopping
 from tram_ds.training.opening import Opened
 from tram_ds.training.optimizer import make, schedule
 
@@ -27,6 +28,7 @@ class Run(Opened):
 
     stepper: Stepper
     evaluator: Evaluator
+    early_stopping: EarlyStopping
 
 
 def build(opened: Opened) -> Run:
@@ -49,7 +51,8 @@ def build(opened: Opened) -> Run:
     stepper = Stepper(engine, row, recipe.train.seed)
     judged = (lambda: average(row, engine)) if recipe.eval.weights == "ema" else lambda: None
     evaluator = Evaluator(recipe, task, engine, opened.folder, opened.watchdog.beat, judged)
-    return Run(**vars(opened), stepper=stepper, evaluator=evaluator)
+    stopping = EarlyStopping(recipe.train.early_stopping, "validation_loss")
+    return Run(**vars(opened), stepper=stepper, evaluator=evaluator, early_stopping=stopping)
 
 
 def build_engine(

@@ -59,7 +59,7 @@ class Loop:
         run, train = self.run, self.run.recipe.train
         forward = run.task.chunked(run.stepper.engine.module) or run.task.forward
         first, upcoming, stopping, overdue = run.stepper.steps, None, False, False
-        while (step := run.stepper.steps) < run.total_steps:
+        while not self.ended(step := run.stepper.steps):
             done = step + 1
             run.watchdog.beat("data", step)
             batches = upcoming or self.batches(step, pool)
@@ -68,7 +68,7 @@ class Loop:
             saving = stopping or overdue or self.save_is_due(done)
             # looking ahead runs the next step's batches through theta_t in this one, and a
             # checkpoint keeps no such predictions: a step before a save does not look ahead
-            upcoming = None if saving else self.batches(done, pool)
+            upcoming = None if saving or self.may_end(done) else self.batches(done, pool)
             looked = self.look(batches, step, forward)
             run.watchdog.beat("step")
             self.take(batches, step, forward, upcoming, looked)
@@ -78,12 +78,22 @@ class Loop:
             stopping, overdue = wish == STOP or done == train.stop_after, wish == SAVE
             # A step that looked ahead kept nothing to resume from: one that does not follows, and
             # then the save.
-            if saving or ((stopping or overdue) and run.stepper.restorable):
+            asked = (stopping or overdue) and run.stepper.restorable
+            if saving or asked or self.ended(done):
                 self.checkpoint()
                 overdue = False
-                if stopping and done != run.total_steps:
+                if stopping and not self.ended(done):
                     return REQUEUE
         return DONE
+
+    def ended(self, done: int) -> bool:
+        """Whether no step follows `done` steps: it was the last, or validation stopped getting
+        better. Every rank says the same."""
+        return done >= self.run.total_steps or self.run.early_stopping.over
+
+    def may_end(self, done: int) -> bool:
+        """Whether the validation run after `done` steps may end the run, which then saves."""
+        return _due(self.run.recipe.eval.every_steps, done) and self.run.early_stopping.running_out
 
     def save_is_due(self, done: int) -> bool:
         """Whether the recipe wants a checkpoint after `done` steps; every rank says the same."""
@@ -186,6 +196,7 @@ class Loop:
         self.run.watchdog.beat("validation")
         loss = self.run.evaluator.validation_loss()
         self.record({"step": done, "validation_loss": loss})
+        self.run.early_stopping.note(done, loss)
         if self.run.recipe.eval.select == "best":
             self.run.evaluator.keep_if_best(done, loss)
         self.throughput.restart()

@@ -26,6 +26,7 @@ from tram_ds.runtime.run_lock import RunLock, held
 from tram_ds.runtime.shared_folder import refuse_unshared
 from tram_ds.runtime.signals import StopRequest, Watchdog
 from tram_ds.tasks import choose as tasks
+from tram_ds.tracking.results import how_it_ended
 
 # seconds after train.timeout: gloo's own timeout comes first and says more; NCCL's comes later
 WATCHDOG_GRACE = 5.0
@@ -89,7 +90,7 @@ def opened(recipe: Recipe, request: Request) -> Iterator[Opened | None]:
         refuse_folder(folder, request, job.world_size)
         if request.resume and from_rank_0(lambda: nothing_to_do(folder, recipe, request)):
             if job.rank == 0:
-                print(f"{folder} is finished: nothing to do")
+                print(f"{folder} is finished: nothing to do{how_it_ended(folder.path)}")
             yield None
             return
         watchdog.beat("reading the data")

@@ -15,6 +15,7 @@ from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
 from tram_ds.runtime.ranks import barrier
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.runtime.signals import Watchdog
+from tram_ds.tracking.results import stopped_early
 from tram_ds.training.build import Run, build
 from tram_ds.training.loop import Loop
 from tram_ds.training.opening import Request, opened
@@ -87,6 +88,8 @@ def go_on(run: Run) -> bool:
             f"{found.path} is beyond the {run.total_steps} steps asked for: choose another "
             "run_dir, or more train.steps"
         )
+    if found is not None:
+        run.early_stopping.load(found.manifest)
     run.evaluator.go_back_to(run.stepper.steps, run.total_steps)
     if run.job.rank == 0:
         print("\n".join(_told(run.folder, found)))
@@ -111,7 +114,8 @@ def loop(run: Run, saver: Saver, records: Records) -> int:
             run.folder.metrics.name,
             lambda: saver.peers.every(f"writing {run.folder.metrics.name}", records.flush),
         )
-        saver.save(asynchronous=run.recipe.checkpoint.asynchronous)
+        counts = run.early_stopping.state()
+        saver.save(asynchronous=run.recipe.checkpoint.asynchronous, also=counts)
 
     code = Loop(run, records.add, save).train()
     saver.wait()
@@ -121,9 +125,12 @@ def loop(run: Run, saver: Saver, records: Records) -> int:
 def conclude(run: Run, records: Records, initial: Scores | None) -> None:
     """Final scores and the export, recorded and shown. Collective."""
     records.flush()
-    results = run.evaluator.conclude(initial, lambda: warned(run))
+    stopped = run.early_stopping.told(run.stepper.steps, run.total_steps)
+    results = run.evaluator.conclude(initial, lambda: warned(run), stopped)
     records.tracker.log_results(results)
     if run.job.rank == 0:
+        if stopped is not None:
+            records.tracker.set_tags({"stopped_early": stopped_early(results)})
         records.tracker.set_tags({"export": str(run.folder.export.resolve())})
         print_results(results, run.folder)
 
@@ -159,4 +166,6 @@ def print_results(results: dict[str, Any], folder: RunFolder) -> None:
     before = {domain: found[metric] for domain, found in initial.items()}
     print(results_text(before, after, results["train_domains"], metric))
     print("".join(f"warning: {text}\n" for text in results["warnings"]), end="")
+    if text := stopped_early(results):
+        print(text)
     print(f"run folder: {folder}")
