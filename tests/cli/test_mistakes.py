@@ -51,6 +51,8 @@ MISTAKES = {
     DRY + "model.path=gpt2 model.init={architecture: gpt2}": "exactly one of model.path and",
     DRY + "task.name=mt": "unknown name",
     DRY + "eval.select=best eval.every_steps=null": "best needs validation runs",
+    DRY + "eval.key=loss": "expected validation_loss, validation/DOMAIN/METRIC or",
+    DRY + "metric_for_best_model=loss": "here it is eval.key",
     DRY + "train.early_stopping={patience: 0}": "patience = 0: expected more than 0",
     DRY + "train.early_stopping={}": "train.early_stopping.patience: is missing",
     DRY + "train.early_stoping={patience: 3}": "did you mean 'early_stopping'?",

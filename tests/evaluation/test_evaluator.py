@@ -25,13 +25,14 @@ from tram_ds.runtime.run_layout import RunFolder
     [
         ("final", False, {"step": 7}),
         ("best", True, {"step": 4, "validation_loss": 1.5}),
-        ("best", False, {"step": 7, "why": "no validation loss was finite"}),
+        ("best", False, {"step": 7, "why": "no validation_loss was finite"}),
     ],
 )
 def test_the_selected_weights_are_named(
     tmp_path: Path, select: str, best: bool, expected: dict[str, Any]
 ) -> None:
-    recipe: Any = SimpleNamespace(eval=SimpleNamespace(select=select, weights="last"))
+    scored = SimpleNamespace(select=select, weights="last", key="validation_loss")
+    recipe: Any = SimpleNamespace(eval=scored)
     engine: Any = SimpleNamespace(steps=7, rank=0)
     if best:
         (tmp_path / "best.json").write_text(json.dumps(expected))
@@ -40,10 +41,10 @@ def test_the_selected_weights_are_named(
     assert selected == expected
 
 
-def recipe_of(weights: str) -> Any:
+def recipe_of(weights: str, key: str = "validation_loss") -> Any:
     export = SimpleNamespace(dtype="float32", max_shard_size="5GB")
-    model, scored = SimpleNamespace(lora=None), SimpleNamespace(select="best", weights=weights)
-    return SimpleNamespace(eval=scored, export=export, model=model)
+    scored = SimpleNamespace(select="best", weights=weights, key=key)
+    return SimpleNamespace(eval=scored, export=export, model=SimpleNamespace(lora=None))
 
 
 def test_the_average_is_scored_and_exported_and_theta_stays(tmp_path: Path) -> None:
@@ -72,9 +73,22 @@ def test_the_average_is_scored_and_exported_and_theta_stays(tmp_path: Path) -> N
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(exported, want, strict=True))
     assert engine.params().equal(thetas[2])
     assert judge._selected(best=True) == {"step": 2, "validation_loss": 1.5, "weights": "ema"}
-    # of other weights that is no best
-    other = Evaluator(recipe_of("last"), None, engine, RunFolder(tmp_path))
-    assert other._best_alike()["step"] == -1
+    # of other weights, and by another key, that is no best
+    for recipe in (recipe_of("last"), recipe_of("ema", "validation/Art/loss")):
+        other = Evaluator(recipe, None, engine, RunFolder(tmp_path))
+        assert other._best_alike()["step"] == -1
+
+
+def test_the_best_by_an_accuracy_is_the_highest(tmp_path: Path) -> None:
+    key = "validation/de/accuracy"
+    engine: Any = SimpleNamespace(rank=0)
+    judge = Evaluator(recipe_of("last", key), None, engine, RunFolder(tmp_path))
+    exported: list[Path] = []
+    judge.export = lambda to, _: exported.append(to)  # type: ignore[method-assign, assignment]
+    for step, value in ((2, 0.5), (4, 0.75), (6, float("nan")), (8, 0.75)):
+        judge.keep_if_best(step, value)
+    assert len(exported) == 2
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, key: 0.75}
 
 
 def test_a_row_without_an_average_has_none() -> None:

@@ -91,3 +91,40 @@ def test_conversations_are_resumed_to_the_same_bits_on_two_ranks(tmp_path: Path)
     resumed = train(tmp_path, *words, "run_dir=again", "--resume", world=2)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
+
+
+def test_every_domain_is_measured_on_the_way_and_the_best_by_one_is_selected(
+    tmp_path: Path,
+) -> None:
+    """On validation splits, which are scored at the end too: the same numbers at the step that is
+    selected, of the lowest perplexity on trees. A domain without such a split is named."""
+    for domain, splits in DOMAINS.items():
+        (tmp_path / "folder" / domain).mkdir(parents=True)
+        for split in splits:
+            text = " ".join(f"{domain} {split} {i * i}" for i in range(200))
+            (tmp_path / "folder" / domain / f"{split}.txt").write_text(text)
+    words = [
+        "task={name: language_modeling, data: folder, train: birds, seq_len: 16}",
+        "eval={every_steps: 1, domains: all, select: best, key: validation/trees/perplexity}",
+        "eval.splits=[validation]",
+        "optimizer.lr=0.3",  # so that it does not fall with every step
+    ]
+    done = train(tmp_path, *words, "run_dir=run", world=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "eval.domains: without a validation split, not measured: rocks\n" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    found = {row["step"]: row["validation"] for row in rows if "validation" in row}
+    assert list(found) == [1, 2, 3, 4]
+    lowest = min(found, key=lambda step: found[step]["trees"]["perplexity"])
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["selected"]["step"] == lowest
+    scores = results["scores"]["validation"]
+    assert scores == {domain: found[lowest][domain] for domain in ("birds", "trees")}
+    assert results["zero_shot_average"]["validation"] == found[lowest]["zero_shot"]
+
+
+DOMAINS = {
+    "birds": ("train", "valid", "test"),
+    "trees": ("valid", "test"),
+    "rocks": ("test",),
+}

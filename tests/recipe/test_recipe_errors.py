@@ -273,6 +273,15 @@ def test_what_a_row_reads_agrees_with_what_it_is_bound_to():
         (["eval.select=best"], ["eval.select", "eval.every_steps"]),
         (["algorithm=trpo", "eval.weights=ema"], ["eval.weights", "algorithm.name", "mesa"]),
         (["eval={select: best, every_steps: 11}"], ["eval.every_steps", "eval.select", "10"]),
+        (["eval.domains=all"], ["eval.domains", "eval.every_steps"]),
+        (
+            ["eval={every_steps: 2, select: best, key: validation/fr/loss}"],
+            ["eval.key", "eval.domains"],
+        ),
+        (
+            ["eval={every_steps: 2, domains: all, key: validation/fr/loss}"],
+            ["eval.key", "eval.select", "train.early_stopping"],
+        ),
         (["train.early_stopping={patience: 2}"], ["train.early_stopping", "eval.every_steps"]),
         (
             # the first validation run, at step 5, is the best so far; the second is at the end

@@ -36,7 +36,7 @@ FREE = (
     "train.timeout",
 )
 # what early stopping goes by: not free in a run whose length it decides
-MEASURED = ("eval.every_steps", "eval.weights")
+MEASURED = ("eval.every_steps", "eval.key", "eval.weights")
 ABSENT = "(absent)"
 # What a version without the key did, where that is not what the key's default does.
 FORMERLY = {"task.bos": "none"}
@@ -113,7 +113,7 @@ def differences(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
 def _scoring(recipe: Mapping[str, Any]) -> dict[str, Any]:
     keys = ["eval.splits", "eval.select", "eval.weights", "eval.initial", "export.dtype"]
     if recipe["eval"].get("select") == "best":
-        keys.append("eval.every_steps")
+        keys += ["eval.every_steps", "eval.key"]
     found = {}
     for key in keys:
         section, name = key.split(".")

@@ -1,5 +1,5 @@
-"""What a run is judged by: validation on the training domain, final scores on every domain, the
-exported weights."""
+"""What a run is judged by: validation while it trains, final scores on every domain, the exported
+weights."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tram_ds.checkpoint.export import export, read_export
 from tram_ds.checkpoint.space import weights_bytes
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
+from tram_ds.evaluation.measured import better, record_of
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.models.pretrained import load_base
 from tram_ds.recipe.recipe import Recipe
@@ -47,18 +48,16 @@ class Evaluator:
     # (bytes, what, collective action): runs it when the disk has room, see checkpoint.space
     room: Callable[[int, str, Callable[[], None]], None] = lambda _, __, action: action()
 
-    def validation_loss(self) -> float:
-        """Mean loss on the validation split of the training domains: nothing zero-shot takes part
-        in selection."""
-        rows = {
-            d: r
-            for d, r in self.task.eval_sets("validation").items()
-            if d in self.task.train_domains
-        }
+    def validate(self) -> dict[str, Any]:
+        """What measured.record_of says of the validation splits of eval.domains. By default nothing
+        zero-shot takes part in selection."""
+        trained, every = self.task.train_domains, self.recipe.eval.domains == "all"
+        sets = self.task.eval_sets("validation").items()
+        rows = {domain: found for domain, found in sets if every or domain in trained}
         with self._at(self.judged()):
             scores = self._evaluate(rows)
         # of one rank for all, who are to go one way by it
-        return from_rank_0(lambda: math.fsum(s["loss"] for s in scores.values()) / len(scores))
+        return from_rank_0(lambda: record_of(scores, trained, every))
 
     def _at(self, weights: Shards | None) -> AbstractContextManager[None]:
         """Inside, the model has `weights`; None: theta. Collective."""
@@ -97,11 +96,12 @@ class Evaluator:
                 progress,
             )
 
-    def keep_if_best(self, step: int, loss: float) -> None:
-        """Exports the weights to `best/` where their validation loss is the lowest so far."""
-        if loss < from_rank_0(self._best_alike)["validation_loss"]:
+    def keep_if_best(self, step: int, value: float) -> None:
+        """Exports the weights to `best/` where their value of eval.key is the best so far."""
+        key = self.recipe.eval.key
+        if better(key, value, from_rank_0(self._best_alike).get(key)):
             self.export(self.folder.best, self.judged())
-            found = {"step": step, "validation_loss": loss, **self._kind()}
+            found = {"step": step, key: value, **self._kind()}
             self._write(self.folder.best_loss, found)
         barrier()
 
@@ -216,7 +216,7 @@ class Evaluator:
         last = {"step": self.engine.steps, **self._kind()}
         if best or self.recipe.eval.select != "best":
             return self._best() if best else last
-        why = "no validation loss was finite: these are the last weights, not the best"
+        why = f"no {self.recipe.eval.key} was finite: these are the last weights, not the best"
         if self.engine.rank == 0:
             print(f"eval.select = best: {why}")
         return {**last, "why": why}
@@ -232,18 +232,14 @@ class Evaluator:
         return {} if kind == "last" else {"weights": kind}
 
     def _best_alike(self) -> dict[str, Any]:
-        """The best so far of the weights that are asked for now."""
+        """The best so far of the weights, and by the key, that are asked for now."""
         found = self._best()
-        none = {"step": -1, "validation_loss": math.inf}
-        return found if found.get("weights", "last") == self.recipe.eval.weights else none
+        kind = found.get("weights", "last"), self.recipe.eval.key in found
+        return found if kind == (self.recipe.eval.weights, True) else {"step": -1}
 
     def _best(self) -> dict[str, Any]:
         file = self.folder.best_loss
-        return (
-            json.loads(file.read_text())
-            if file.exists()
-            else {"step": -1, "validation_loss": math.inf}
-        )
+        return json.loads(file.read_text()) if file.exists() else {"step": -1}
 
     def _write(self, file: Path, content: Any) -> None:
         if self.engine.rank == 0:

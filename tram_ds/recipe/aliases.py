@@ -97,6 +97,8 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "eval_steps": ("eval.every_steps", "steps"),  # HF
     "evals_per_epoch": ("eval.every_steps", "in steps"),  # AX
     "load_best_model_at_end": ("eval.select", "eval.select=best"),  # HF
+    "metric_for_best_model": ("eval.key", "validation_loss or validation/DOMAIN/METRIC"),  # HF
+    "greater_is_better": ("", "eval.key says it: accuracies are to rise, all else to fall"),  # HF
     "early_stopping_patience": ("train.early_stopping.patience", "validation runs"),  # HF, AX
     "early_stopping_threshold": ("train.early_stopping.min_delta", ""),  # HF
     "report_to": ("tracking.enabled", "MLflow: tracking.enabled, tracking.uri"),  # HF

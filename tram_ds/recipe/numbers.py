@@ -13,6 +13,7 @@ SAME_NUMBERS = (
     "tracking",
     "checkpoint",
     "eval.every_steps",
+    "eval.domains",
     "eval.batch",
     "eval.splits",
     "eval.initial",

@@ -141,6 +141,10 @@ class Recipe(Section):
         if self.train.early_stopping is not None and self.eval.every_steps is None:
             text = "needs validation runs: set eval.every_steps, or this to null"
             problems.append(("train.early_stopping", text))
+        chooses = self.eval.select == "best" or self.train.early_stopping is not None
+        if self.eval.key != "validation_loss" and not chooses:
+            text = "nothing goes by it: set eval.select=best or train.early_stopping, or remove it"
+            problems.append(("eval.key", text))
         pull, lr = self.algorithm.pull, self.optimizer.lr
         if "pull" in reads(self.algorithm.name) and pull * lr > 1:
             text = (
@@ -293,7 +297,7 @@ def smoke(recipe: Recipe) -> Recipe:
         data["algorithm"]["penalty_start"] = 1
     for section in ("eval", "checkpoint"):
         data[section]["every_steps"] = 2 if data[section]["every_steps"] else None
-    data["eval"]["batch"] = None
+    data["eval"] |= {"batch": None, "key": "validation_loss"}  # the domains are others
     data["tracking"] |= {"experiment": "smoke", "uri": None}
     data["run_dir"] = "runs/smoke-{recipe}-{algorithm}-{seed}"
     return _checked(Source(f"--smoke of {recipe.name}", data))

@@ -4,6 +4,7 @@ values it takes."""
 from __future__ import annotations
 
 import pkgutil
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -316,8 +317,8 @@ class TrainSection(Section):
     seed: NotNegative = 0
     """Seed of initialisation, data order, dropout and noise."""
     early_stopping: EarlyStoppingSection | None = None
-    """End when the validation loss on the training domain no longer gets better; the run is
-    finished then. null = after the last step. The schedule is that of all steps."""
+    """End when eval.key no longer gets better; the run is finished then. null = after the last
+    step. The schedule is that of all steps."""
     stop_after: Positive | None = None
     """End after this step as a preemption would: checkpoint, exit 75; null = run to the end."""
     max_skipped: Positive = 3
@@ -356,20 +357,35 @@ class EvalSection(Section):
     """When and on what the model is scored."""
 
     every_steps: Positive | None = None
-    """Optimizer steps between validation runs on the training domain; null = only at the end."""
+    """Optimizer steps between validation runs, which score validation splits alone; null = none."""
+    domains: Literal["trained", "all"] = "trained"
+    """What validation runs score: the training domains, or also each zero-shot domain that has a
+    validation split, which takes as much longer."""
+    key: str = "validation_loss"
+    """What eval.select: best and train.early_stopping go by: validation_loss, the mean over the
+    training domains, or with domains: all `validation/DOMAIN/METRIC` and
+    `validation/zero_shot/METRIC`. Accuracies are to rise, losses and perplexities to fall."""
     initial: bool = False
     """Score the weights before the first step too: results.json then has both."""
     batch: Positive | None = None
     """Sequences or examples of one evaluation forward pass on one rank; null =
     train.micro_batch."""
     select: Literal["final", "best"] = "final"
-    """Which weights are evaluated and exported: the last, or those with the lowest validation loss
-    on the training domain."""
+    """Which weights are evaluated and exported: the last, or those of the best validation run by
+    eval.key."""
     weights: Literal["last", "ema"] = "last"
     """What a step's weights are where they are scored, selected and exported: theta itself, or its
     moving average, which mesa and asam_mesa keep (algorithm.decay; buffers are theta's)."""
     splits: list[Literal["validation", "test"]] = Field(default=["test"])
     """Splits scored at the end, for every domain, in results.json."""
+
+    @field_validator("key")
+    @classmethod
+    def _of_a_record(cls, key: str) -> str:
+        if key != "validation_loss" and not re.fullmatch(r"validation/.+/[^/]+", key):
+            text = "validation_loss, validation/DOMAIN/METRIC or validation/zero_shot/METRIC"
+            raise refusal(("", f"expected {text}"))
+        return key
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> EvalSection:
@@ -377,6 +393,15 @@ class EvalSection(Section):
             raise refusal(
                 ("select", "best needs validation runs: set eval.every_steps, or select final")
             )
+        if self.domains == "all" and self.every_steps is None:
+            text = "is what validation runs score: set eval.every_steps, or this to trained"
+            raise refusal(("domains", text))
+        if self.key != "validation_loss" and self.domains != "all":
+            text = (
+                "eval.domains = trained measures validation_loss alone: set that to all, or this "
+                "to validation_loss"
+            )
+            raise refusal(("key", text))
         return self
 
 

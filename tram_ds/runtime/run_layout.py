@@ -36,7 +36,7 @@ class RunFolder:
     initial = _File("initial.json")
     """Scores before the first step."""
     best_loss = _File("best.json")
-    """Step and validation loss of what lies in `best`."""
+    """Step and eval.key of what lies in `best`."""
     results = _File("results.json")
     """Final scores."""
     done = _File("DONE")

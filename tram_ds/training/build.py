@@ -51,7 +51,7 @@ def build(opened: Opened) -> Run:
     stepper = Stepper(engine, row, recipe.train.seed)
     judged = (lambda: average(row, engine)) if recipe.eval.weights == "ema" else lambda: None
     evaluator = Evaluator(recipe, task, engine, opened.folder, opened.watchdog.beat, judged)
-    stopping = EarlyStopping(recipe.train.early_stopping, "validation_loss")
+    stopping = EarlyStopping(recipe.train.early_stopping, recipe.eval.key)
     return Run(**vars(opened), stepper=stepper, evaluator=evaluator, early_stopping=stopping)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tram_ds.evaluation.measured import better
 from tram_ds.recipe.sections import EarlyStoppingSection
 
 
@@ -25,8 +25,7 @@ class EarlyStopping:
         """Takes the measurement after `step` steps. NaN and infinity are no improvement."""
         if self.section is None:
             return
-        better = self.best is None or value < self.best - self.section.min_delta
-        if math.isfinite(value) and better:
+        if better(self.key, value, self.best, self.section.min_delta):
             self.best, self.best_step, self.since = value, step, 0
         else:
             self.since += 1

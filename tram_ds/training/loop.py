@@ -18,6 +18,7 @@ from tram_ds.algorithms.self_check import self_check
 from tram_ds.algorithms.step import StepReport
 from tram_ds.data.order import batch_indices
 from tram_ds.engines.protocol import Engine
+from tram_ds.evaluation.measured import value_of
 from tram_ds.models.output import Batch
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.exits import DONE, REQUEUE, NumericError
@@ -194,11 +195,12 @@ class Loop:
         """A validation run; the best weights so far are kept where the recipe selects them.
         Collective; its time is not the steps'."""
         self.run.watchdog.beat("validation")
-        loss = self.run.evaluator.validation_loss()
-        self.record({"step": done, "validation_loss": loss})
-        self.run.early_stopping.note(done, loss)
+        found = self.run.evaluator.validate()
+        self.record({"step": done, **found})
+        value = value_of(found, self.run.recipe.eval.key)
+        self.run.early_stopping.note(done, value)
         if self.run.recipe.eval.select == "best":
-            self.run.evaluator.keep_if_best(done, loss)
+            self.run.evaluator.keep_if_best(done, value)
         self.throughput.restart()
 
 

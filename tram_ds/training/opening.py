@@ -13,6 +13,7 @@ import torch
 from tram_ds.checkpoint.changes import another, finished
 from tram_ds.data.alike import read_alike
 from tram_ds.engines import choose as engines
+from tram_ds.evaluation import measured
 from tram_ds.models.pretrained import load_outline
 from tram_ds.planning import without_gpu
 from tram_ds.recipe.recipe import Recipe, accumulation, check_length, dump, to_dict
@@ -112,6 +113,7 @@ def read_data(recipe: Recipe, job: Job) -> tuple[Any, Sequence[Any], int]:
         # rounded up: the last step of the last epoch may read rows of a next one
         total = train.steps or -(-len(rows) * (train.epochs or 1) // train.global_batch)
         check_length(recipe, total)
+        measured.check(recipe, task)
         if recipe.model.lora is not None:
             task.model(load_outline)  # targets that are not there, before a folder is made
         return task, rows, total
@@ -123,6 +125,8 @@ def read_data(recipe: Recipe, job: Job) -> tuple[Any, Sequence[Any], int]:
     task, rows, total = read_alike(read, facts, job.world_size, f"task.data {recipe.task.data}")
     if job.rank == 0 and hasattr(task, "said"):
         print("".join(f"task.{key}: {value}\n" for key, value in task.said().items()), end="")
+    if job.rank == 0 and (missing := measured.check(recipe, task)):
+        print(f"eval.domains: without a validation split, not measured: {', '.join(missing)}")
     return task, rows, total
 
 

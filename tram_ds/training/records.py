@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tram_ds.evaluation.measured import ZERO_SHOT
 from tram_ds.recipe.numbers import deciding
 from tram_ds.recipe.recipe import Recipe, dump, to_dict
 from tram_ds.runtime.git import git_commit
@@ -47,9 +48,10 @@ class Records:
             self._say(values)
             self.progress.update(values)
         else:
-            self.progress.message(
-                f"step {values['step']}: validation loss {values['validation_loss']:.4f}"
-            )
+            text = f"step {values['step']}: validation loss {values['validation_loss']:.4f}"
+            zero_shot = values.get("validation", {}).get(ZERO_SHOT, {})
+            told = [f"zero-shot {metric} {value:.4f}" for metric, value in zero_shot.items()]
+            self.progress.message(", ".join([text, *told]))
 
     def _say(self, values: Record) -> None:
         effect = effect_of(values)
