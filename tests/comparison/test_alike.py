@@ -11,7 +11,7 @@ from tests import made_runs
 from tests.made_runs import S2ORC
 from tram_ds.comparison import collect, comparison, runs
 from tram_ds.comparison.runs import CompareError
-from tram_ds.data.m2d2 import ABBREVIATIONS, PAPER, short_names
+from tram_ds.data.m2d2_names import ABBREVIATIONS, PAPER, short_names
 
 HOME = {"home": 10.0, "far": 30.0}
 

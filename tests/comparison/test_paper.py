@@ -11,7 +11,7 @@ from scipy import stats
 from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.comparison import correlation, lines, paper, paper_marks, tables
 from tram_ds.comparison.layouts import TABLES, paper_layout
-from tram_ds.data.m2d2 import PAPER
+from tram_ds.data.m2d2_names import PAPER
 
 WITH_AVERAGE = ("m2d2_s2orc", "m2d2_wiki", "gpt2xl", "xnli", "distance")
 

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from tests import made_runs
-from tram_ds.comparison import collect, comparison, compute, course, paper, runs, tables
+from tram_ds.comparison import collect, comparison, compute, course, paper, runs, tables, versus
 from tram_ds.comparison.blocks import Block
 from tram_ds.comparison.layouts import paper_layout
 from tram_ds.comparison.render import render
@@ -161,7 +161,7 @@ def s2orc(folder: Path, methods: tuple[str, ...], shift: float = 0.0, domains: i
 
 
 def _configs() -> list[str]:
-    from tram_ds.data.m2d2 import PAPER
+    from tram_ds.data.m2d2_names import PAPER
 
     return [PAPER["s2orc"][d.upper()] for d in paper_layout("m2d2_s2orc").domains]
 
@@ -204,14 +204,14 @@ def test_significance_against_a_chosen_baseline(tmp_path: Path) -> None:
             {d: v - 1 - 0.01 * seed for d, v in base.items()},
         )
     found = table(tmp_path)
-    block = tables.significance(found, tables.baseline_of(found, "sam"), 0.01)
+    block = versus.significance(found, versus.baseline_of(found, "sam"), 0.01)
     row = dict(block.rows)["tram_x"]
     assert row[0].text == "-1.04"
     assert row[2].text == "p = 0.0039, n = 9 *"  # 2 ** -8: nine pairs cannot give less
     assert row[3].value == pytest.approx(stats.wilcoxon(range(1, 10)).pvalue)
     assert row[4].text == "not enough domains: 2"
     with pytest.raises(ValueError, match=r"--baseline mesa: .*sam, tram_x"):
-        tables.baseline_of(found, "mesa")
+        versus.baseline_of(found, "mesa")
 
 
 def test_xnli_is_tested_by_wilcoxon_over_languages() -> None:
@@ -223,7 +223,7 @@ def test_xnli_is_tested_by_wilcoxon_over_languages() -> None:
         names=["method", "seed"],
     )
     found = collect.Table(layout, values, {"asam": [], "tram_x": []}, None)
-    row = dict(tables.significance(found, "asam", 0.01).rows)["tram_x"]
+    row = dict(versus.significance(found, "asam", 0.01).rows)["tram_x"]
     want = stats.wilcoxon(
         numbers.loc["tram_x", list(layout.zero_shot)], numbers.loc["asam", list(layout.zero_shot)]
     )
@@ -466,6 +466,6 @@ def test_an_interval_over_few_seeds_is_not_shown(tmp_path: Path, seeds: int, sho
         for seed in range(seeds):
             scores = {d: v + shift + 0.1 * seed**2 for d, v in HOME.items()}
             made_runs.write(tmp_path, made_runs.recipe(algorithm, seed), scores)
-    block = tables.significance(table(tmp_path), "adam", 0.01)
+    block = versus.significance(table(tmp_path), "adam", 0.01)
     assert text(block, "tram_x", "95 % bootstrap").startswith("[") == shown
     assert any("resamples the seeds" in note and "below 5" in note for note in block.notes)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tram_ds.data import hub, m2d2
+from tram_ds.data import hub, m2d2, m2d2_archive, m2d2_names
 from tram_ds.data.choose import open_source
 from tram_ds.data.sources import HUB_ID
 from tram_ds.recipe import recipe
@@ -80,8 +80,8 @@ def offline_hub(tmp_path, monkeypatch):
 
 
 def test_the_table_has_the_papers_domains_and_the_recipes_use_them():
-    assert [len(table) for table in m2d2.PAPER.values()] == [11, 11] and len(
-        m2d2.ABBREVIATIONS
+    assert [len(table) for table in m2d2_names.PAPER.values()] == [11, 11] and len(
+        m2d2_names.ABBREVIATIONS
     ) == 22
     for name, split in [
         ("m2d2_s2orc_gpt2", "s2orc"),
@@ -89,7 +89,7 @@ def test_the_table_has_the_papers_domains_and_the_recipes_use_them():
         ("m2d2_gpt2xl", "s2orc"),
     ]:
         task = recipe.load(name).task
-        configs = list(m2d2.PAPER[split].values())
+        configs = list(m2d2_names.PAPER[split].values())
         assert task.train == configs[0] and set(task.eval or []) == set(configs[1:])
 
 
@@ -217,7 +217,7 @@ def test_the_checksum_is_checked_also_behind_a_long_end(folder, cache):
 
 def test_an_archive_is_scanned_once(folder, cache, monkeypatch):
     first = open_source(str(folder), cache).digest("Art", "test")
-    monkeypatch.setattr(m2d2, "_scan", lambda _: pytest.fail("scanned again"))
+    monkeypatch.setattr(m2d2_archive, "_scan", lambda _: pytest.fail("scanned again"))
     assert open_source(str(folder), cache).digest("Art", "test") == first
 
 

@@ -15,7 +15,7 @@ from tests.ranks import script
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.checkpoint import resume as checkpoint
 from tram_ds.cli import main as tram
-from tram_ds.evaluation import models
+from tram_ds.evaluation import models, weights
 from tram_ds.evaluation.score import evaluate
 from tram_ds.recipe.recipe import load
 from tram_ds.runtime.errors import DataError
@@ -298,7 +298,7 @@ def test_interpolated_weights_by_hand(a):
         for o, t in zip(map(torch.clone, ours), theirs, strict=True)
     ]
     ends = {0.0: list(map(torch.clone, theirs)), 1.0: list(map(torch.clone, ours))}
-    models.towards(start, end, a, "it")
+    weights.towards(start, end, a, "it")
     found = [*end.state_dict().values()]
     assert all(torch.allclose(f, w, atol=1e-7) for f, w in zip(found, want, strict=True))
     if a in ends:
@@ -310,7 +310,7 @@ def test_interpolated_weights_by_hand(a):
 )
 def test_models_of_another_shape_or_other_names_have_no_line_between(own):
     with pytest.raises(DataError, match=r"'it' cannot be interpolated.*differ in name or shape"):
-        models.towards(own, torch.nn.Linear(3, 2), 0.5, "it")
+        weights.towards(own, torch.nn.Linear(3, 2), 0.5, "it")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from tests.parity import problem
 from tram_ds import wrap
 from tram_ds.algorithms.references import average
 from tram_ds.checkpoint.export import read_export
+from tram_ds.evaluation.candidates import Candidate
 from tram_ds.evaluation.evaluator import Evaluator
-from tram_ds.evaluation.models import Candidate, score_all
+from tram_ds.evaluation.models import score_all
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.run_layout import RunFolder
 

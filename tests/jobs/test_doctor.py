@@ -15,6 +15,7 @@ import torch
 from tests.ranks import environment
 from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.jobs import doctor, slurm_config
+from tram_ds.jobs.check import size
 from tram_ds.planning import plan, states
 from tram_ds.recipe.recipe import load
 from tram_ds.runtime.ranks import Job
@@ -144,7 +145,7 @@ def test_the_memory_of_a_slurm_job_is_that_of_its_ranks():
     here.slurm = slurm_config.load("a100_multi_node")
     assert here.world == 16 and here.planned.device.type == "cuda"
     assert doctor.memory(here).startswith(
-        f"{doctor._size(plan.rank_bytes(here.recipe, 16))} of states per rank on 16 rank(s)"
+        f"{size(plan.rank_bytes(here.recipe, 16))} of states per rank on 16 rank(s)"
     )
     assert plan.rank_bytes(here.recipe, 16) < plan.rank_bytes(here.recipe, 1), "it is split"
 

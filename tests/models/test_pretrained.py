@@ -11,8 +11,9 @@ import torch
 
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.models.architecture import tiny
+from tram_ds.models.config import load_config
 from tram_ds.models.noise import Added, Conditions, Noise
-from tram_ds.models.pretrained import load_config, load_image_processor, load_tokenizer
+from tram_ds.models.processors import load_image_processor, load_tokenizer
 from tram_ds.models.randomness import StepRandomness
 from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
 from tram_ds.runtime.errors import DataError

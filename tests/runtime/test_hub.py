@@ -13,15 +13,15 @@ import pytest
 
 from tests.ranks import free_port
 from tram_ds.data import hub as data_hub
-from tram_ds.models import pretrained
+from tram_ds.models import config, processors
 from tram_ds.runtime import hub
 
 MODEL = "openai-community/gpt2-xl"
 SECTION = SimpleNamespace(path=MODEL, revision=None)
 ASKED: dict[str, Callable[[], Any]] = {
-    f"model.path {MODEL}": lambda: pretrained.load_config(SECTION),
-    f"task.tokenizer {MODEL}": lambda: pretrained.load_tokenizer(MODEL, key="task.tokenizer"),
-    "model.path google/vit": lambda: pretrained.load_image_processor("google/vit"),
+    f"model.path {MODEL}": lambda: config.load_config(SECTION),
+    f"task.tokenizer {MODEL}": lambda: processors.load_tokenizer(MODEL, key="task.tokenizer"),
+    "model.path google/vit": lambda: processors.load_image_processor("google/vit"),
     "task.data a/b": lambda: data_hub.hub_file("a/b", "x.txt", None, "put it there"),
     "task.data a/c": lambda: data_hub.hub_files("a/c", "*.txt", None, "put it there"),
 }

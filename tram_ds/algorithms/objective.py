@@ -105,6 +105,7 @@ class Losses:
         output = run(index, batch, masks=masks, noise=noise, fixed=fixed, compares=compares)
         measured = output.distances
         if apart:
+            # running statistics move by the pass with dropout alone
             with torch.no_grad(), run.aside():
                 measured = run(index, batch, masks=masks, train=False, compares=distances).distances
         assert output.objective is not None

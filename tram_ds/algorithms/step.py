@@ -83,6 +83,7 @@ def train_step(
 
     climbed = passes(Losses(run, now, share), batches, probe)  # (2) to (6)
 
+    # Before (7): afterwards theta_t is gone.
     for region in algorithm.regions:  # theta_t becomes the next step's theta_{t-1}
         region.advance(engine, climbed.distance)
     # (7) theta_{t+1} = theta_t - lr g
@@ -113,6 +114,7 @@ def climb(losses: Losses, batches: Sequence[Any], probe: Probe | None = None) ->
 
     first = engine.backward(batches, losses.first(), rule, alone)  # (2) g = grad L(theta_t)
     d, radius = distance_and_radius(row, engine, first)  # (3) d = D(p_ref, p_theta)
+    # one pass: its gradient is the descent's, and epsilon is 0
     if ascent is None:
         return PassResults(first.loss, d, radius, first.loss, first.norm, first.norm, first.targets)
 

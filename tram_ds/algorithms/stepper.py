@@ -107,6 +107,7 @@ class Stepper:
         self._follow()
         if self.engine.rank == 0:
             self.said.start(self.algorithm, self.engine.module)
+        # until the step is over: a checkpoint of what is half moved would resume as something else
         self.unfinished = True
         share = self.share(micro_batches, counts)
         run = self.bind(forward, micro_batches)
@@ -124,6 +125,7 @@ class Stepper:
             raise
         finally:
             run.close()
+        # the weights did not move, and neither may running statistics that a NaN has passed through
         if report.skipped:
             run.state.put_back(buffers)
         if self.engine.rank == 0:

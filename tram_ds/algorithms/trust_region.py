@@ -106,6 +106,7 @@ class Previous:
     def prepare(
         self, run: ForwardContext, batches: Sequence[Any], upcoming: Sequence[Any] | None
     ) -> None:
+        # looked at in the step before, at the weights that are theta_{t-1} now
         if self._next is not None:
             self._now = self._next
         elif self.weights is None or not batches:
@@ -113,6 +114,7 @@ class Previous:
         else:
             with run.engine.moved(to=self.weights):
                 self._now = _predicted(run, batches, self.mode)
+        # The copy is spent: freed before the passes, whose activations are the peak.
         self.weights = None
         self._next = (
             _predicted(run.next(), upcoming, self.mode)
@@ -282,6 +284,7 @@ class TrustRegion:
         return Compare(distance, reference, self.labelled, self.official, weight)
 
     def _collect(self, reference: Tensor, current: Tensor) -> Tensor:
+        # No gradient flows into a radius; with the graph every micro-batch's activations would stay.
         self._rows.append((reference.detach(), current.detach()))
         return current.new_zeros(())
 
@@ -319,6 +322,8 @@ def gather_rows(engine: Engine, x: Tensor) -> Tensor:
     sizes[engine.rank] = len(x)
     counts = [int(n) for n in engine.data_sum(sizes).tolist()]
     start = sum(counts[: engine.rank])
+    # A sum of zeros and one rank's rows instead of a gather: gather wants equal sizes, and no
+    # engine's contract has it.
     rows = torch.zeros(sum(counts), x.shape[-1], dtype=x.dtype, device=x.device)
     rows[start : start + len(x)] = x
     return engine.data_sum(rows)

@@ -48,10 +48,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Analyses; rank 0 prints the table. The exit code."""
-    from tram_ds.surface import analyze
+    from tram_ds.surface import analysis_report, analyze
 
     if options.what == "effect":
         analyze.before_a_run(options)
     else:
-        analyze.show(*analyze.run(*analyze.request(options)))
+        analysis_report.show(*analyze.run(*analyze.request(options)))
     return 0

@@ -59,15 +59,16 @@ def run(options: argparse.Namespace) -> int:
     for path in options.model:
         refuse_missing(path, "--model")
     # torch is imported only for a recipe that holds
+    from tram_ds.evaluation import candidates
     from tram_ds.evaluation import models as evaluation
     from tram_ds.runtime import ranks
 
     if options.out:
         refuse_unwritable(options.out, "--out")
     job = ranks.detect(options.local_rank)
-    models = evaluation.candidates(options.model, not options.no_pretrained)
+    models = candidates.candidates(options.model, not options.no_pretrained)
     if options.interpolate is not None:
-        models = evaluation.interpolated(models, options.interpolate)
+        models = candidates.interpolated(models, options.interpolate)
     domains = options.domains.split(",") if options.domains else None
     report = evaluation.score_all(chosen, models, domains, options.split, job)
     if job.rank == 0:

@@ -14,7 +14,7 @@ from tram_ds.comparison.labels import labels
 from tram_ds.comparison.layouts import Layout, own_layout, paper_layout, sorted_methods
 from tram_ds.comparison.paper import Column, Frame
 from tram_ds.comparison.runs import ANALYSES, CompareError, Run
-from tram_ds.data.m2d2 import ABBREVIATIONS, short_names
+from tram_ds.data.m2d2_names import ABBREVIATIONS, short_names
 
 # tables of the paper that `auto` recognises
 BY_NAME = ("gpt2xl", "m2d2_s2orc", "m2d2_wiki", "xnli")

@@ -14,6 +14,7 @@ from tram_ds.comparison import (
     frontier_views,
     plots,
     tables,
+    versus,
     views,
 )
 from tram_ds.comparison.blocks import Block
@@ -87,8 +88,8 @@ def paper_alone(table: str = "auto") -> list[Section]:
 def _section(table: Table, baseline: str | None, alpha: float, frontier: bool) -> Section:
     """What matters first; spreads, the paper's own figures and correlations follow."""
     layout, means = table.layout, table.means()
-    plain, trained = tables.baseline_of(table, baseline), layout.metric not in ANALYSES
-    blocks = [] if trained or layout.train is None else [tables.transfer(table)]
+    plain, trained = versus.baseline_of(table, baseline), layout.metric not in ANALYSES
+    blocks = [] if trained or layout.train is None else [versus.transfer(table)]
     found = sides(table) if frontier else None
     blocks += [
         tables.scores(table),
@@ -96,7 +97,7 @@ def _section(table: Table, baseline: str | None, alpha: float, frontier: bool) -
         *filter(None, [tables.against_paper(table)]),
         tables.summary(table),
     ]
-    blocks += [tables.significance(table, plain, alpha)] if len(means) > 1 else []
+    blocks += [versus.significance(table, plain, alpha)] if len(means) > 1 else []
     blocks += [compute(table, plain)] if trained else []
     blocks += tables.spread(table)
     blocks += (

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tram_ds.comparison import paper
 from tram_ds.comparison.paper import Frame
-from tram_ds.data.m2d2 import PAPER, short_names
+from tram_ds.data.m2d2_names import PAPER, short_names
 
 Test = Literal["ks", "wilcoxon"]
 TABLES = tuple(paper.TITLES)

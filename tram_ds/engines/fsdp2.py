@@ -52,6 +52,7 @@ class FSDP2:
         self.model: Any = model
         self.module: nn.Module = replicas.unwrapped(model)
         self._units = [m for m in model.modules() if isinstance(m, FSDPModule)]
+        # a forward pass before wrap() may have left whole tensors in place of the shards
         self._reshard()
         names = layout.parameter_names(self.module)
         layout.refuse_parameters(names)
@@ -133,6 +134,7 @@ class FSDP2:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
+    # The optimizer holds the shards; a module left gathered would keep the weights of before.
     def step(self) -> None:
         self._reshard()
         self.torch.step()
@@ -195,6 +197,7 @@ def shard(
             f"engine config shard_size={shard_size} does not divide {world} ranks: choose one of "
             f"{_divisors(world)}"
         )
+    # fp32 named in a policy would cast what is float64, and every input, to it
     half = dtype != torch.float32
     pinned = device_type == "cuda"  # pinning needs an accelerator
     options: dict[str, Any] = {

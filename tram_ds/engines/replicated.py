@@ -125,6 +125,7 @@ class Replicated:
     def clear(self) -> None:
         self.torch.clear()
         self._reduced = False
+        # a forward pass of the caller's, outside the step, reduces as DDP does by itself
         for m in self.ddp:
             m.require_backward_grad_sync = True
 

@@ -59,6 +59,7 @@ class Shards(Sequence[Tensor]):
         return Shards(tensors, self.layout)
 
     def _binary(self, op: Callable, other: Shards | Tensor | float) -> Shards:
+        # A rank may own nothing of a small model, and _foreach refuses an empty list.
         if not self.tensors:
             return self
         if isinstance(other, Shards):
@@ -72,6 +73,7 @@ class Shards(Sequence[Tensor]):
             return value
         return value.detach().to(device=self.tensors[0].device, dtype=self.tensors[0].dtype)
 
+    # NotImplemented sends Python to the Lazy on the right, so that Shards + Lazy stays lazy.
     def __add__(self, other: Shards | Lazy | float) -> Shards:
         return (
             NotImplemented if isinstance(other, Lazy) else self._binary(torch._foreach_add, other)
@@ -190,6 +192,8 @@ class Shards(Sequence[Tensor]):
         pieces = [tensor for tensor in self.tensors if tensor.numel()]
         if not pieces:
             return torch.zeros((), dtype=torch.float64, device=device)
+        # One kernel for all pieces, in their own precision; what grows with the model, the sum over
+        # pieces and ranks, is in float64.
         return torch.stack(torch._foreach_norm(pieces)).double().square().sum()
 
     def equal(self, other: Shards | Lazy) -> bool:
@@ -274,6 +278,7 @@ def digest(x: Shards | Lazy) -> Tensor:
     found, first = torch.zeros(2, dtype=torch.int64), 0
     for cut in x.cuts():
         for piece in x.part(cut):
+            # Bits, not values: a NaN equals itself here, and -0.0 is not 0.0.
             for some in piece.detach().reshape(-1).view(BITS[piece.element_size()]).split(1 << 19):
                 bits = some.long()
                 places = torch.arange(first, first + len(some), device=some.device)

@@ -121,6 +121,7 @@ class Zero:
         self.model.backward(loss * self.model.gradient_accumulation_steps())
 
     def step(self) -> None:
+        # off the boundary its step() returns without a word
         self.model.set_gradient_accumulation_boundary(True)
         self.model.step()
         if not self._state_seen:
@@ -144,6 +145,7 @@ class Zero:
         """Masters := what `fill` reads, working copy after them. Collective."""
         for span, piece in zip(self.layout, self.masters(), strict=True):
             fill(span.name, span.start, piece)
+        # DeepSpeed fills its working copy from the masters only in its own step
         self.storage.restore()
 
     def load(self, params: Shards, moments: dict[str, Shards], steps: int, extras: Extras) -> None:
@@ -174,6 +176,7 @@ def over(
     clip_norm is given. Collective."""
     weights = Zero(engine)
     clip_norm = clip_norm or (engine.gradient_clipping() or None)
+    # DeepSpeed would clip by the norm of a gradient that is still a sum over targets.
     engine._config.gradient_clipping = 0.0
     if hasattr(engine.optimizer, "clip_grad"):
         engine.optimizer.clip_grad = 0.0  # clipped once, by descend, over the true norm

@@ -141,6 +141,7 @@ class Partitioned:
         """DeepSpeed's own overflow path plus the start of its step; the dict objects must stay,
         DeepSpeed holds them."""
         o = self.o
+        # it numbers the micro-batches of an accumulation; the first of the next pass has to be 0
         o.micro_step_id = -1
         o.zero_grad(set_to_none=True)
         o._release_preflattened_grad_buffers()

@@ -10,96 +10,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from tram_ds.checkpoint import files as checkpoint_files
-from tram_ds.checkpoint import tensors as checkpoint_tensors
-from tram_ds.checkpoint.files import MANIFEST
-from tram_ds.checkpoint.state import buffers
-from tram_ds.checkpoint.tensors import Flat
 from tram_ds.data.alike import read_alike
-from tram_ds.data.m2d2 import ABBREVIATIONS, short_names
-from tram_ds.engines.layout import parameter_names
+from tram_ds.data.m2d2_names import ABBREVIATIONS, short_names
+from tram_ds.evaluation.candidates import Candidate
 from tram_ds.evaluation.score import evaluate, zero_shot_average
+from tram_ds.evaluation.weights import fill, towards
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.recipe.sections import ModelSection
 from tram_ds.runtime.errors import DataError
-from tram_ds.runtime.exits import CheckpointError
-from tram_ds.runtime.paths import expanded, refuse_missing
-from tram_ds.runtime.peers import Peers
+from tram_ds.runtime.paths import expanded
 from tram_ds.runtime.ranks import Job, joined
-from tram_ds.runtime.run_layout import ADAPTER, RunFolder
+from tram_ds.runtime.run_layout import ADAPTER
 from tram_ds.tasks import choose as tasks
 
 Split = Literal["validation", "test"]
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model to score. path: an export; None is the recipe's own model. checkpoint: a folder of
-    weights for that. interpolation: how far on the straight line from the recipe's own model to
-    this one; None is this one."""
-
-    name: str
-    path: str | None = None
-    checkpoint: Path | None = None
-    interpolation: float | None = None
-
-    @property
-    def pretrained(self) -> bool:
-        """Whether it is the recipe's own model, before any fine-tuning."""
-        return self.path is None and self.checkpoint is None
-
-
-def candidates(paths: Sequence[str], pretrained: bool) -> list[Candidate]:
-    """The pre-trained model first, then each path: an export, a run folder (its export), a
-    checkpoint or a hub id."""
-    found = [Candidate("pre-trained")] if pretrained else []
-    unique = len({Path(path).name for path in paths}) == len(paths)
-    for given in paths:
-        path = expanded(given, "--model")
-        refuse_missing(given, "--model")
-        folder = Path(path)
-        name = folder.name if folder.is_dir() and unique else path
-        if (folder / MANIFEST).is_file():
-            found.append(Candidate(name, checkpoint=folder))
-        else:
-            export = RunFolder(folder).export
-            found.append(Candidate(name, str(export) if export.is_dir() else path))
-    return found
-
-
-def interpolated(chosen: Sequence[Candidate], text: str) -> list[Candidate]:
-    """Each candidate but the recipe's own at each of the points in `text`, numbers from 0 to 1 with
-    commas: weights (1 - a) theta_0 + a theta (WiSE-FT, Wortsman et al. 2022). ValueError."""
-    try:
-        points = [float(word) for word in text.split(",")]
-    except ValueError:
-        points = [math.nan]
-    if not all(0.0 <= a <= 1.0 for a in points):
-        raise ValueError(
-            f"--interpolate {text}: expected numbers from 0 (the pre-trained model) to 1 (the "
-            "trained one), with commas"
-        )
-    if all(c.pretrained for c in chosen):
-        raise ValueError("--interpolate: name the trained model with --model")
-    return [
-        one
-        for c in chosen
-        for one in (
-            [c]
-            if c.pretrained
-            else [replace(c, name=f"{c.name} at {a:g}", interpolation=a) for a in points]
-        )
-    ]
 
 
 def score_all(
@@ -115,6 +48,25 @@ def score_all(
     domains: those scored; None means the recipe's. Data, tokenisers and configs of all models are
     checked first.
     """
+    _refuse(recipe, chosen)
+    with joined(job, "replicated"):
+        built = _tasks(recipe, chosen, domains, split, job)
+        models = [
+            _entry(recipe, candidate, task, domains, split, job)
+            for candidate, task in zip(chosen, built, strict=True)
+        ]
+        return {
+            "recipe": recipe.name,
+            "task": recipe.task.name,
+            "data": recipe.task.data,
+            "split": split,
+            "metric": built[0].metric,
+            "train_domains": list(built[0].train_domains),
+            "models": models,
+        }
+
+
+def _refuse(recipe: Recipe, chosen: Sequence[Candidate]) -> None:
     if not chosen:
         raise DataError("no model to evaluate: name one with --model, or leave --no-pretrained out")
     if recipe.eval.weights == "ema" and any(c.checkpoint for c in chosen):
@@ -122,49 +74,56 @@ def score_all(
             "eval.weights = ema: of a checkpoint the last weights are scored: name the run, whose "
             "export has the average, or set eval.weights=last"
         )
-    with joined(job, "replicated"):
-        built = read_alike(
-            lambda: [
-                tasks.build(_scored(_evaluating(recipe, domains, split), c), training=False)
-                for c in chosen
-            ],
-            lambda found: {
-                **{
-                    f"{split} rows of {domain}": len(rows)
-                    for task in found
-                    for domain, rows in task.eval_sets(split).items()
-                },
-                "content": found[0].data_digest(),  # of one recipe's data, whatever the model
+
+
+def _tasks(
+    recipe: Recipe,
+    chosen: Sequence[Candidate],
+    domains: Sequence[str] | None,
+    split: Split,
+    job: Job,
+) -> list[Any]:
+    """Each candidate's own, with its tokenizer, over data that all ranks read alike. Collective."""
+    return read_alike(
+        lambda: [
+            tasks.build(_scored(_evaluating(recipe, domains, split), c), training=False)
+            for c in chosen
+        ],
+        lambda found: {
+            **{
+                f"{split} rows of {domain}": len(rows)
+                for task in found
+                for domain, rows in task.eval_sets(split).items()
             },
-            job.world_size,
-            f"task.data {recipe.task.data}",
-        )
-        report: dict[str, Any] = {
-            "recipe": recipe.name,
-            "task": recipe.task.name,
-            "data": recipe.task.data,
-            "split": split,
-            "metric": built[0].metric,
-            "train_domains": list(built[0].train_domains),
-            "models": [],
-        }
-        for candidate, task in zip(chosen, built, strict=True):
-            scores, fresh = _score(recipe, candidate, task, domains, split, job)
-            average = zero_shot_average(scores, task.train_domains, task.metric)
-            name = (
-                "untrained"
-                if candidate.pretrained and recipe.model.path is None
-                else candidate.name
-            )
-            path = candidate.path or candidate.checkpoint or recipe.model.path
-            entry = {"name": name, "path": None if path is None else str(path), "scores": scores}
-            entry |= {
-                "untrained_head": fresh,
-                "interpolation": candidate.interpolation,
-                "zero_shot_average": None if math.isnan(average) else average,
-            }
-            report["models"].append(entry)
-    return report
+            "content": found[0].data_digest(),  # of one recipe's data, whatever the model
+        },
+        job.world_size,
+        f"task.data {recipe.task.data}",
+    )
+
+
+def _entry(
+    recipe: Recipe,
+    candidate: Candidate,
+    task: Any,
+    domains: Sequence[str] | None,
+    split: Split,
+    job: Job,
+) -> dict[str, Any]:
+    """What the report says of one model. Collective."""
+    model, fresh = _model(recipe, candidate, task, domains, split)
+    scores = _score(recipe, candidate, model, task, domains, split, job)
+    average = zero_shot_average(scores, task.train_domains, task.metric)
+    untrained = candidate.pretrained and recipe.model.path is None
+    path = candidate.path or candidate.checkpoint or recipe.model.path
+    return {
+        "name": "untrained" if untrained else candidate.name,
+        "path": None if path is None else str(path),
+        "scores": scores,
+        "untrained_head": fresh,
+        "interpolation": candidate.interpolation,
+        "zero_shot_average": None if math.isnan(average) else average,
+    }
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -197,15 +156,14 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join([title, *(line.rstrip() for line in lines)])
 
 
-def _score(
+def _model(
     recipe: Recipe,
     candidate: Candidate,
     task: Any,
     domains: Sequence[str] | None,
     split: Split,
-    job: Job,
-) -> tuple[Scores, bool]:
-    """(scores, whether the head was never trained)."""
+) -> tuple[Any, bool]:
+    """(the candidate on the host, whether its head was never trained)."""
     model = task.model()
     fresh = candidate.pretrained and bool(model.new_weights) and recipe.model.path is not None
     if candidate.checkpoint is not None:
@@ -221,6 +179,19 @@ def _score(
         own = tasks.build(bare, training=False).model()
         towards(own, model, candidate.interpolation, candidate.path or str(candidate.checkpoint))
         fresh = bool(own.new_weights) and candidate.interpolation == 0.0
+    return model, fresh
+
+
+def _score(
+    recipe: Recipe,
+    candidate: Candidate,
+    model: Any,
+    task: Any,
+    domains: Sequence[str] | None,
+    split: Split,
+    job: Job,
+) -> Scores:
+    """Of `model`, which is moved to the job's device. Collective."""
     rows = {
         name: r for name, r in task.eval_sets(split).items() if domains is None or name in domains
     }
@@ -233,9 +204,8 @@ def _score(
     half = recipe.model.dtype == "bfloat16"
     precision = torch.autocast(job.device.type, dtype=torch.bfloat16) if half else nullcontext()
     with precision, _bar(candidate.name, rows, batch, job) as bar:
-        model = model.to(job.device)
-        scores = evaluate(
-            model,
+        return evaluate(
+            model.to(job.device),
             task,
             rows,
             batch,
@@ -245,54 +215,6 @@ def _score(
             _data_sum(job),
             _told(bar),
         )
-    return scores, fresh
-
-
-def fill(model: nn.Module, folder: Path) -> None:
-    """The weights and buffers of a training checkpoint, in place. CheckpointError if it is damaged
-    or of another model."""
-    manifest = checkpoint_files.verify(folder)
-    parameters = {name: p for p, name in parameter_names(model).items()}
-    shapes = {name: list(p.shape) for name, p in parameters.items()}
-    saved = manifest["parameters"]
-    differing = sorted(name for name in {*shapes, *saved} if shapes.get(name) != saved.get(name))
-    if differing:
-        raise CheckpointError(
-            f"{folder} is of another model than the recipe's: {', '.join(differing[:5])} differ"
-        )
-    tensors = {f"theta/{name}": Flat.of(p.detach(), 0, p.numel()) for name, p in parameters.items()}
-    tensors |= {f"buffer/{name}": Flat.of(b, 0, b.numel()) for name, b in buffers(model)}
-    checkpoint_tensors.read(tensors, folder, Peers(1))
-
-
-def towards(own: nn.Module, model: nn.Module, a: float, name: str) -> None:
-    """`model` := (1 - a) own + a model, in place: every parameter once and every persistent buffer
-    of real numbers; at 0 and 1 bit for bit one of the two. DataError where they differ in more than
-    values.
-
-    Weights that the pre-trained model lacks, such as a new head, are those that a run of the recipe
-    starts from.
-    """
-    theirs, ours = (
-        {**{n: p for p, n in parameter_names(m).items()}, **dict(buffers(m))} for m in (own, model)
-    )
-    differing = sorted(
-        n
-        for n in {*theirs, *ours}
-        if n not in theirs or n not in ours or theirs[n].shape != ours[n].shape
-    )
-    if differing:
-        raise DataError(
-            f"'{name}' cannot be interpolated with the recipe's own model: "
-            f"{', '.join(differing[:3])} differ in name or shape"
-        )
-    with torch.no_grad():
-        for key, tensor in ours.items():
-            start = theirs[key].to(tensor.dtype)
-            if tensor.is_floating_point():
-                tensor.copy_(torch.lerp(start, tensor, a))
-            elif a == 0.0:
-                tensor.copy_(start)
 
 
 def _evaluating(recipe: Recipe, domains: Sequence[str] | None, split: Split) -> Recipe:

@@ -95,6 +95,7 @@ def _asked(model: Any, mask: Tensor | None, answer: Answer) -> Iterator[None]:
             states.flatten(0, 1) if mask is None else states[mask.bool()], head.weight, head.bias
         )
 
+    # On the instance: hooks of the engine that gather the head's weight run around it as before.
     head.forward = forward
     try:
         yield
@@ -133,6 +134,7 @@ class _LogitChunks:
     def answer(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """() the objective, with a graph to the states, the head, and every reference that has
         one."""
+        # They are inputs of the Function, or autograd would not give them a gradient.
         live = [r.states for r in self.references if r.weight is None]
         return _Objective.apply(self, torch.is_grad_enabled(), states, weight, bias, *live)  # type: ignore[return-value]
 
@@ -166,6 +168,8 @@ class _LogitChunks:
         with torch.set_grad_enabled(bool(wanted)):
             objective = self._terms(rows, logits[0], references)
         self.total += objective.detach()
+        # Taken here, while the chunk's logits are there: kept for backward they would be the (N, C)
+        # matrix that is never held.
         if wanted:
             found = iter(torch.autograd.grad(objective, wanted))
             for x, g in zip(read, into, strict=True):
@@ -235,6 +239,7 @@ class _Objective(torch.autograd.Function):
             else None
             for i, (x, w) in enumerate(zip(inputs, wanted, strict=True))
         ]
+        # the products are cast already; autocast would cast the losses' sums to half as well
         with torch.autocast(states.device.type, enabled=False):
             sweep.run(
                 [states.detach(), *head, *(x.detach() for x in inputs[3:] if x is not None)], grads

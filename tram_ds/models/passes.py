@@ -105,6 +105,7 @@ class ForwardContext:
             if not train:
                 stack.enter_context(evaluating(self.engine.module))
             stack.enter_context(self.conditions.during(added, train, last))
+            # last, so that nothing of the above draws between the seed and the model
             self.draws.seed_masks(masks, index)
             yield
 

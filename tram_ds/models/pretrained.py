@@ -1,5 +1,5 @@
-"""Hugging Face models and tokenisers as every task builds them: from a path, or freshly initialised
-from a config.
+"""Hugging Face models as every task builds them: from a path, or freshly initialised from a
+config.
 
 Remote code is never run: no recipe can turn it on. Everything a user can get wrong here is a
 DataError.
@@ -8,7 +8,6 @@ DataError.
 from __future__ import annotations
 
 import contextlib
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +15,19 @@ import torch
 import torch._dynamo
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tram_ds.models import adapters, stored
+from tram_ds.models.config import first_line, load_config, revision
 from tram_ds.models.whole import refuse_incomplete
 from tram_ds.runtime.errors import DataError
-from tram_ds.runtime.hub import waiting
-from tram_ds.runtime.paths import refuse_missing
 
-WAY_OUT = (
-    "give a folder with the files, or a hub name that is reachable or already in the hub "
-    "cache (HF_HUB_OFFLINE=1)"
-)
 # of one block: train or eval, with gradient or without, with a mask or without, lengths fixed or
 # changing
 GRAPHS = 32
-
-
-def load_config(section: Any, **overrides: Any) -> PretrainedConfig:
-    """The model's configuration, no weights read. `section` is the recipe's model section.
-
-    overrides: config fields. They win over `model.path`'s own, and are only defaults under what
-    `model.init` sets.
-    """
-    if section.path is None:
-        config = _fresh_config(dict(section.init or {}), overrides)
-    else:
-        refuse_missing(section.path, "model.path")
-        try:
-            with waiting(section.path, "model.path"):
-                config = AutoConfig.from_pretrained(
-                    section.path, revision=_revision(section), trust_remote_code=False, **overrides
-                )
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"model.path '{section.path}' has no usable config: {_first(error)}; {WAY_OUT}"
-            ) from error
-    if getattr(section, "dropout", None) is not None:
-        _set_dropout(config, float(section.dropout))
-    config.use_cache = False
-    return config
 
 
 def load_model(
@@ -138,7 +103,7 @@ def _build(
         attention = options["attn_implementation"]
         way_out = "" if attention == "eager" else " (model.attention=eager works for every model)"
         raise DataError(
-            f"cannot build '{name}' with model.attention={attention}{way_out}: {_first(error)}"
+            f"cannot build '{name}' with model.attention={attention}{way_out}: {first_line(error)}"
         ) from error
     if getattr(section, "lora", None) is not None:
         adapters.add(model, section, seed)
@@ -149,95 +114,13 @@ def _build(
     return model.train()
 
 
-def load_tokenizer(path: str, revision: str | None = None, key: str = "model.path") -> Any:
-    """The tokeniser of a folder or hub name, which the recipe gives as `key`. DataError if there is
-    none, or one without a vocabulary."""
-    refuse_missing(path, key)
-    try:
-        with waiting(path, key):
-            tokenizer = AutoTokenizer.from_pretrained(
-                path, revision=revision or "main", trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise DataError(f"'{path}' has no usable tokeniser: {_first(error)}; {WAY_OUT}") from error
-    # transformers' answer to missing vocabulary files
-    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 3:
-        raise DataError(
-            f"the tokeniser of '{path}' has {len(tokenizer)} entries: its vocabulary files are "
-            "missing"
-        )
-    return tokenizer
-
-
-def load_image_processor(path: str, revision: str | None = None) -> Any:
-    """The image processor of a folder or hub name, on PIL: torchvision is not needed. DataError if
-    there is none."""
-    try:
-        with waiting(path, "model.path"):
-            return AutoImageProcessor.from_pretrained(
-                path, revision=revision or "main", backend="pil", trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise DataError(
-            f"'{path}' has no usable preprocessor_config.json: {_first(error)}; {WAY_OUT}"
-        ) from error
-
-
-def new_image_processor(side: int) -> Any:
-    """For a fresh model: resized to `side` x `side` pixels, each channel normalised from [0, 1] to
-    [-1, 1]."""
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-
-    half = [0.5, 0.5, 0.5]
-    return ViTImageProcessorPil(
-        size={"height": side, "width": side}, image_mean=half, image_std=half
-    )
-
-
-def has_tokenizer(path: str | None) -> bool:
-    """Whether a model path brings a tokeniser: a local folder must hold its files, a hub name is
-    assumed to."""
-    if path is None:
-        return False
-    folder = Path(path)
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
-    names += ("sentencepiece.bpe.model", "tokenizer.model", "spm.model", "spiece.model")
-    return not folder.is_dir() or any((folder / name).is_file() for name in names)
-
-
-def _fresh_config(init: dict[str, Any], defaults: dict[str, Any]) -> PretrainedConfig:
-    architecture = init.pop("architecture", None)
-    if architecture is None:
-        raise DataError("the model section needs path, or init with an architecture such as gpt2")
-    if architecture not in CONFIG_MAPPING:
-        raise DataError(
-            f"model.init.architecture '{architecture}' is "
-            f"unknown{_near(architecture, CONFIG_MAPPING)}"
-        )
-    config_class = CONFIG_MAPPING[architecture]
-    renamed = dict(config_class.attribute_map or {})
-    known = set(config_class().to_dict()) | set(renamed) | {"num_labels"}
-    for name in init:
-        if name not in known:
-            raise DataError(
-                f"model.init.{name} is not a field of {config_class.__name__}{_near(name, known)}"
-            )
-    given = {renamed.get(name, name) for name in init}
-    added = {name for name in defaults if name in known and renamed.get(name, name) not in given}
-    values = init | {name: defaults[name] for name in added}
-    try:
-        return AutoConfig.for_model(architecture, **values)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"model.init does not make a {architecture} config: {error}") from error
-
-
 def _load_weights(
     auto_class: Any, section: Any, config: PretrainedConfig, new_head: bool, options: dict
 ) -> nn.Module:
     model, report = auto_class.from_pretrained(
         section.path,
         config=config,
-        revision=_revision(section),
+        revision=revision(section),
         output_loading_info=True,
         ignore_mismatched_sizes=new_head,
         trust_remote_code=False,
@@ -259,7 +142,7 @@ def _leave_weights(
         model, report = stored.read_model(
             kind,
             section.path,
-            _revision(section),
+            revision(section),
             config=config,
             ignore_mismatched_sizes=new_head,
             **options,
@@ -302,7 +185,7 @@ def _as_from_path(model: Any, section: Any) -> None:
     if model.can_generate():
         with contextlib.suppress(OSError):  # a model need not have one
             model.generation_config = GenerationConfig.from_pretrained(
-                section.path, revision=_revision(section)
+                section.path, revision=revision(section)
             )
 
 
@@ -330,25 +213,3 @@ def _compile_blocks(model: nn.Module) -> None:
     dynamo.recompile_limit = max(GRAPHS, dynamo.recompile_limit)
     for block in blocks:
         block.compile()
-
-
-def _set_dropout(config: PretrainedConfig, probability: float) -> None:
-    """Every dropout probability of the config that is a number; None means "as another field", and
-    stays."""
-    for name, value in config.to_dict().items():
-        is_dropout = name.endswith("_pdrop") or ("dropout" in name and "layer" not in name)
-        if is_dropout and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(config, name, probability)
-
-
-def _revision(section: Any) -> str:
-    return section.revision or "main"
-
-
-def _near(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

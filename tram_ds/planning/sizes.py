@@ -179,7 +179,7 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
 
 def _config(section: ModelSection, task: str, seq_len: int) -> Any:
     from tram_ds.data.bpe import VOCAB_SIZE
-    from tram_ds.models.pretrained import load_config
+    from tram_ds.models.config import load_config
 
     defaults: dict[str, Any] = {}
     if (

@@ -25,7 +25,7 @@ def parameters(recipe: Recipe, task: Any) -> int:
     else:
         from transformers import AutoModel
 
-        from tram_ds.models.pretrained import load_config
+        from tram_ds.models.config import load_config
 
         with torch.device("meta"):
             model = AutoModel.from_config(load_config(recipe.model))

@@ -21,9 +21,11 @@ from tram_ds.data.pair_bpe import pair_tokenizer
 from tram_ds.data.tables import Table
 from tram_ds.data.tokenize import vocabulary_size
 from tram_ds.data.xnli import LABELS, Pairs, open_pairs
+from tram_ds.models.config import load_config
 from tram_ds.models.label_names import numbers_by_name, set_label_names
 from tram_ds.models.output import Batch, Output
-from tram_ds.models.pretrained import has_tokenizer, load_config, load_model, load_tokenizer
+from tram_ds.models.pretrained import load_model
+from tram_ds.models.processors import has_tokenizer, load_tokenizer
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.protocol import Load
 

@@ -19,14 +19,11 @@ from transformers import AutoModelForImageClassification
 
 from tram_ds.data.cache import digest_of
 from tram_ds.data.images import Images, ImageSource
+from tram_ds.models.config import load_config
 from tram_ds.models.label_names import numbers_by_name, set_label_names
 from tram_ds.models.output import Batch, Output
-from tram_ds.models.pretrained import (
-    load_config,
-    load_image_processor,
-    load_model,
-    new_image_processor,
-)
+from tram_ds.models.pretrained import load_model
+from tram_ds.models.processors import load_image_processor, new_image_processor
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.protocol import Load
 

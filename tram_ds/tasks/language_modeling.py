@@ -24,8 +24,9 @@ from tram_ds.data.own_text import OwnText, Reading
 from tram_ds.data.sources import Source
 from tram_ds.data.tokenize import Blocks, blocks, tokenize
 from tram_ds.models.chunked import IGNORED, Chunked
+from tram_ds.models.config import load_config
 from tram_ds.models.output import Batch, Output
-from tram_ds.models.pretrained import load_config, load_model
+from tram_ds.models.pretrained import load_model
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks import causal
 from tram_ds.tasks.protocol import Load
