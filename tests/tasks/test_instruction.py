@@ -155,3 +155,86 @@ def test_keys_that_instruction_does_not_read_are_refused(word, why):
         load("sft_llama", [word])
     with pytest.raises(RecipeError, match=r"does not read task\.chat_template"):
         load("own_text", ["task.chat_template=x"])
+
+
+PACKABLE = {
+    "rotary": TINY,
+    "learned positions": {
+        "architecture": "gpt2",
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 2,
+        "vocab_size": 300,
+    },
+    "windows": TINY | {"architecture": "mistral", "sliding_window": 16},
+}
+
+
+@pytest.mark.parametrize("init", PACKABLE.values(), ids=PACKABLE)
+@pytest.mark.parametrize(
+    "attention, dtype, near",
+    # eager takes its softmax in float32
+    [("sdpa", torch.float64, 1e-12), ("eager", torch.float32, 1e-6)],
+)
+def test_a_pack_is_its_conversations_one_by_one(recipe_for, init, attention, dtype, near):
+    """Logits, loss, counts and gradient of two packs against those of their rows in batches."""
+    recipe = recipe_for(packing=True, seq_len=128)
+    recipe.model = ModelSection(init=init, attention=attention)
+    task = build(recipe)
+    model = task.model().to(dtype).eval()
+    packs = [task.train_rows()[i] for i in (0, len(task.train_rows()) - 1)]
+    assert len(packs[0]) > 1 and sum(len(ids) for ids, _ in packs[0]) <= 128
+    rows = [row for pack in packs for row in pack]
+
+    def passed(batch):
+        model.zero_grad()
+        output = task.forward(model, batch)
+        output.loss_sum.backward()
+        return output, [p.grad for p in model.parameters()]
+
+    (packed, packed_g), (alone, alone_g) = map(passed, map(task.collate, (packs, rows)))
+    assert int(packed.count) == int(alone.count) == sum(int(row[1][1:].sum()) for row in rows)
+    # the same positions in the same order: row by row of a pack
+    torch.testing.assert_close(packed.logits, alone.logits, rtol=0, atol=near)
+    torch.testing.assert_close(packed.loss_sum, alone.loss_sum, rtol=1e-6, atol=0)  # in float32
+    scale = max(float(g.abs().max()) for g in alone_g)
+    torch.testing.assert_close(packed_g, alone_g, rtol=0, atol=1e-6 * scale)
+    batch = task.collate(packs)
+    assert task.counts(batch) == task.counts(task.collate(rows))
+    chunked = task.chunked(model)(model, batch)
+    assert float(chunked.loss_sum.detach()) == pytest.approx(float(alone.loss_sum.detach()), 1e-6)
+    task.examine(model)
+
+
+def test_what_a_pack_is_made_of(task):
+    """Positions begin anew with every conversation and with the padding; its first token, which
+    the one before would predict, is no target."""
+    first = (np.array([5, 6, 7]), np.array([True, False, True]))
+    second = (np.array([8, 9]), np.array([True, True]))
+    batch = task.collate([[first, second], [second]])
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, -100, 9], [-100, 9, -100, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+    assert "position_ids" not in task.collate([first, second])
+
+
+def test_a_model_that_sees_across_a_pack_is_refused(recipe_for, task):
+    """Bloom knows where a token is by its distance alone, and takes no positions."""
+    recipe = recipe_for(packing=True)
+    bloom = {"architecture": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 2}
+    recipe.model = ModelSection(init=bloom | {"vocab_size": 300}, attention="eager")
+    packing = build(recipe)
+    with pytest.raises(DataError, match=r"packing = true: in a Bloom.* sees those packed before"):
+        packing.examine(packing.model().eval())
+
+    class Blind(torch.nn.Module):  # positions go in, and nothing is made of them
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, position_ids, use_cache):
+            return self.model(input_ids=input_ids, use_cache=use_cache)
+
+    with pytest.raises(DataError, match="in a Blind a conversation sees"):
+        packing.examine(Blind(task.model().eval()))
+    task.examine(packing.model())  # not asked for: nothing is looked at

@@ -284,7 +284,7 @@ class TrustRegion:
         return Compare(distance, reference, self.labelled, self.official, weight)
 
     def _collect(self, reference: Tensor, current: Tensor) -> Tensor:
-        # No gradient flows into a radius; with the graph every micro-batch's activations would stay.
+        # no gradient flows into a radius; with the graph every micro-batch's activations stayed
         self._rows.append((reference.detach(), current.detach()))
         return current.new_zeros(())
 

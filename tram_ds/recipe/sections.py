@@ -83,6 +83,9 @@ class TaskSection(NamedSection):
     tokenizer: Place | None = None
     """Hub id or folder of the tokenizer; null = model.path, or, for model.init, one trained on the
     training text."""
+    packing: bool = False
+    """Of instruction: several training conversations in one row of seq_len, none of which sees
+    another; train.global_batch then counts packed rows."""
     chat_template: Place | None = None
     """Of instruction: path of a Jinja chat template; null = the tokenizer's own."""
     bos: Literal["auto", "none", "block", "document"] = "auto"
@@ -104,7 +107,7 @@ class TaskSection(NamedSection):
         if self.name != "language_modeling":
             text_only |= {"bos", "m2d2_ref", "max_train_tokens", "max_eval_tokens", "column"}
         if self.name != "instruction":
-            text_only |= {"chat_template"}
+            text_only |= {"chat_template", "packing"}
         if self.name not in ("language_modeling", "instruction"):
             text_only |= {*ROWS}
         return {

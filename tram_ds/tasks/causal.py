@@ -85,12 +85,47 @@ def right_padded(rows: Sequence[np.ndarray], fill: int) -> tuple[Tensor, Tensor]
     return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()
 
 
+def positions(packs: Sequence[Sequence[Any]], length: int) -> Tensor:
+    """(B, length) int64: every row of a pack counted from 0, and so is the padding after them. A
+    row is a tuple of arrays, one entry a token."""
+    found = torch.zeros(len(packs), length, dtype=torch.long)
+    for target, pack in zip(found, packs, strict=True):
+        own = [len(row[0]) for row in pack]
+        for part in target.split([*own, length - sum(own)]):
+            part.copy_(torch.arange(len(part)))
+    return found
+
+
 def inputs(batch: Batch) -> dict[str, Any]:
-    """What the model is called with."""
-    return {
-        "use_cache": False,
-        **{key: batch[key] for key in ("input_ids", "attention_mask") if key in batch},
-    }
+    """What the model is called with. Of a pack positions instead of a mask: transformers keeps rows
+    whose positions begin anew from seeing each other, where it is given no mask."""
+    beside = "position_ids" if "position_ids" in batch else "attention_mask"
+    keys = ("input_ids", beside)
+    return {"use_cache": False, **{key: batch[key] for key in keys if key in batch}}
+
+
+def refuse_seeing(model: nn.Module, seq_len: int) -> None:
+    """DataError for a model in which a row of a pack changes what is said of the next one.
+    Collective: two forward passes."""
+    device = next(model.parameters()).device
+    own = min(4, seq_len // 2)
+    first, other, second = (torch.arange(own, device=device) + i for i in (0, own, 2 * own))
+    places = torch.arange(own, device=device).repeat(2)[None]
+
+    def said(before: Tensor) -> Tensor:
+        ids = torch.cat([before, second])[None]
+        return model(input_ids=ids, position_ids=places, use_cache=False).logits[0, own:]
+
+    try:
+        with torch.no_grad():
+            sees = not torch.equal(said(first), said(other))
+    except TypeError:  # it does not take positions
+        sees = True
+    if sees:
+        raise DataError(
+            f"task.packing = true: in a {type(model).__name__} a conversation sees those packed "
+            "before it: set task.packing=false, or model.attention=sdpa"
+        )
 
 
 def next_tokens(batch: Batch) -> Tensor:

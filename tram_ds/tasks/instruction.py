@@ -1,9 +1,9 @@
 """Instruction tuning: conversations in a chat template, of which the assistant's answers are
 learned.
 
-A row is one conversation, at most `seq_len` tokens of it. Every token of every answer, with the one
-that ends it, is predicted and counted in the loss; the distance counts every position that is not
-padding, as everywhere.
+A row is one conversation, at most `seq_len` tokens of it, or a pack of several. Every token of
+every answer, with the one that ends it, is predicted and counted in the loss; the distance counts
+every position that is not padding, as everywhere.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tram_ds.data.conversations import Contents
 from tram_ds.data.domains import chosen, scored
 from tram_ds.data.examples import Example, Examples, open_examples
 from tram_ds.data.own_text import OwnText, Reading
+from tram_ds.data.packing import Packs
 from tram_ds.models.chunked import IGNORED, Chunked
 from tram_ds.models.config import load_config
 from tram_ds.models.output import Batch, Output
@@ -86,10 +87,13 @@ class Instruction:
     def model(self, load: Load = load_model) -> nn.Module:
         return load(AutoModelForCausalLM, self.model_section, seed=self.seed, **self.defaults)
 
-    def train_rows(self) -> Sequence[Example]:
-        """Conversations of the training domains, one domain after the other."""
+    def train_rows(self) -> Sequence[Example] | Sequence[list[Example]]:
+        """Conversations of the training domains, one domain after the other; packs of them where
+        task.packing asks for that."""
         parts = [self._open(domain, "train") for domain in self.train_domains]
-        return causal.joined(parts)
+        if not self.settings.packing:
+            return causal.joined(parts)
+        return causal.joined([Packs(part, self.settings.seq_len) for part in parts])
 
     def eval_sets(self, split: Literal["validation", "test"]) -> Mapping[str, Sequence[Example]]:
         """Domain -> conversations. Only zero-shot domains may lack a validation split."""
@@ -97,13 +101,25 @@ class Instruction:
         there = scored(self.eval_domains, self.train_domains, name, self.source.splits)
         return {domain: self._open(domain, name) for domain in there}
 
-    def collate(self, rows: Sequence[Example]) -> Batch:
+    def collate(self, rows: Sequence[Example] | Sequence[list[Example]]) -> Batch:
         """{input_ids, attention_mask, labels} (B, T) int64, padded on the right; labels are the
-        answers' tokens, IGNORED elsewhere."""
-        ids, mask = causal.right_padded([row[0] for row in rows], self.tokenizer.pad_token_id or 0)
-        targets = [np.where(answers, own, IGNORED) for own, answers in rows]
+        answers' tokens, IGNORED elsewhere. Of packs also position_ids, which begin at 0 with every
+        conversation."""
+        packs = [row if isinstance(row, list) else [row] for row in rows]
+        joined = [np.concatenate([ids for ids, _ in pack]) for pack in packs]
+        ids, mask = causal.right_padded(joined, self.tokenizer.pad_token_id or 0)
+        targets = [np.concatenate([_targets(*row) for row in pack]) for pack in packs]
         labels, _ = causal.right_padded(targets, IGNORED)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        if any(isinstance(row, list) for row in rows):
+            batch["position_ids"] = causal.positions(packs, ids.shape[1])
+        return batch
+
+    def examine(self, model: nn.Module) -> None:
+        """Before the first step, at whatever weights: conversations of a pack do not see each
+        other. DataError where they do. Collective, two short forward passes."""
+        if self.settings.packing:
+            causal.refuse_seeing(model, self.settings.seq_len)
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         return causal.output(model, batch)
@@ -152,6 +168,14 @@ class Instruction:
                 self.settings.cache_dir,
             )
         return self.opened[domain, split]
+
+
+def _targets(ids: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """(T,) what is predicted of a conversation: never its first token, before which nothing
+    stands, or in a pack another conversation."""
+    targets = np.where(answers, ids, IGNORED)
+    targets[0] = IGNORED
+    return targets
 
 
 def _tokenizer(task: Any, model: Any, source: OwnText) -> Any:

@@ -20,6 +20,7 @@ from tram_ds.data.order import batch_indices
 from tram_ds.engines.protocol import Engine
 from tram_ds.evaluation.measured import value_of
 from tram_ds.models.output import Batch
+from tram_ds.models.passes import evaluating
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.exits import DONE, REQUEUE, NumericError
 from tram_ds.runtime.ranks import highest
@@ -119,7 +120,13 @@ class Loop:
         return SAVE if time.monotonic() - self._saved >= 60 * minutes else 0
 
     def examine(self, batches: list[Batch], forward: Any) -> None:
-        """Before the first step this process takes: the self-check of a fresh run. Not timed."""
+        """Before the first step this process takes: whether the task's batches mean to this model
+        what they should, and the self-check of a fresh run. Not timed."""
+        engine = self.run.stepper.engine
+        if (check := getattr(self.run.task, "examine", None)) is not None:
+            self.run.watchdog.beat("examination")
+            with engine.autocast(), evaluating(engine.module):
+                check(engine.model)
         if self.run.stepper.steps == 0 and self.run.recipe.train.self_check:
             self.run.watchdog.beat("self-check")
             self_check(self.run.stepper, batches, forward)
