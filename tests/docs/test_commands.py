@@ -26,6 +26,7 @@ STAND_IN = {
     "compare": "as printed with --paper; else its command line",
     "benchmark": "its command line",
     "sync": "its command line",
+    "export": "its command line",
     "plan": "as printed",
 }
 RANKS = re.compile(r"--(?:num_gpus|num_accelerators|nproc[-_]per[-_]node|ntasks)[= ](\d+)")

@@ -17,6 +17,7 @@ from tram_ds.checkpoint.export import read_export
 from tram_ds.evaluation.candidates import Candidate
 from tram_ds.evaluation.evaluator import Evaluator
 from tram_ds.evaluation.models import score_all
+from tram_ds.recipe.recipe import load
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.run_layout import RunFolder
 
@@ -43,9 +44,9 @@ def test_the_selected_weights_are_named(
 
 
 def recipe_of(weights: str, key: str = "validation_loss") -> Any:
-    export = SimpleNamespace(dtype="float32", max_shard_size="5GB")
-    scored = SimpleNamespace(select="best", weights=weights, key=key)
-    return SimpleNamespace(eval=scored, export=export, model=SimpleNamespace(lora=None))
+    words = ["algorithm=mesa", "eval.select=best", "eval.every_steps=1", f"eval.weights={weights}"]
+    found = load("quickstart", words)
+    return found.model_copy(update={"eval": found.eval.model_copy(update={"key": key})})
 
 
 def test_the_average_is_scored_and_exported_and_theta_stays(tmp_path: Path) -> None:
@@ -59,9 +60,12 @@ def test_the_average_is_scored_and_exported_and_theta_stays(tmp_path: Path) -> N
         built.step(batches, problem.forward, problem.counts)
         thetas.append(engine.params().clone())
     want = thetas[0] * 0.49 + thetas[1] * 0.21 + thetas[2] * 0.3
+    task = SimpleNamespace(
+        train_domains=["home"], classification=False, data_digest=lambda: "0" * 64
+    )
     judge = Evaluator(
         recipe_of("ema"),
-        SimpleNamespace(),
+        task,
         engine,
         RunFolder(tmp_path),
         judged=lambda: average(built.algorithm, engine),
@@ -73,6 +77,8 @@ def test_the_average_is_scored_and_exported_and_theta_stays(tmp_path: Path) -> N
     assert exported.equal(scored) and not exported.equal(thetas[2])
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(exported, want, strict=True))
     assert engine.params().equal(thetas[2])
+    card = (RunFolder(tmp_path).best / "README.md").read_text()
+    assert "| weights | of step 2, validation_loss 1.5000 (ema) |" in card and "Scores" not in card
     assert judge._selected(best=True) == {"step": 2, "validation_loss": 1.5, "weights": "ema"}
     # of other weights, and by another key, that is no best
     for recipe in (recipe_of("last"), recipe_of("ema", "validation/Art/loss")):
@@ -85,7 +91,7 @@ def test_the_best_by_an_accuracy_is_the_highest(tmp_path: Path) -> None:
     engine: Any = SimpleNamespace(rank=0)
     judge = Evaluator(recipe_of("last", key), None, engine, RunFolder(tmp_path))
     exported: list[Path] = []
-    judge.export = lambda to, _: exported.append(to)  # type: ignore[method-assign, assignment]
+    judge.export = lambda to, *_: exported.append(to)  # type: ignore[method-assign, assignment]
     for step, value in ((2, 0.5), (4, 0.75), (6, float("nan")), (8, 0.75)):
         judge.keep_if_best(step, value)
     assert len(exported) == 2

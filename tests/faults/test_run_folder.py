@@ -97,6 +97,7 @@ FOREIGN: dict[str, Callable[[Path], Path]] = {
     "another model in the export": lambda p: write(
         run_in(p / "run"), "export/adapter_model.safetensors"
     ),
+    "a card that no run wrote": lambda p: write(run_in(p / "run"), "export/README.md"),
     "a folder in the checkpoints": lambda p: write(
         run_in(p / "run"), "checkpoints/mine/model.safetensors"
     ),

@@ -59,14 +59,17 @@ def add_merged(
     base: nn.Module,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "5GB",
+    companion: Any = None,
 ) -> None:
-    """`folder`, an export of adapters, holds the whole model too, as export() would write it. By
-    one process, which has the whole model in memory. base: the model without adapters, in fp32;
-    changed."""
+    """`folder`, an export of adapters, holds the whole model too, as export() would write it, and
+    `companion` again. By one process, which has the whole model in memory. base: the model without
+    adapters, in fp32; changed."""
     incomplete = partial(folder)
     run_folder.discard_export(incomplete)
     shutil.copytree(folder, incomplete)
     disable_progress_bar()
     whole = adapters.merged(base, folder / ADAPTER).to(dtype)
     whole.save_pretrained(incomplete, max_shard_size=max_shard_size)
+    if companion is not None:
+        companion.save_pretrained(incomplete)
     run_folder.replace_export(incomplete, folder)

@@ -19,6 +19,8 @@ from tram_ds.checkpoint.export import export, read_export
 from tram_ds.checkpoint.space import weights_bytes
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
+from tram_ds.evaluation import card
+from tram_ds.evaluation.card_facts import facts
 from tram_ds.evaluation.measured import better, record_of
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.models.pretrained import load_base
@@ -100,8 +102,8 @@ class Evaluator:
         """Exports the weights to `best/` where their value of eval.key is the best so far."""
         key = self.recipe.eval.key
         if better(key, value, from_rank_0(self._best_alike).get(key)):
-            self.export(self.folder.best, self.judged())
             found = {"step": step, key: value, **self._kind()}
+            self.export(self.folder.best, self.judged(), lambda: self._about(found))
             self._write(self.folder.best_loss, found)
         barrier()
 
@@ -122,10 +124,10 @@ class Evaluator:
                 run_folder.discard_export(self.folder.export)
             remove_file(results)
 
-    def export(self, to: Path, weights: Shards | None = None) -> None:
+    def export(self, to: Path, weights: Shards | None, known: Callable[[], card.Results]) -> None:
         """theta, or `weights` instead, in Hugging Face format, adapters in peft's, with the
-        tokenizer or image processor beside them."""
-        companion = getattr(self.task, "tokenizer", None) or getattr(self.task, "processor", None)
+        tokenizer or image processor beside them, and the card of what is known."""
+        companion = self._beside(known)
         if self.recipe.model.lora is not None:
             self._in_room(
                 to, lambda peers: export_adapter(self.engine, to, peers, companion, weights)
@@ -146,6 +148,18 @@ class Evaluator:
             ),
         )
 
+    def _beside(self, known: Callable[[], card.Results]) -> card.Beside:
+        companion = getattr(self.task, "tokenizer", None) or getattr(self.task, "processor", None)
+        return card.Beside(companion, self.recipe, known)
+
+    def _about(self, selected: dict[str, Any]) -> dict[str, Any]:
+        """What results.json says of a run beside its scores. Rank 0."""
+        return {
+            "train_domains": list(self.task.train_domains),
+            "selected": selected,
+            "trained": facts(self.recipe, self.task, self.engine),
+        }
+
     def _in_room(self, to: Path, write: Callable[[Peers], None]) -> None:
         """write(peers), a collective that makes the folder `to`, when the disk has room;
         CheckpointError on all ranks alike where it fails."""
@@ -164,23 +178,17 @@ class Evaluator:
         stopped_early: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Scores and exports the selected weights; writes and returns results.json. warnings: asked
-        on rank 0. stopped_early: {"step", "of", "why"} of a run that ended before its last
-        step."""
+        on rank 0. stopped_early: {"step", "of", "why"} of a run that ended before its last step.
+        The export first, with the scores in its card: results.json stands for both."""
         measured = from_rank_0(lambda: self._best_alike()["step"] >= 0)
         best = self.recipe.eval.select == "best" and measured
         read = read_export if self.recipe.model.lora is None else read_adapter
         weights = read(self.engine, self.folder.best) if best else self.judged()
         with self._at(weights):
             scores = self.score()
-        if not best:
-            self.export(self.folder.export, weights)
-        else:
-            self._in_room(self.folder.export, self._publish_best)
-        if self.recipe.model.lora is not None and self.recipe.model.lora.merge:
-            self._in_room(self.folder.export, self._merge)
+        selected = self._selected(best)
         results = {
-            "train_domains": list(self.task.train_domains),
-            "selected": self._selected(best),
+            **from_rank_0(lambda: self._about(selected)),
             "stopped_early": stopped_early,
             # what the numbers depend on beyond the recipe
             "task": self.task.said() if hasattr(self.task, "said") else {},
@@ -191,23 +199,32 @@ class Evaluator:
             "initial": initial,
             "warnings": from_rank_0(warnings),
         }
+        if best:
+            self._in_room(self.folder.export, lambda peers: self._publish_best(peers, results))
+        else:
+            self.export(self.folder.export, weights, lambda: results)
+        if self.recipe.model.lora is not None and self.recipe.model.lora.merge:
+            self._in_room(self.folder.export, lambda peers: self._merge(peers, results))
         self._write(self.folder.results, results)
         return results
 
-    def _publish_best(self, peers: Peers) -> None:
+    def _publish_best(self, peers: Peers, results: card.Results) -> None:
         def copy() -> None:
             incomplete = partial(self.folder.export)
             run_folder.discard_export(incomplete)
             shutil.copytree(self.folder.best, incomplete)
+            card.write(incomplete, self.recipe, results)
             run_folder.replace_export(incomplete, self.folder.export)
 
         peers.first(f"writing {self.folder.export}", copy)
 
-    def _merge(self, peers: Peers) -> None:
+    def _merge(self, peers: Peers, results: card.Results) -> None:
         def merge() -> None:
             # the base from its own files: an engine may hold it rounded to bf16
             base, files = self.task.model(load_base), self.recipe.export
-            add_merged(self.folder.export, base, getattr(torch, files.dtype), files.max_shard_size)
+            beside = self._beside(lambda: results)
+            dtype = getattr(torch, files.dtype)
+            add_merged(self.folder.export, base, dtype, files.max_shard_size, beside)
 
         self.beat("merging the adapters")
         peers.first(f"writing {self.folder.export}", merge)

@@ -232,10 +232,11 @@ def _scored(recipe: Recipe, candidate: Candidate) -> Recipe:
     model, path = recipe.model, candidate.path
     if path is not None:
         folder = Path(expanded(path))
-        if (folder / ADAPTER).is_dir() and not (folder / "config.json").is_file():
+        found = (folder / ADAPTER).is_dir() or (folder / "adapter_config.json").is_file()
+        if found and not (folder / "config.json").is_file():
             raise DataError(
-                f"{path} holds adapters alone (model.lora.merge = false): merge them into the "
-                "model first, with PeftModel.from_pretrained(...).merge_and_unload()"
+                f"{path} holds adapters alone: merge them into the model first, with "
+                "`tram export RUN --merge --out FOLDER`"
             )
         model = ModelSection(path=path, dtype=model.dtype, attention=model.attention)
     elif candidate.checkpoint is None:

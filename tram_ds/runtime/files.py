@@ -8,7 +8,8 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".tmp"  # ends the hidden name that write_whole writes under
@@ -78,6 +79,20 @@ def private_dir(path: Path) -> None:
     """Makes the folder with mode 0700 if it does not exist; the mode of an existing one is the
     user's choice."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `final` at the end; where anything fails before, none
+    of it is left. OSError where `final` holds anything."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    name = f".{final.name[:40]}."
+    with tempfile.TemporaryDirectory(prefix=name, suffix=TEMPORARY, dir=final.parent) as own:
+        folder = Path(own) / "folder"
+        folder.mkdir()
+        yield folder
+        sync_tree(folder)
+        publish(folder, final)
 
 
 def publish(partial: Path, final: Path) -> None:

@@ -2,7 +2,7 @@
 
 The law: nothing that a run did not make is ever removed. `run_layout.MADE` is the whole list of
 what a run makes; whatever else lies in a folder is somebody's, and then the folder is refused,
-whatever was asked for. Symbolic links are somebody's too.
+whatever was asked for. Symbolic links are somebody's too, and so is a model card that was changed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tram_ds.runtime import files
 from tram_ds.runtime.run_layout import (
+    CARD,
     JOBS,
     LOCKS,
     MADE,
@@ -23,6 +24,7 @@ from tram_ds.runtime.run_layout import (
     matches,
     replaced,
 )
+from tram_ds.runtime.signed import is_signed
 
 SHOWN = 3  # strangers that a message names
 
@@ -134,7 +136,12 @@ def restore_export(folder: Path) -> None:
 def discard_export(folder: Path) -> None:
     """Removes an export, or a part of one, of which every file is one that a run makes; nothing
     where there is none."""
-    files.remove_tree(folder, lambda path: made(str(path.relative_to(folder.parent))))
+    files.remove_tree(folder, lambda path: _ours(path, folder.parent))
+
+
+def _ours(path: Path, root: Path) -> bool:
+    """Whether the file is one that a run makes, in the run folder `root`."""
+    return made(str(path.relative_to(root))) and (path.name != CARD or is_signed(path))
 
 
 def _entries(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
@@ -154,7 +161,7 @@ def _entries(folder: Path, root: Path) -> Iterator[tuple[Path, bool]]:
             else:
                 yield path, False
         else:
-            known = not path.is_symlink() and path.is_file() and made("/".join(parts))
+            known = not path.is_symlink() and path.is_file() and _ours(path, root)
             if known or os.path.lexists(path):
                 yield path, known
 

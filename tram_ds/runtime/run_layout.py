@@ -83,6 +83,7 @@ LOCKS = (RunFolder.lock, f"{RunFolder.lock}.*", ".nfs*")
 JOBS = ("slurm-[0-9]*T[0-9]*-[0-9]*",)
 TEMPORARY = ".*.tmp"  # of files.write_whole
 ADAPTER = "adapter"  # in an export of adapters: a folder in peft's format
+CARD = "README.md"  # of an export: a run's as long as it is signed (runtime/signed.py)
 
 
 def superseded(log: Path | str) -> Path:
@@ -151,6 +152,9 @@ _EXPORT = (
     "additional_chat_templates/*.jinja",
     "preprocessor_config.json",
     "processor_config.json",
+    CARD,
+    f"{ADAPTER}/{CARD}",
+    f"{ADAPTER}/{TEMPORARY}",
     f"{ADAPTER}/adapter_config.json",
     f"{ADAPTER}/adapter_model.safetensors",
 )
