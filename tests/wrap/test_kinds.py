@@ -194,6 +194,11 @@ OPTIMIZERS = {
         lambda p: torch.optim.SGD([{"params": p[:1], "maximize": True}, {"params": p[1:]}], lr=LR),
         "maximize=True goes up",
     ),
+    "capturable on a CPU": (lambda p: torch.optim.Adam(p, capturable=True), "steps on a GPU alone"),
+    "capturable in one group": (
+        lambda p: torch.optim.AdamW([{"params": p[:1]}, {"params": p[1:], "capturable": True}]),
+        "capturable=True steps on a GPU alone",
+    ),
     "no optimizer": (lambda p: "adam", "'adam' is no torch optimizer"),
 }
 

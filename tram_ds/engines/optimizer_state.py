@@ -72,6 +72,12 @@ def refuse_optimizer(optimizer: Any, *, sharded: bool, allowed: Sequence[str] = 
     for key, why in FLAGS.items():
         if any(group.get(key) for group in optimizer.param_groups):
             raise ValueError(f"an optimizer with {key}=True {why}")
+    captured = [g for g in optimizer.param_groups if g.get("capturable")]
+    if any(p.device.type == "cpu" for group in captured for p in group["params"]):
+        raise ValueError(
+            "an optimizer with capturable=True steps on a GPU alone, and its parameters are on the "
+            "CPU: set it to False, or move the model before wrap()"
+        )
     if name in OWN_REDUCTION:
         raise ValueError(
             f"{name} exchanges gradients or weights itself, so replicas differ between its steps: "
