@@ -26,6 +26,7 @@ LAYERS = (  # bottom first; packages of one layer do not know each other
     {"evaluation", "jobs"},
     {"training", "comparison"},
     {"surface", "bench", "integrations"},
+    {"verification"},
     {"cli"},
 )
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

@@ -28,6 +28,7 @@ STAND_IN = {
     "sync": "its command line",
     "export": "its command line",
     "plan": "as printed",
+    "verify_gpu": "its command line",
 }
 RANKS = re.compile(r"--(?:num_gpus|num_accelerators|nproc[-_]per[-_]node|ntasks)[= ](\d+)")
 STARTS = r"(?:\.venv/bin/)?python (?:-m tram_ds|launch/)|deepspeed |torchrun |srun |tram [a-z]"
@@ -65,7 +66,7 @@ def words_of(command: str) -> list[str]:
     """Of `tram`, whatever starts it."""
     words = shlex.split(command)
     for place, word in enumerate(words):
-        if found := re.fullmatch(r"launch/([a-z]+)\.py", word):
+        if found := re.fullmatch(r"launch/([a-z_]+)\.py", word):
             return [found[1], *words[place + 1 :]]
         if word in ("tram", "tram_ds") and words[place + 1 :]:
             return words[place + 1 :]

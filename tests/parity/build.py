@@ -19,6 +19,7 @@ from tram_ds.engines.fsdp2 import shard
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.replicated import Replicated
 
+CPU = torch.device("cpu")
 MATRIX = ("single", "ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")
 ADAPTED = ("single", "ddp", "fsdp2", "zero2", "zero3")  # also with adapters
 VARIANTS = (
@@ -40,10 +41,14 @@ def stepper(
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
     dtype: torch.dtype = torch.float32,
     clip_norm: float | None = None,
+    device: torch.device = CPU,
     **options: Any,
 ) -> Stepper:
-    """`engine` is a member of MATRIX or VARIANTS, or fsdp2_hybrid (4 ranks)."""
+    """`engine` is a member of MATRIX or VARIANTS, or fsdp2_hybrid (4 ranks). device: where the
+    model, which is on the CPU, goes as each engine's users put it there."""
     optimizer = optimizer or problem.optimizer(algorithm)
+    if engine in ("single", "ddp"):
+        model.to(device)
     if engine.startswith("zero"):
         wrapped = deepspeed_engine(engine, model, micros, optimizer, dtype)
         return wrap(wrapped, algorithm=algorithm, seed=problem.SEED, clip_norm=clip_norm, **options)
@@ -53,7 +58,10 @@ def stepper(
         return Stepper(alone, build_algorithm(algorithm, **options), problem.SEED)
     if engine == "ddp":
         model = DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True
+            model,
+            device_ids=None if device == CPU else [device.index],
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
         )
     elif engine.startswith("fsdp2"):
         model = shard(
@@ -61,6 +69,7 @@ def stepper(
             dtype=dtype,
             offload="offload" in engine,
             shard_size=2 if "hybrid" in engine else None,
+            device_type=device.type,
         )
     return wrap(
         model,

@@ -94,7 +94,7 @@ def batch(step: int, micro: int) -> dict[str, torch.Tensor]:
 
 def chunked_forward() -> Chunked:
     """`forward` without whole logits, 5 rows at a time."""
-    chunked.CHUNK_ELEMENTS["cpu"] = 5 * 19
+    chunked.CHUNK_ELEMENTS.update(cpu=5 * 19, cuda=5 * 19)
     return Chunked(lambda b: b, next_tokens)
 
 
@@ -111,8 +111,13 @@ def counts(b: dict[str, torch.Tensor]) -> tuple[int, int]:
     return int(b["attention_mask"][:, 1:].sum()), int(b["attention_mask"].sum())
 
 
-def global_batches(steps: int = STEPS, micros: int = 4) -> list[list[dict[str, torch.Tensor]]]:
-    return [[batch(t, j) for j in range(micros)] for t in range(steps)]
+def global_batches(
+    steps: int = STEPS, micros: int = 4, device: torch.device | str = "cpu"
+) -> list[list[dict[str, torch.Tensor]]]:
+    def there(t: int, j: int) -> dict[str, torch.Tensor]:
+        return {key: value.to(device) for key, value in batch(t, j).items()}
+
+    return [[there(t, j) for j in range(micros)] for t in range(steps)]
 
 
 def double(m: torch.nn.Module) -> torch.nn.Module:

@@ -102,7 +102,7 @@ class Oracle:
             def add(_, __, out):
                 z = (
                     StepRandomness(self.seed, self.t)
-                    .noise(torch.empty(out.shape), j, self.sigma, "normal")
+                    .noise(torch.empty(out.shape, device=out.device), j, self.sigma, "normal")
                     .double()
                 )
                 return (out.detach() if detach else out) + z
@@ -160,7 +160,8 @@ class Oracle:
         """sigma |W_i| / sqrt(n) z_ij of a matrix (rows, n)."""
         if p.dim() < 2:
             return torch.zeros_like(p)
-        z = StepRandomness(self.seed, self.t).weights(name, 0, torch.empty(p.numel()))
+        like = torch.empty(p.numel(), device=p.device)
+        z = StepRandomness(self.seed, self.t).weights(name, 0, like)
         size = p.square().sum(1, keepdim=True).sqrt() / p.shape[1] ** 0.5
         return self.weight_sigma * size * z.double().view_as(p)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,14 @@ def compare(
     mutate: Any = None,
     lean: bool = False,
     adapted: bool = False,
+    device: torch.device = build.CPU,
     **extra: Any,
 ) -> dict:
     """Runs engine and oracle side by side; {"theta": relative error, "loss", "distance",
     "perturbed_loss": absolute}.
 
     lean: the engine takes its logits in chunks and looks ahead at the next batch, the oracle does
-    neither.
+    neither. device: of both, for what noise is drawn depends on it.
     """
     given = {**problem.OPTIONS.get(algorithm, {}), **extra}  # None: not given after all
     model = problem.adapted() if adapted else problem.model()
@@ -80,7 +82,7 @@ def compare(
     own = {"optimizer": functools.partial(torch.optim.SGD, lr=lr)} if adapted else {}
     options = {k: v for k, v in given.items() if v is not None}
     oracle_options = {k: v for k, v in options.items() if k not in ("perturbation",)}
-    double = problem.double(model)
+    double = problem.double(model).to(device)
     oracle = Oracle(
         double,
         problem.forward,
@@ -90,12 +92,12 @@ def compare(
         embedding=double.get_input_embeddings(),
         **oracle_options,
     )
-    built = build.stepper(engine, model, algorithm, micros, **own, **options)
+    built = build.stepper(engine, model, algorithm, micros, device=device, **own, **options)
     if mutate:
         mutate(built)
     row = {"theta": 0.0, "loss": 0.0, "distance": 0.0, "perturbed_loss": 0.0, "moved": 0.0}
     forward = problem.chunked_forward() if lean else problem.forward
-    steps = problem.global_batches(micros=world * micros)
+    steps = problem.global_batches(micros=world * micros, device=device)
     for step, batches in enumerate(steps):
         loss, distance, perturbed = oracle.step(batches)
         mine = [b[rank * micros : (rank + 1) * micros] for b in steps[step : step + 2]]
@@ -112,20 +114,29 @@ def compare(
     return row
 
 
+def table(
+    engine: str, names: Sequence[str], accumulations: Sequence[int], run: Callable[..., dict]
+) -> dict[str, dict]:
+    """Every row and form: `run` is compare() but for the engine's, the row's and the form's
+    arguments."""
+    rows = {f"{a}/{k}": run(engine, a, k) for a in names for k in accumulations}
+    rows |= {f"{a}/lean": run(engine, a, 2, lean=True) for a in names}
+    rows |= {
+        f"{a}/adapted": run(engine, a, 2, adapted=True, lean=True)
+        for a in ADAPTED
+        if engine in build.ADAPTED and a in names
+    }
+    for a in (name for name in names if name in FORMS):
+        for form, options in FORMS[a].items():
+            rows[f"{a}/{form}"] = run(engine, a, 2, **options)
+    return rows
+
+
 def main(out: str, engine: str, *algorithms: str) -> None:
     rank, world = build.start(engine)
     accumulations = (1, 2) if engine in build.MATRIX else (2,)
     names = algorithms or tuple(ALGORITHMS)
-    rows = {f"{a}/{k}": compare(engine, a, k, rank, world) for a in names for k in accumulations}
-    rows |= {f"{a}/lean": compare(engine, a, 2, rank, world, lean=True) for a in names}
-    rows |= {
-        f"{a}/adapted": compare(engine, a, 2, rank, world, adapted=True, lean=True)
-        for a in ADAPTED
-        if engine in build.ADAPTED and a in names
-    }
-    for a in set(FORMS) & set(names):
-        for form, options in FORMS[a].items():
-            rows[f"{a}/{form}"] = compare(engine, a, 2, rank, world, **options)
+    rows = table(engine, names, accumulations, functools.partial(compare, rank=rank, world=world))
     if rank == 0:
         Path(out).write_text(json.dumps(rows))
     build.leave()

@@ -8,7 +8,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +115,15 @@ def clock(device: torch.device) -> float:
         return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def turns(labels: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """(round, label): every label once a round, in an order that turns with it, so that none always
+    follows the same one. Round 0 is one more, to warm up."""
+    for round_ in range(rounds + 1):
+        first = round_ % len(labels)
+        for label in (*labels[first:], *labels[:first]):
+            yield round_, label
 
 
 def counted(step: Callable[[], object]) -> Counted:

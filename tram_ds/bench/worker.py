@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tram_ds.bench.contenders import OURS, Work, build_engine, missing_peers, ours, peers
-from tram_ds.bench.measure import Shares, clock, counted
+from tram_ds.bench.measure import Shares, clock, counted, turns
 from tram_ds.runtime.ranks import detect, joined
 
 WARM_UP = 2
@@ -80,22 +80,20 @@ def _times(
     times: dict[str, list[float]] = {label: [] for label in contenders}
     wall: dict[str, list[float]] = {label: [] for label in contenders}
     shares: dict[str, list[float]] = {label: [] for label in rows}
-    labels = list(contenders)
-    for round_ in range(rounds + 1):  # round 0 warms up
-        for label in labels[round_ % len(labels) :] + labels[: round_ % len(labels)]:
-            stepper, step = steppers.get(label, (None, contenders[label]))
-            share = Shares(engine) if stepper is not None and engine.device.type == "cpu" else None
-            start, wall_start = clock(engine.device), time.perf_counter()
-            if share is None:
+    for round_, label in turns(list(contenders), rounds):
+        stepper, step = steppers.get(label, (None, contenders[label]))
+        share = Shares(engine) if stepper is not None and engine.device.type == "cpu" else None
+        start, wall_start = clock(engine.device), time.perf_counter()
+        if share is None:
+            step()
+        else:
+            with share.measuring():
                 step()
-            else:
-                with share.measuring():
-                    step()
-            if round_:
-                times[label].append(clock(engine.device) - start)
-                wall[label].append(time.perf_counter() - wall_start)
-            if round_ and share is not None:
-                shares[label].append(share.seconds)
+        if round_:
+            times[label].append(clock(engine.device) - start)
+            wall[label].append(time.perf_counter() - wall_start)
+        if round_ and share is not None:
+            shares[label].append(share.seconds)
     return {"process": times, "wall": wall}, shares
 
 

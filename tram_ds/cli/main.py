@@ -20,7 +20,7 @@ from tram_ds.runtime.launchers import tell_launcher
 
 COMMANDS = (
     *("quickstart", "train", "evaluate", "compare", "analyze", "sweep"),
-    *("export", "doctor", "plan", "submit", "sync", "benchmark"),
+    *("export", "doctor", "plan", "submit", "sync", "benchmark", "verify_gpu"),
 )
 # their process groups' threads (DeepSpeed's, gloo's) can abort the interpreter's own way out
 GROUPS = ("train", "analyze", "doctor")
