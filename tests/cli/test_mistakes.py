@@ -51,6 +51,8 @@ MISTAKES = {
     DRY + "model.path=gpt2 model.init={architecture: gpt2}": "exactly one of model.path and",
     DRY + "task.name=mt": "unknown name",
     DRY + "eval.select=best eval.every_steps=null": "best needs validation runs",
+    DRY + "eval.generate={prompts: []}": "at least 1 item",
+    DRY + "eval.generate={prompts: [a], each_validation: true} eval.every_steps=null": "no valid",
     DRY + "eval.key=loss": "expected validation_loss, validation/DOMAIN/METRIC or",
     DRY + "metric_for_best_model=loss": "here it is eval.key",
     DRY + "train.early_stopping={patience: 0}": "patience = 0: expected more than 0",

@@ -45,13 +45,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[comparison.Sect
                 "far": 40.0 + i - 0.3 * seed,
             }
             initial = {"home": 15.0, "near": 22.0, "far": 39.0}
-            made_runs.write(
+            run = made_runs.write(
                 folder / "runs",
                 made_runs.recipe(algorithm, seed),
                 scores,
                 initial=initial,
                 loss=2 - 0.1 * i,
             )
+    sample = {"prompt": "Once <b>", "text": " more", "ended": "length"}
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"samples": [sample]}))
     found, _ = runs.from_folders([f"{folder}/runs/*"])
     sections = comparison.compare(found)
     report.write(sections, folder / "out", COMMAND, ["runs/other: not finished <results.json>"])
@@ -73,6 +76,7 @@ def test_the_page_holds_tables_figures_links_recipes_and_versions(
     for name in ("tram_ds", "Python", "torch", "mlflow"):
         assert report.versions()[name] in page
     assert "algorithm:\n  name: asam" in page
+    assert page.count("<summary>Samples: ") == 1 and "Once &lt;b&gt;</b> more ..." in page
     names = {"report.html", "tables.csv", "tables.md", "tables.tex", "figures"}
     assert {p.name for p in out.iterdir()} == names
     assert len(list((out / "figures").glob("*.png"))) == 3

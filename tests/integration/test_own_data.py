@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.ranks import ROOT, script
 
@@ -78,11 +79,13 @@ def test_conversations_are_resumed_to_the_same_bits_on_two_ranks(tmp_path: Path)
     (tmp_path / "talks.jsonl").write_text("\n".join(lines))
     keys = "name: instruction, data: talks.jsonl, domain_column: topic, train: sums, held_out: 0.2"
     words = [f"task={{{keys}, seq_len: 48, cache_dir: cache}}", "algorithm=tram_x"]
+    words.append('eval.generate={prompts: ["What is 5?"], max_tokens: 2}')
     whole = train(tmp_path, *words, "run_dir=whole", world=2)
     assert whole.returncode == 0, whole.stderr[-3000:]
     results = json.loads((tmp_path / "whole/results.json").read_text())
     assert results["task"]["left_out"] == "1 row: talks.jsonl line 121: no completion"
     assert list(results["scores"]["test"]) == ["sums", "names"]
+    assert [sample["prompt"] for sample in results["samples"]] == ["What is 5?"]
     zero_shot = results["scores"]["test"]["names"]["perplexity"]
     assert results["zero_shot_average"]["test"]["perplexity"] == zero_shot
     assert (tmp_path / "whole/export/chat_template.jinja").exists()
@@ -93,11 +96,13 @@ def test_conversations_are_resumed_to_the_same_bits_on_two_ranks(tmp_path: Path)
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("engine", ["fsdp2", "{name: zero, config: zero3.json}"])
 def test_every_domain_is_measured_on_the_way_and_the_best_by_one_is_selected(
-    tmp_path: Path,
+    tmp_path: Path, engine: str
 ) -> None:
     """On validation splits, which are scored at the end too: the same numbers at the step that is
-    selected, of the lowest perplexity on trees. A domain without such a split is named."""
+    selected, of the lowest perplexity on trees. A domain without such a split is named. The samples
+    are those of that step too, and what transformers generates from the export."""
     for domain, splits in DOMAINS.items():
         (tmp_path / "folder" / domain).mkdir(parents=True)
         for split in splits:
@@ -108,12 +113,15 @@ def test_every_domain_is_measured_on_the_way_and_the_best_by_one_is_selected(
         "eval={every_steps: 1, domains: all, select: best, key: validation/trees/perplexity}",
         "eval.splits=[validation]",
         "optimizer.lr=0.3",  # so that it does not fall with every step
+        "eval.generate={prompts: [birds, test 9], max_tokens: 4, each_validation: true}",
+        f"engine={engine}",
     ]
     done = train(tmp_path, *words, "run_dir=run", world=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "eval.domains: without a validation split, not measured: rocks\n" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    found = {row["step"]: row["validation"] for row in rows if "validation" in row}
+    measured = {row["step"]: row for row in rows if "validation" in row}
+    found = {step: row["validation"] for step, row in measured.items()}
     assert list(found) == [1, 2, 3, 4]
     lowest = min(found, key=lambda step: found[step]["trees"]["perplexity"])
     results = json.loads((tmp_path / "run/results.json").read_text())
@@ -121,6 +129,15 @@ def test_every_domain_is_measured_on_the_way_and_the_best_by_one_is_selected(
     scores = results["scores"]["validation"]
     assert scores == {domain: found[lowest][domain] for domain in ("birds", "trees")}
     assert results["zero_shot_average"]["validation"] == found[lowest]["zero_shot"]
+    assert measured[lowest]["samples"] == results["samples"]
+    export = tmp_path / "run/export"
+    model = AutoModelForCausalLM.from_pretrained(export)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    for sample in results["samples"]:
+        ids = tokenizer(sample["prompt"], return_tensors="pt")
+        (whole,) = model.generate(**ids, max_new_tokens=4, do_sample=False)
+        text = tokenizer.decode(whole[ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert sample["text"] == text
 
 
 DOMAINS = {

@@ -273,6 +273,10 @@ def test_what_a_row_reads_agrees_with_what_it_is_bound_to():
         (["eval.select=best"], ["eval.select", "eval.every_steps"]),
         (["algorithm=trpo", "eval.weights=ema"], ["eval.weights", "algorithm.name", "mesa"]),
         (["eval={select: best, every_steps: 11}"], ["eval.every_steps", "eval.select", "10"]),
+        (
+            ["task={name: entailment, data: generated}", "eval.generate={prompts: [a]}"],
+            ["eval.generate", "task.name"],
+        ),
         (["eval.domains=all"], ["eval.domains", "eval.every_steps"]),
         (
             ["eval={every_steps: 2, select: best, key: validation/fr/loss}"],

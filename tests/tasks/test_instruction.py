@@ -62,6 +62,13 @@ def test_a_fresh_model_speaks_chatml_and_other_files_are_zero_shot(task):
     assert list(task.eval_sets("validation")) == ["sums", "reversals"]
 
 
+def test_a_prompt_is_what_a_user_says_and_ends_where_the_template_ends_an_answer(task):
+    asked = task.tokenizer.decode(task.prompt("Why?"))
+    assert asked == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    end = task.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert task.ends() == {end, task.tokenizer.eos_token_id}
+
+
 def test_the_loss_is_that_of_the_answers_alone(task):
     """Against a plain loop over the positions of each row by itself."""
     model = task.model().eval()

@@ -350,14 +350,17 @@ def test_real_domains_train_on_a_folder(recipe_for):
 
 def test_bos_goes_where_it_is_asked_for(recipe_for, root):
     """Blocks of 16 of tokens t: [BOS, t0 .. t14], [BOS, t15 ..]; or [BOS, t0 .. t14], [t15 ..]."""
-    rows = {}
+    rows, asked = {}, {}
     for bos in ("auto", "none", "block", "document"):
         task = build(recipe_for(bos=bos))
         rows[bos] = [row.tolist() for row in task.eval_sets("test")["math"]]
+        asked[bos] = task.prompt("One two")
     t, begin = tokens_of(task, root, "math"), task.tokenizer.bos_token_id
     assert rows["none"] == [t[i : i + 16] for i in range(0, len(t) - 1, 16)]
     assert rows["auto"] == rows["none"]  # this tokenizer begins nothing by itself
     assert rows["block"] == [[begin, *t[i : i + 15]] for i in range(0, len(t), 15)]
+    assert begin not in asked["none"] and asked["none"] == asked["auto"]
+    assert asked["block"] == asked["document"] == [begin, *asked["none"]]
     whole = [begin, *t]
     assert rows["document"] == [whole[i : i + 16] for i in range(0, len(whole) - 1, 16)]
 

@@ -41,6 +41,7 @@ RESULTS = {
             "cs": {"perplexity": 70.0},
         }
     },
+    "samples": [{"prompt": "The", "text": " end", "ended": "end"}],
 }
 
 
@@ -140,7 +141,7 @@ def test_everything_reaches_the_server_once(tmp_path, uri):
     [given] = run.inputs.dataset_inputs
     assert given.dataset.digest == "d" * 36 and given.tags[0].value == "training"
     assert json.loads(given.dataset.profile)["eval_domains"] == ["math", "Art"]
-    assert {"curves.png", "results_table.json"} <= {
+    assert {"curves.png", "results_table.json", "samples.md"} <= {
         file.path for file in client.list_artifacts(tracker.run_id)
     }
     table = json.loads(

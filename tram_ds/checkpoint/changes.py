@@ -111,7 +111,8 @@ def differences(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
 
 
 def _scoring(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ["eval.splits", "eval.select", "eval.weights", "eval.initial", "export.dtype"]
+    keys = ["eval.splits", "eval.select", "eval.weights", "eval.initial", "eval.generate"]
+    keys.append("export.dtype")
     if recipe["eval"].get("select") == "best":
         keys += ["eval.every_steps", "eval.key"]
     found = {}

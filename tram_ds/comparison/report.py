@@ -83,6 +83,7 @@ def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[s
             ],
             "runs": [_run(run, out) for run in section.runs],
             "recipes": _recipes(section.runs),
+            "samples": [(run.where, _hidden(run.samples)) for run in section.runs if run.samples],
         }
         for slug, section in zip(_slugs(sections), sections, strict=True)
     ]
@@ -194,6 +195,11 @@ def _run(run: Run, out: Path) -> dict[str, Any]:
         "data": run.tags.get("data_digest", "")[:12],
         "command": run.command,
     }
+
+
+def _hidden(samples: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The samples without secrets."""
+    return [{key: redact(text) for key, text in sample.items()} for sample in samples]
 
 
 def _recipes(runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -36,7 +36,8 @@ class CompareError(ValueError):
 class Run:
     """One finished run. where: its folder or its MLflow name. folder, link: None for the other
     kind. order: later is higher. interpolation: scores at points from the pre-trained model, 0, to
-    the trained one, 1. said: its warnings, and why it ended before its last step."""
+    the trained one, 1. said: its warnings, and why it ended before its last step.
+    samples: `prompt`, and the `text` that followed it."""
 
     where: str
     recipe: dict[str, Any]
@@ -52,6 +53,7 @@ class Run:
     analyses: dict[str, dict[str, float]] = field(default_factory=dict)
     interpolation: dict[float, Scores] = field(default_factory=dict)
     said: tuple[str, ...] = ()
+    samples: tuple[dict[str, str], ...] = ()
 
     @property
     def seed(self) -> int:
@@ -270,6 +272,7 @@ def _run(where: str, recipe: Any, results: Mapping[str, Any], split: str, **also
         results["scores"][split],
         initial,
         tuple(results["train_domains"]),
+        samples=tuple(results.get("samples") or ()),
         said=tuple(filter(None, [*(results.get("warnings") or ()), stopped_early(results)])),
         **also,
     )

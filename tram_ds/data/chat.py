@@ -67,6 +67,22 @@ class Chat:
             answers |= inside & (offsets[:, 1] > start)  # not a trimmed space before it
         return np.asarray(encoding.ids, dtype=np.int64), answers
 
+    def asked(self, text: str) -> list[int]:
+        """The ids up to where the answer to a user's words begins. Unmarkable as tokens."""
+        rendered = self._rendered([{"role": "user", "content": text}], add_generation_prompt=True)
+        return self.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def ends(self) -> set[int]:
+        """The special token that ends an answer, where the template writes one."""
+        talk = [{"role": "user", "content": "a"}, {"role": ANSWERS, "content": "a"}]
+        try:
+            ids, answers = self.tokens(talk)
+        except Unmarkable:
+            return set()
+        last = int(ids[answers][-1]) if answers.any() else -1
+        found = self.tokenizer.added_tokens_decoder.get(last)
+        return {last} if found is not None and found.special else set()
+
     def _by_blocks(self, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
         found = self._applied(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True

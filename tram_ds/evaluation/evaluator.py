@@ -22,6 +22,7 @@ from tram_ds.engines.shards import Shards
 from tram_ds.evaluation import card
 from tram_ds.evaluation.card_facts import facts
 from tram_ds.evaluation.measured import better, record_of
+from tram_ds.evaluation.samples import generate
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.models.pretrained import load_base
 from tram_ds.recipe.recipe import Recipe
@@ -60,6 +61,23 @@ class Evaluator:
             scores = self._evaluate(rows)
         # of one rank for all, who are to go one way by it
         return from_rank_0(lambda: record_of(scores, trained, every))
+
+    def samples(self, weights: Shards | None) -> list[dict[str, str]]:
+        """Continuations of eval.generate's prompts at `weights`; None: at theta."""
+        wanted = self.recipe.eval.generate
+        if wanted is None:
+            return []
+        self.beat("generating samples")
+        batch = self.recipe.eval.batch or self.recipe.train.micro_batch
+        with self._at(weights), self.engine.autocast():
+            return generate(
+                self.engine.model,
+                self.task,
+                wanted.prompts,
+                wanted.max_tokens,
+                batch,
+                self.engine.device,
+            )
 
     def _at(self, weights: Shards | None) -> AbstractContextManager[None]:
         """Inside, the model has `weights`; None: theta. Collective."""
@@ -186,6 +204,7 @@ class Evaluator:
         weights = read(self.engine, self.folder.best) if best else self.judged()
         with self._at(weights):
             scores = self.score()
+        samples = self.samples(weights)
         selected = self._selected(best)
         results = {
             **from_rank_0(lambda: self._about(selected)),
@@ -197,6 +216,7 @@ class Evaluator:
                 split: self._averages(domains) for split, domains in scores.items()
             },
             "initial": initial,
+            "samples": samples,
             "warnings": from_rank_0(warnings),
         }
         if best:

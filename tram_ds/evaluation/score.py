@@ -40,7 +40,7 @@ def evaluate(
     """
     results = {}
     forward = task.chunked(getattr(model, "module", model)) or task.forward
-    with torch.no_grad(), _evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model):
         for domain, rows in rows_by_domain.items():
             if not len(rows):
                 raise DataError(f"domain '{domain}' has no rows to evaluate")
@@ -95,7 +95,7 @@ def _batches(
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside, and each module's own mode again after, also on error."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

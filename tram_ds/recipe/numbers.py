@@ -14,6 +14,7 @@ SAME_NUMBERS = (
     "checkpoint",
     "eval.every_steps",
     "eval.domains",
+    "eval.generate",
     "eval.batch",
     "eval.splits",
     "eval.initial",

@@ -136,6 +136,9 @@ class Recipe(Section):
                 "tokens: use l2"
             )
             problems.append(("algorithm.distance", text))
+        if self.task.name not in CAUSAL and self.eval.generate is not None:
+            text = f"task.name = {self.task.name} writes no text: remove it"
+            problems.append(("eval.generate", text))
         if steps is not None:
             problems += self.too_long(steps, f"train.steps = {steps}")
         if self.train.early_stopping is not None and self.eval.every_steps is None:
@@ -298,6 +301,8 @@ def smoke(recipe: Recipe) -> Recipe:
     for section in ("eval", "checkpoint"):
         data[section]["every_steps"] = 2 if data[section]["every_steps"] else None
     data["eval"] |= {"batch": None, "key": "validation_loss"}  # the domains are others
+    if recipe.eval.generate is not None:
+        data["eval"]["generate"] |= {"prompts": ["The"], "max_tokens": 4}
     data["tracking"] |= {"experiment": "smoke", "uri": None}
     data["run_dir"] = "runs/smoke-{recipe}-{algorithm}-{seed}"
     return _checked(Source(f"--smoke of {recipe.name}", data))

@@ -356,6 +356,18 @@ class TrainSection(Section):
         return self
 
 
+class GenerateSection(Section):
+    """Greedy continuations of a few prompts, for a person to read."""
+
+    prompts: Annotated[list[str], Field(min_length=1)]
+    """Texts to go on from; of instruction what a user says, in the chat template."""
+    max_tokens: Positive = 64
+    """Most tokens that follow a prompt. Each is a forward pass of every rank, without a cache."""
+    each_validation: bool = False
+    """Also after every validation run (in metrics.jsonl), not only at the end (in
+    results.json)."""
+
+
 class EvalSection(Section):
     """When and on what the model is scored."""
 
@@ -381,6 +393,8 @@ class EvalSection(Section):
     moving average, which mesa and asam_mesa keep (algorithm.decay; buffers are theta's)."""
     splits: list[Literal["validation", "test"]] = Field(default=["test"])
     """Splits scored at the end, for every domain, in results.json."""
+    generate: GenerateSection | None = None
+    """Samples of a language model's text; null = none."""
 
     @field_validator("key")
     @classmethod
@@ -399,6 +413,9 @@ class EvalSection(Section):
         if self.domains == "all" and self.every_steps is None:
             text = "is what validation runs score: set eval.every_steps, or this to trained"
             raise refusal(("domains", text))
+        if self.generate and self.generate.each_validation and self.every_steps is None:
+            text = "there are no validation runs: set eval.every_steps, or this to false"
+            raise refusal(("generate.each_validation", text))
         if self.key != "validation_loss" and self.domains != "all":
             text = (
                 "eval.domains = trained measures validation_loss alone: set that to all, or this "

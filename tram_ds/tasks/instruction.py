@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tram_ds.data.chat import CHATML, CHATML_TOKENS, Chat
+from tram_ds.data.chat import CHATML, CHATML_TOKENS, Chat, Unmarkable
 from tram_ds.data.choose import open_conversations
 from tram_ds.data.conversations import Contents
 from tram_ds.data.domains import chosen, scored
@@ -137,6 +137,19 @@ class Instruction:
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
         """Of the answers' tokens: mean loss in nats and its exponential."""
         return causal.perplexity(loss_sum, count)
+
+    def prompt(self, text: str) -> list[int]:
+        """The ids that the answer to a user's words follows. DataError where the template has no
+        place for it."""
+        try:
+            return self.chat.asked(text)
+        except Unmarkable as error:
+            raise DataError(f"eval.generate.prompts: {error}") from None
+
+    def ends(self) -> set[int]:
+        """What ends an answer: the template's token, or the tokeniser's."""
+        end = self.tokenizer.eos_token_id
+        return self.chat.ends() | (set() if end is None else {int(end)})
 
     def said(self) -> dict[str, str]:
         """Which rows were read, held out, shortened and left out, of the splits that are used."""

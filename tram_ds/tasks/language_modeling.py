@@ -152,6 +152,16 @@ class LanguageModeling:
             [(loss.double() * length / (length - 1)).sum(), zero + len(length), zero]
         )
 
+    def prompt(self, text: str) -> list[int]:
+        """The ids that a continuation of the text follows, begun as a document is."""
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [*self._bos_ids("document"), *self.block_prefix, *ids]
+
+    def ends(self) -> set[int]:
+        """What ends a text."""
+        end = self.tokenizer.eos_token_id
+        return set() if end is None else {int(end)}
+
     def said(self) -> dict[str, str]:
         """What the numbers depend on and the recipe leaves to tokeniser and files: `bos`, as
         resolved, and the rows that were read."""

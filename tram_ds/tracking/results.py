@@ -77,6 +77,17 @@ def how_it_ended(run_dir: Path) -> str:
     return f" ({text})" if text else ""
 
 
+def samples_text(results: Mapping[str, Any]) -> str:
+    """The samples as Markdown: each prompt, quoted, and what followed it; "" where there are
+    none."""
+    parts = []
+    for sample in results.get("samples") or ():
+        quoted = "\n".join(f"> {line}" for line in sample["prompt"].splitlines())
+        cut = "" if sample["ended"] == "end" else " ..."
+        parts.append(f"{quoted}\n\n{sample['text']}{cut}\n")
+    return "\n".join(parts)
+
+
 def table_json(results: Mapping[str, Any]) -> str:
     """The table mlflow.log_table would write: a row per split and domain, the metrics after
     training and before."""

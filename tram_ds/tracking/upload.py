@@ -26,7 +26,7 @@ from tram_ds.tracking.points import (
     metric_name,
     read_batches,
 )
-from tram_ds.tracking.results import cost_points, curves, final_points, table_json
+from tram_ds.tracking.results import cost_points, curves, final_points, samples_text, table_json
 from tram_ds.tracking.server import (
     find_experiment,
     find_parent,
@@ -47,7 +47,7 @@ SPOOLS = {
     RunFolder.metrics: ("offset", "last_line"),
     RunFolder.system: ("system_offset", "system_last_line"),
 }
-TABLE, CURVES = "results_table.json", "curves.png"
+TABLE, CURVES, SAMPLES = "results_table.json", "curves.png", "samples.md"
 
 
 class Uploader:
@@ -300,6 +300,8 @@ class Uploader:
             )
         if self._final():
             artifacts[TABLE] = table_json(state.results or {})
+        if text := samples_text(state.results or {}):
+            artifacts[SAMPLES] = text
         return artifacts
 
     def _final(self) -> bool:

@@ -203,6 +203,9 @@ class Loop:
         Collective; its time is not the steps'."""
         self.run.watchdog.beat("validation")
         found = self.run.evaluator.validate()
+        wanted = self.run.recipe.eval.generate
+        if wanted is not None and wanted.each_validation:
+            found["samples"] = self.run.evaluator.samples(self.run.evaluator.judged())
         self.record({"step": done, **found})
         value = value_of(found, self.run.recipe.eval.key)
         self.run.early_stopping.note(done, value)

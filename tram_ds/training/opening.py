@@ -13,7 +13,7 @@ import torch
 from tram_ds.checkpoint.changes import another, finished
 from tram_ds.data.alike import read_alike
 from tram_ds.engines import choose as engines
-from tram_ds.evaluation import measured
+from tram_ds.evaluation import measured, samples
 from tram_ds.models.pretrained import load_outline
 from tram_ds.planning import without_gpu
 from tram_ds.recipe.recipe import Recipe, accumulation, check_length, dump, to_dict
@@ -114,6 +114,7 @@ def read_data(recipe: Recipe, job: Job) -> tuple[Any, Sequence[Any], int]:
         total = train.steps or -(-len(rows) * (train.epochs or 1) // train.global_batch)
         check_length(recipe, total)
         measured.check(recipe, task)
+        samples.check(recipe, task)
         if recipe.model.lora is not None:
             task.model(load_outline)  # targets that are not there, before a folder is made
         return task, rows, total

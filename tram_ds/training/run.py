@@ -15,6 +15,7 @@ from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
 from tram_ds.runtime.ranks import barrier
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.runtime.signals import Watchdog
+from tram_ds.runtime.wording import short
 from tram_ds.tracking.results import stopped_early
 from tram_ds.training.build import Run, build
 from tram_ds.training.loop import Loop
@@ -166,6 +167,8 @@ def print_results(results: dict[str, Any], folder: RunFolder) -> None:
     before = {domain: found[metric] for domain, found in initial.items()}
     print(results_text(before, after, results["train_domains"], metric))
     print("".join(f"warning: {text}\n" for text in results["warnings"]), end="")
+    for sample in results["samples"]:
+        print(f"sample: {short(sample['prompt'])} -> {short(sample['text'], 120)}")
     if text := stopped_early(results):
         print(text)
     print(f"run folder: {folder}")
