@@ -20,6 +20,7 @@ PASSES = {
     "sam": (2, 2),
     "asam": (2, 2),
     "fsam": (2, 2),
+    "functional_sam": (2, 2),
     "trpo": (2, 1),
     "r3f": (2, 2),
     "mesa": (2, 1),

@@ -90,7 +90,9 @@ def test_every_row_runs_on_a_real_model(place: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ("e5", "smollm2"))
-@pytest.mark.parametrize("row", ("sam", "asam", "fsam", "asam_trpo", "asam_r3f", "asam_mesa"))
+@pytest.mark.parametrize(
+    "row", ("sam", "asam", "fsam", "functional_sam", "asam_trpo", "asam_r3f", "asam_mesa")
+)
 def test_a_constant_radius_acts(place: Path, kind: str, row: str) -> None:
     found = table(place, kind)[row]
     assert 0.01 < found.change < 10 and found.acts, found

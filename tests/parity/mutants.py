@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tram_ds.algorithms.ascent import sam
 from tram_ds.algorithms.shift import AlongMomentum
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.engines import protocol as base
@@ -147,12 +148,28 @@ def clean_descent(built: Stepper) -> None:
     built.algorithm = replace(built.algorithm, descent=None)
 
 
+def loss_gradient_at_epsilon(built: Stepper) -> None:
+    built.algorithm = replace(built.algorithm, stored_gradient=False)
+
+
+def not_preconditioned(built: Stepper) -> None:
+    built.algorithm = replace(built.algorithm, ascent=sam())
+
+
+def moments_without_a_past(built: Stepper) -> None:
+    moments = built.engine.moments
+    built.engine.moments = lambda: {key: x * 0.0 for key, x in moments().items()}
+
+
 # of other rows: (row, mutant), run where masters and working copy are one and apart
 OF_ROWS: dict[str, tuple[str, Callable[[Stepper], None]]] = {
     "anchor_goes_along": ("l2sp", anchor_goes_along),
     "moved_the_other_way": ("msam", moved_the_other_way),
     "noise_of_another_step": ("rwp", noise_of_another_step),
     "clean_descent": ("tram_x", clean_descent),
+    "loss_gradient_at_epsilon": ("functional_sam", loss_gradient_at_epsilon),
+    "not_preconditioned": ("functional_sam", not_preconditioned),
+    "moments_without_a_past": ("functional_sam", moments_without_a_past),
 }
 # the ninth: an option of the product
 NO_GRADIENT = {"perturbation": "released_code_without_gradient"}
@@ -165,4 +182,8 @@ ENGINES = {
     "zero3": (*EVERYWHERE, "second_gradient_added_to_first"),
 }
 ROW_ENGINES = ("fsdp2", "zero2")
-ROW_OPTIONS = {"clean_descent": {"descent_noise": True, "sigma": 0.5}}
+ROW_OPTIONS = {
+    "clean_descent": {"descent_noise": True, "sigma": 0.5},
+    "not_preconditioned": {"precondition": True},
+    "moments_without_a_past": {"precondition": True},
+}

@@ -34,8 +34,18 @@ OPTIONS = {name: {"radius_scale": scale} for name, scale in SCALED.items()} | {
     "r3f": {"weight": 2.0},
     "asam_r3f": {"weight": 2.0},
     "fsam": {"rho": 0.5, "eta": 50.0},
+    "functional_sam": {"rho": 0.3},
     "tram_fisher": {"rho": 0.5, "eta": 50.0},
 }
+
+
+# a large eps, so that elements whose gradient is nearly 0 do not move by their rounding alone
+ADAM = {"betas": (0.8, 0.9), "eps": 0.2}
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    """For a row that reads its second moments."""
+    return torch.optim.Adam(parameters, lr=LR, **ADAM)
 
 
 def optimizer(row: str, lr: float = LR) -> Callable[[Any], torch.optim.Optimizer]:

@@ -6,6 +6,8 @@ input.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch.func import functional_call
 
@@ -13,6 +15,7 @@ from tram_ds.models.randomness import StepRandomness
 
 DEFAULT_RHO = {
     "sam": 0.05,
+    "functional_sam": 0.05,
     "asam": 0.5,
     "asam_trpo": 0.5,
     "asam_r3f": 0.5,
@@ -61,6 +64,8 @@ class Oracle:
         fisher="shared",
         descent_noise=False,
         adaptive_filter="all",
+        precondition=False,
+        adam=None,
         distance=kl,
     ):
         self.model, self.forward, self.name, self.lr, self.seed, self.embedding = (
@@ -93,6 +98,7 @@ class Oracle:
         self.previous, self.initial, self.ema, self.t = self.theta, self.theta, self.theta, 0
         self.momentum = 0.9 if name == "msam" else 0.0  # SGD's
         self.m = {n: torch.zeros_like(p) for n, p in self.theta.items()}
+        self.precondition, self.adam, self.v = precondition, adam, self.m
 
     def run(self, theta, j, batch, noised=False, detach=False):
         """Output of micro-batch j at theta, on x or on x + z."""
@@ -168,7 +174,8 @@ class Oracle:
     def epsilon(self, g, batches, radius):
         theta = self.theta
         norm = lambda x: sum(v.square().sum() for v in x.values()).sqrt()  # noqa: E731
-        if self.name == "sam":  # Eq. 2, T = 1
+        if self.name in ("sam", "functional_sam"):  # Eq. 2, T = 1
+            g = self.divided(g, self.squares(g)) if self.precondition else g
             return {n: radius * g[n] / norm(g) for n in g}
         if self.name in ("fsam", "tram_fisher"):  # Eq. 8
             h = self.gradient(theta, batches, noised=True)[0] if self.fisher == "alg2" else g
@@ -179,6 +186,29 @@ class Oracle:
         t = {n: p * (not self.norms_only or "ln_" in n) for n, p in theta.items()}
         size = norm({n: t[n] * g[n] for n in g})  # Eq. 7
         return {n: radius * t[n] ** 2 * g[n] / size for n in g}
+
+    def squares(self, g):
+        """Adam's second moments with g in them."""
+        beta = self.adam["betas"][1]
+        return {n: beta * self.v[n] + (1 - beta) * g[n] ** 2 for n in g}
+
+    def divided(self, x, v):
+        """x / (sqrt(v) + eps), v without its bias to 0."""
+        (_, beta), eps = self.adam["betas"], self.adam["eps"]
+        return {n: x[n] / ((v[n] / (1 - beta ** (self.t + 1))).sqrt() + eps) for n in x}
+
+    def through_logits(self, theta, batches):
+        """J^T r: J of the logits at `theta`, r = d(mean loss)/dlogits at theta_t."""
+        logits = lambda theta, b: functional_call(self.model, theta, kwargs=b).logits  # noqa: E731
+        theta = {n: p.detach().requires_grad_() for n, p in theta.items()}
+        total = targets = 0
+        for batch in batches:
+            z = logits(self.theta, batch).detach().requires_grad_()
+            out = self.forward(lambda z=z, **_: SimpleNamespace(logits=z), batch)
+            (r,) = torch.autograd.grad(out.loss_sum, z)
+            total, targets = total + (r * logits(theta, batch)).sum(), targets + out.count
+        found = torch.autograd.grad(total / targets, list(theta.values()))
+        return dict(zip(theta, found, strict=True))
 
     def radius(self, d):
         """Eq. 7 with d <= rho = 0.5; or rho times d over a mean of the distances above 0."""
@@ -194,6 +224,16 @@ class Oracle:
         pairs = zip(weights, self.distances, strict=True)
         return self.rho * d * sum(weights) / sum(w * seen for w, seen in pairs)
 
+    def base(self, g):
+        """What the base optimizer makes of g, to be multiplied by lr: SGD, or Adam."""
+        if self.adam is None:
+            self.m = {n: self.momentum * self.m[n] + g[n] for n in g}
+            return self.m
+        beta = self.adam["betas"][0]
+        self.m = {n: beta * self.m[n] + (1 - beta) * g[n] for n in g}
+        self.v = self.squares(g)
+        return self.divided({n: m / (1 - beta ** (self.t + 1)) for n, m in self.m.items()}, self.v)
+
     def step(self, batches):
         """theta_t -> theta_{t+1}; returns (loss, d, loss at theta + epsilon)."""
         penalty = "tram" not in self.name and (self.name in BEFORE or self.name in NOISED)
@@ -203,15 +243,14 @@ class Oracle:
         radius = self.radius(d) if self.name in ("tram_prev", "tram_init", "tram_x") else self.rho
         if radius is not None and self.name != "msam":
             eps = self.epsilon(g, batches, radius)
+            moved = {n: p + eps[n] for n, p in self.theta.items()}
             g, perturbed, _ = self.gradient(
-                {n: p + eps[n] for n, p in self.theta.items()},
-                batches,
-                self.descent_noise,
-                penalty,
-                detach=True,
+                moved, batches, self.descent_noise, penalty, detach=True
             )
+            if self.name == "functional_sam":
+                g = self.through_logits(moved, batches)
         self.previous = self.theta
-        g = self.m = {n: self.momentum * self.m[n] + g[n] for n in g}
+        g = self.base(g)
         self.theta = {
             n: p - self.lr * (g[n] + self.pull * (p - self.initial[n]))
             for n, p in self.theta.items()

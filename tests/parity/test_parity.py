@@ -55,6 +55,12 @@ def test_an_ascent_by_norms_alone_equals_the_oracle(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", build.MATRIX)
+def test_a_preconditioned_ascent_equals_the_oracle(engine: str) -> None:
+    """With Adam, by its second moments with the step's own gradient in them."""
+    check(rows(engine)["functional_sam/precondition"])
+
+
+@pytest.mark.parametrize("engine", build.MATRIX)
 def test_a_descent_on_noise_equals_the_oracle(engine: str) -> None:
     """Pass 2 on the z of pass 1; the word embedding learns by the tied head alone."""
     check(rows(engine)["tram_x/descent_noise"])

@@ -17,9 +17,10 @@ from tests.parity.reference import Oracle
 from tram_ds.algorithms.table import ALGORITHMS
 
 # rules of the radius that remember distances, of which the third step's is out of the calibration;
-# a descent on x + z; an ascent by norms alone
+# a descent on x + z; an ascent by norms alone; one that Adam's second moments precondition
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
     "asam": {"norms": {"adaptive_filter": "norms", "rho": 2.0}},
+    "functional_sam": {"precondition": {"precondition": True}},
     "tram_prev": {"relative": {"radius_scale": None, "radius": "relative", "rho": 0.2}},
     "tram_x": {
         "auto": {"radius_scale": "auto", "calibration_steps": 2, "rho": 0.2},
@@ -82,6 +83,8 @@ def compare(
     own = {"optimizer": functools.partial(torch.optim.SGD, lr=lr)} if adapted else {}
     options = {k: v for k, v in given.items() if v is not None}
     oracle_options = {k: v for k, v in options.items() if k not in ("perturbation",)}
+    if options.get("precondition"):
+        own, oracle_options = {"optimizer": problem.adam}, {**oracle_options, "adam": problem.ADAM}
     double = problem.double(model).to(device)
     oracle = Oracle(
         double,

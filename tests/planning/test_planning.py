@@ -121,6 +121,31 @@ def test_rows_of_one_pass_cost_what_they_add_to_it():
     assert (held["base"].theta_snapshot, held["msam"].theta_snapshot) == (0, shard)
 
 
+@pytest.mark.parametrize("logits", ["whole", "chunks"])
+def test_a_stored_loss_gradient_takes_what_it_is_or_is_made_from(logits):
+    """Of each of 3 micro-batches the logits once more; or hidden states, one head for all and,
+    while one is differentiated, a chunk of logits of theta, which is a product more a step."""
+    tiny = {"n_layer": 2, "n_embd": 64, "n_head": 2}
+    size = sizes.size(recipe(tiny, "base", 2, 1, logits=logits))
+    setup = memory.setup_of("fsdp2", {}, world=2, half=False, kept=2, micros=3, checkpointing=False)
+    rows = [algorithm(name) for name in ("sam", "functional_sam")]
+    before, held = (memory.peak(setup, size, row) for row in rows)
+    assert before.moment == held.moment == "the loss of pass 2"
+    at_theta, of_all = (cost.cost(setup, size, row) for row in rows)
+    assert (of_all.sent, of_all.model_flops) == (at_theta.sent, at_theta.model_flops)
+    again = of_all.hardware_flops - at_theta.hardware_flops
+    whole, states = size.positions * size.classes, size.positions * size.width
+    head = size.classes * size.width
+    if logits == "whole":
+        assert held.logits - before.logits == 3 * 4 * whole
+        assert (held.references, again) == (0, 0)
+    else:
+        chunk = min(memory.CHUNK_ELEMENTS["cuda"], whole)
+        assert held.logits - before.logits == 3 * 4 * states + 4 * chunk
+        assert held.references == 4 * head
+        assert again == 3 * 2 * 2 * size.positions * head
+
+
 def test_looking_ahead_gathers_as_any_forward_pass_does():
     assert (
         sent("fsdp2", "tram_prev")

@@ -220,7 +220,7 @@ def test_what_a_row_reads_agrees_with_what_it_is_bound_to():
     assert read["weight"] == penalised
     assert read["distance"] == from_region | penalised
     assert read["penalty_passes"] == penalised & climbs
-    assert read["pass2_dropout"] == climbs
+    assert read["pass2_dropout"] == climbs - {"functional_sam"}  # which repeats pass 1's masks
     assert read["fisher"] == {name for name, row in rows.items() if row.noised}
     assert set(AlgorithmSection.model_fields) == {"name", *OPTIONS}
 
@@ -267,6 +267,10 @@ def test_what_a_row_reads_agrees_with_what_it_is_bound_to():
         (
             ["algorithm=msam", "optimizer={name: sgd, lr: 1}"],
             ["algorithm.name", "optimizer.momentum"],
+        ),
+        (
+            ["algorithm={name: sam, precondition: true}", "optimizer={name: sgd, lr: 1}"],
+            ["algorithm.precondition", "optimizer.name"],
         ),
         (["algorithm={name: l2sp, pull: 1.0e+9}"], ["algorithm.pull", "optimizer.lr"]),
         (["schedule={name: linear, warmup_steps: 11}"], ["schedule.warmup_steps", "train.steps"]),

@@ -14,6 +14,8 @@ from functools import partial
 
 from torch import Tensor
 
+from tram_ds.algorithms.precondition import denominator
+from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Lazy, Shards, Span
 
 TINY = 1e-12  # keeps 0 / 0 out of a step whose gradient vanishes; every public SAM uses this value
@@ -33,12 +35,18 @@ class Ascent:
 
     linear: weighted(theta, c g, c f) = c weighted(theta, g, f), so its norm may be measured on a
     gradient not yet divided by the count of targets, which is known only after the reduction that
-    can bring the norm along.
+    can bring the norm along. by_moments: f is Adam's denominator instead, see `moments`.
     """
 
     weighted: Rule
     direction: Rule
     linear: bool = True
+    by_moments: bool = False
+
+    def moments(self, engine: Engine) -> Lazy | None:
+        """f where it is what the base optimizer divides by; None where it is a gradient. After the
+        pass whose gradient g is."""
+        return denominator(engine) if self.by_moments else None
 
     def __call__(
         self,
@@ -84,6 +92,13 @@ def _lazily(rule: Rule, theta: Shards, g: Shards | Lazy, f: Shards | Lazy | None
 def sam() -> Ascent:
     """epsilon = rho g / ||g||_2 (Foret et al. 2021; the paper's Eq. 2 with T = 1)."""
     return Ascent(lambda theta, g, f: g, lambda theta, g, f: g)
+
+
+def preconditioned() -> Ascent:
+    """epsilon = rho P g / ||P g||_2, 1 / P = sqrt(v) + eps as Adam has them after this g
+    (preconditioned SAM and Functional-SAM, Singh et al. 2025; the length is SAM's)."""
+    divided: Rule = lambda theta, g, f: g / f  # noqa: E731
+    return Ascent(divided, divided, linear=False, by_moments=True)
 
 
 def asam(t: Scale) -> Ascent:

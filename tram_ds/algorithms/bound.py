@@ -7,6 +7,7 @@ shift     where the only pass is taken, by no gradient of this step (MSAM, rando
 anchor    weights that the descent is pulled to (L2-SP)
 noised    pass 1 takes its gradient on x + z (TRAM-Fisher)
 descent   pass 2 does (TRAM-x as released)
+stored_gradient  pass 2 descends through the dL/dlogits of pass 1 (Functional-SAM)
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tram_ds.algorithms.ascent import (
     fisher,
     fisher_length,
     gradient_free,
+    preconditioned,
     sam,
     sam_length,
 )
@@ -52,6 +54,7 @@ from tram_ds.algorithms.options import (
     Pull,
     Radius,
     Region,
+    StoredGradient,
     WeightNoise,
     radius_max,
 )
@@ -79,6 +82,8 @@ class Algorithm:
     shift: what moves the weights before the only pass.
     noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher
     diagonal (Algorithm 2). descent: pass 2 runs on x + z, below which nothing is learned.
+    stored_gradient: pass 2 takes the model's Jacobian at theta + epsilon, and the loss's gradient
+    with respect to its logits from pass 1.
     """
 
     name: str
@@ -92,6 +97,7 @@ class Algorithm:
     noised: Noise | None = None
     fisher_pass: Noise | None = None
     descent: Noise | None = None
+    stored_gradient: bool = False
 
     def of(self, kind: type[P]) -> P:
         """A part's options; of a part that the row does not have, the defaults, which change
@@ -140,7 +146,13 @@ class Algorithm:
         if climbs:
             return self
         return replace(
-            self, ascent=None, epsilon_length=None, radius=0.0, noised=None, descent=None
+            self,
+            ascent=None,
+            epsilon_length=None,
+            radius=0.0,
+            noised=None,
+            descent=None,
+            stored_gradient=False,
         )
 
 
@@ -148,8 +160,8 @@ MakeAscent = Callable[[Algorithm], tuple[Ascent, EpsilonLength | None]]
 MakeReference = Callable[[Algorithm, Noise], Reference]  # what it adds where the row has noise
 
 
-def _sam(_: Algorithm) -> tuple[Ascent, EpsilonLength | None]:
-    return sam(), sam_length
+def _sam(row: Algorithm) -> tuple[Ascent, EpsilonLength | None]:
+    return preconditioned() if row.of(Gradient).precondition else sam(), sam_length
 
 
 def _asam(row: Algorithm) -> tuple[Ascent, EpsilonLength | None]:
@@ -231,7 +243,7 @@ def bind(section: AlgorithmSection, site: str = "embedding") -> Algorithm:
         kind: kind.model_construct(**{key: getattr(section, key) for key in kind.model_fields})
         for kind in ALGORITHMS[section.name]
     }
-    row = Algorithm(section.name, parts)
+    row = Algorithm(section.name, parts, stored_gradient=StoredGradient in parts)
     o = row.of(Noised)
     # a module may be empty, or compiled, and say nothing of whether it is true
     at = site if o.noise_site is None else o.noise_site

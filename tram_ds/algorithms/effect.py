@@ -17,7 +17,7 @@ from torch import Tensor
 from tram_ds.algorithms import references
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.objective import Losses
-from tram_ds.algorithms.options import Climb, Radius, WeightNoise, sized_by_rho
+from tram_ds.algorithms.options import Radius, SecondMasks, WeightNoise, sized_by_rho
 from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.algorithms.step import passes
 from tram_ds.algorithms.stepper import Counts, Stepper, UserForward
@@ -111,8 +111,8 @@ def measure(
             g = engine.grads().realise()
             engine.backward(micro_batches, base.second())  # the masks of pass 2
             masks = _between(engine, g, engine.grads())[0]
-            replayed = row.of(Climb).model_copy(update={"pass2_dropout": "replay"})
-            same = replace(row, parts={**row.parts, Climb: replayed})
+            replayed = SecondMasks(pass2_dropout="replay")
+            same = replace(row, parts={**row.parts, SecondMasks: replayed})
             climbed = passes(Losses(run, same, share), micro_batches, probe)
             change, cosine = _between(engine, g, engine.grads())
     finally:

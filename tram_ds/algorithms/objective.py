@@ -4,16 +4,17 @@ the d of the radius on the way."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tram_ds.algorithms.bound import Algorithm
-from tram_ds.algorithms.options import BesideAscent, Climb, Penalty, Radius
+from tram_ds.algorithms.options import BesideAscent, Penalty, Radius, SecondMasks
 from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.engines.sums import LossFn, MicroBatchSums
+from tram_ds.models.functional import Head, LogitGradient
 from tram_ds.models.logits import Compare
 from tram_ds.models.passes import ForwardContext, Noise
 
@@ -23,13 +24,16 @@ class Losses:
     """The objectives of one step's passes.
 
     share: counted targets per position of the global batch, which weighs a penalty; None: each
-    micro-batch's own. offset: this rank's index of the first micro-batch of a pass.
+    micro-batch's own. offset: this rank's index of the first micro-batch of a pass. held:
+    dL/dlogits of pass 1, by micro-batch, until pass 2 takes it (stored_gradient). head: theirs.
     """
 
     run: ForwardContext
     algorithm: Algorithm
     share: Tensor | None = None
     offset: int = 0
+    held: dict[int, LogitGradient] = field(default_factory=dict)
+    head: Head = field(default_factory=Head)
 
     def at(self, offset: int) -> Losses:
         """The same for passes that begin at micro-batch `offset`."""
@@ -45,21 +49,29 @@ class Losses:
         def sums(index: int, batch: Any) -> MicroBatchSums:
             index += self.offset
             penalties = self._penalties(index, batch, descent=False)
-            return self._sums(index, batch, penalties, self._distances(index, batch), noise)
+            distances = self._distances(index, batch)
+            held = None
+            if self.algorithm.stored_gradient:
+                held = self.held[index] = LogitGradient(self.head)
+            return self._sums(index, batch, penalties, distances, noise, held=held)
 
         return sums
 
     def second(self) -> LossFn:
         """L(theta + epsilon): clean inputs unless the row descends on x + z, dropout masks of its
-        own, and no d of a radius."""
+        own, and no d of a radius. With a stored dL/dlogits, which first() has left, the masks that
+        it is of."""
         row = self.algorithm
-        replayed = row.of(Climb).pass2_dropout == "replay"
+        replayed = row.stored_gradient or row.of(SecondMasks).pass2_dropout == "replay"
         masks = "pass_1" if replayed else "pass_2"
 
         def sums(index: int, batch: Any) -> MicroBatchSums:
             index += self.offset
             penalties = self._penalties(index, batch, descent=True)
-            return self._sums(index, batch, penalties, (), row.descent, masks, fixed=True)
+            held = self.held.pop(index) if row.stored_gradient else None
+            return self._sums(
+                index, batch, penalties, (), row.descent, masks, fixed=True, held=held
+            )
 
         return sums
 
@@ -97,12 +109,15 @@ class Losses:
         noise: Noise | None = None,
         masks: str = "pass_1",
         fixed: bool = False,
+        held: LogitGradient | None = None,
     ) -> MicroBatchSums:
         """One forward pass; of the row's d, one more without dropout where it asks for that."""
         run = self.run
         apart = bool(distances) and self.algorithm.of(Radius).student_mode == "eval"
         compares = [*penalties] if apart else [*penalties, *distances]
-        output = run(index, batch, masks=masks, noise=noise, fixed=fixed, compares=compares)
+        output = run(
+            index, batch, masks=masks, noise=noise, fixed=fixed, compares=compares, held=held
+        )
         measured = output.distances
         if apart:
             # running statistics move by the pass with dropout alone

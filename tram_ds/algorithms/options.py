@@ -31,11 +31,16 @@ class Part(BaseModel):
     model_config = STRICT
 
 
-class Climb(Part):
-    """Two passes: the second at theta + epsilon."""
+class SecondMasks(Part):
+    """Dropout in the second pass, where the row leaves that open."""
 
     pass2_dropout: Literal["fresh", "replay"] = "fresh"
     """Dropout masks of the second pass: new ones, or those of the first."""
+
+
+class Climb(Part):
+    """Two passes: the second at theta + epsilon."""
+
     accumulation: Literal["global", "micro"] = "global"
     """One epsilon for the global batch, or one for every micro-batch across the ranks (m-sharpness;
     one more sharded fp32 copy of the gradient)."""
@@ -49,6 +54,14 @@ class Climb(Part):
 
 class Gradient(Part):
     """Along g: SAM."""
+
+    precondition: bool = False
+    """Climb along g / (sqrt(v) + eps) instead of g, v Adam's second moments with this g in them; as
+    far, rho. Needs Adam or AdamW."""
+
+
+class StoredGradient(Part):
+    """Pass 2 descends through the dL/dlogits of pass 1, under its dropout masks: Functional-SAM."""
 
 
 class Adaptive(Part):
@@ -85,7 +98,7 @@ class Constant(Part):
     rho: Annotated[Above | None, When({"radius": ("relative",), "radius_scale": ("auto",)})] = None
     """Constant radius of the perturbation, or the mean that radius: relative and radius_scale: auto
     give the TRAM rows'; null = the paper's: 0.05 (sam), 0.5 (asam, its combinations, the TRAM
-    rows), 0.1 (fsam, tram_fisher), 0.3 (msam: its authors' code)."""
+    rows), 0.1 (fsam, tram_fisher), 0.3 (msam: its authors' code); functional_sam has sam's."""
 
 
 class Momentum(Part):

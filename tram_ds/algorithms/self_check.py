@@ -15,7 +15,7 @@ from tram_ds.algorithms import references
 from tram_ds.algorithms.ascent import sam, sam_length
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.objective import Losses
-from tram_ds.algorithms.options import Climb
+from tram_ds.algorithms.options import SecondMasks
 from tram_ds.algorithms.step import distance_and_radius
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.algorithms.trust_region import TrustRegion
@@ -86,22 +86,23 @@ def _climb(
     """|epsilon / T|, after a climb by `radius` that has to move the loss. Collective."""
     engine, ascent = run.engine, algorithm.ascent
     assert ascent is not None
-    replayed = algorithm.of(Climb).model_copy(update={"pass2_dropout": "replay"})
     plain = replace(
         algorithm,
-        parts={**algorithm.parts, Climb: replayed},
+        parts={**algorithm.parts, SecondMasks: SecondMasks(pass2_dropout="replay")},
         radius=radius,
         penalty=None,
         noised=None,
         fisher_pass=None,
         descent=None,
+        stored_gradient=False,
     )
     losses = Losses(run, plain)
 
     def loss_at(size: float, along_g: bool = False) -> tuple[Tensor, float]:
         theta, g = engine.params(), engine.grads()
         climb, measured = (sam(), sam_length) if along_g else (ascent, algorithm.epsilon_length)
-        epsilon = climb(theta, g, torch.tensor(size, dtype=torch.float64), engine.norm)
+        f = climb.moments(engine)
+        epsilon = climb(theta, g, torch.tensor(size, dtype=torch.float64), engine.norm, f)
         length = size if measured is None else float(measured(theta, g, epsilon, engine.norm))
         with engine.moved(to=theta + epsilon):
             return engine.backward(batches, losses.second()).loss, length
@@ -111,7 +112,8 @@ def _climb(
     if bool(moved != still):
         return length
     engine.backward(batches, losses.first())  # the gradient of theta again
-    if not bool(ascent.norm(engine.params(), engine.grads(), engine.norm)):
+    f = ascent.moments(engine)
+    if not bool(ascent.norm(engine.params(), engine.grads(), engine.norm, f)):
         # T g = 0: fresh adapters, where B = 0 and nothing depends on A. The row climbs nowhere
         # then; what is to be known of the engine, a climb along g says as well.
         moved, length = loss_at(radius, along_g=True)

@@ -118,7 +118,7 @@ def climb(losses: Losses, batches: Sequence[Any], probe: Probe | None = None) ->
     if ascent is None:
         return PassResults(first.loss, d, radius, first.loss, first.norm, first.norm, first.targets)
 
-    theta, g, f = engine.params(), engine.grads(), None
+    theta, g, f = engine.params(), engine.grads(), ascent.moments(engine)
     if row.fisher_pass:  # Algorithm 2: F from the squares of a gradient at x + z, by another pass
         g = g.realise()
         with run.aside():

@@ -14,13 +14,13 @@ from torch import Tensor
 from tram_ds.algorithms import references
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.bound import algorithm as bound
-from tram_ds.algorithms.options import Adaptive, Climb
+from tram_ds.algorithms.options import Adaptive, Climb, Gradient
 from tram_ds.algorithms.said import Said
 from tram_ds.algorithms.step import Probe, StepReport, train_step
 from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.engines import choose
 from tram_ds.engines.layout import kinds_of, parameter_shapes
-from tram_ds.engines.optimizer_state import Extras
+from tram_ds.engines.optimizer_state import Extras, refuse_without_second_moment
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 from tram_ds.models.chunked import Chunked
@@ -74,6 +74,8 @@ class Stepper:
             )
         if self.algorithm.shift is not None:
             self.algorithm.shift.refuse(self.engine)
+        if self.algorithm.of(Gradient).precondition:
+            refuse_without_second_moment(self.engine.weights.optimizer)
         if self.algorithm.of(Adaptive).adaptive_filter == "norms" and not _norms(self.engine):
             raise ValueError(
                 "algorithm.adaptive_filter = norms: the model trains no normalisation layer, so "

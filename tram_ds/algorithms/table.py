@@ -14,16 +14,19 @@ from tram_ds.algorithms.options import Part, When
 from tram_ds.runtime.checked import NamedSection, Section, chosen, problems, refusal
 from tram_ds.runtime.wording import short
 
-ASAM = (parts.Climb, parts.Adaptive, parts.Constant)
-TRAM = (parts.Climb, parts.Adaptive, parts.Constant, parts.Region, parts.Radius)
+CLIMB = (parts.SecondMasks, parts.Climb)
+ASAM = (*CLIMB, parts.Adaptive, parts.Constant)
+TRAM = (*ASAM, parts.Region, parts.Radius)
 PENALTY = (parts.Region, parts.Penalty)
 
 # the paper's names; its SGD and Adam rows are `base` with that optimizer
 ALGORITHMS: dict[str, tuple[type[Part], ...]] = {
     "base": (),
-    "sam": (parts.Climb, parts.Gradient, parts.Constant),
+    "sam": (*CLIMB, parts.Gradient, parts.Constant),
     "asam": ASAM,
-    "fsam": (parts.Climb, parts.Fisher, parts.Constant),
+    "fsam": (*CLIMB, parts.Fisher, parts.Constant),
+    # not the paper's
+    "functional_sam": (parts.Climb, parts.Gradient, parts.Constant, parts.StoredGradient),
     "trpo": (*PENALTY, parts.Previous),
     "r3f": (*PENALTY, parts.Noised, parts.BothBranches),
     "mesa": (*PENALTY, parts.Average),
@@ -37,7 +40,7 @@ ALGORITHMS: dict[str, tuple[type[Part], ...]] = {
     "tram_prev": (*TRAM, parts.Previous),
     "tram_init": (*TRAM, parts.Initial),
     "tram_x": (*TRAM, parts.Noised, parts.NoisedDescent),
-    "tram_fisher": (parts.Climb, parts.Fisher, parts.Constant, parts.Noised, parts.FisherOnNoise),
+    "tram_fisher": (*CLIMB, parts.Fisher, parts.Constant, parts.Noised, parts.FisherOnNoise),
 }
 # every option once, in the order of the table
 OPTIONS: dict[str, FieldInfo] = {

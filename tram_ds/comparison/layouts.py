@@ -28,6 +28,7 @@ ORDER = (  # rows appear in this order, others after them by name
     "sam",
     "asam",
     "fsam",
+    "functional_sam",
     "trpo",
     "r3f",
     "mesa",

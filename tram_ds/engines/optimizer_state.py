@@ -23,6 +23,7 @@ Number = int | float | list[float]
 
 # where optimizers keep the running sum or mean of gradients that their step goes against
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
+SECOND_MOMENT = "exp_avg_sq"  # and of their squares, in all that are kinds of Adam
 # These look at a whole parameter: over its pieces they would be other methods.
 WHOLE_MATRICES = ("Adafactor", "Muon", "Shampoo", "SOAP", "LAMB", "Lamb", "LARS", "FusedLamb")
 # Settings of torch's optimizers that no step of ours can honour.
@@ -261,13 +262,35 @@ def refuse_without_first_moment(
 ) -> None:
     """ValueError where it keeps none of FIRST_MOMENTS. kept: what it keeps, where that is seen;
     None: what is known of it, which of some optimizers is nothing before their first step."""
-    kept = moment_names(optimizer) if kept is None else kept
-    shown = _shown(optimizer) if kept is None else None
-    if shown is not None:
-        kept = set(moment_keys(shown, shown.param_groups[0]["params"]))
+    kept = _kept(optimizer) if kept is None else kept
     if kept is not None and not kept & set(FIRST_MOMENTS):
         raise ValueError(
             f"algorithm.name = msam moves along the optimizer's first moment, and "
             f"{type(optimizer).__name__} as it is set keeps none: use Adam, AdamW, or SGD with "
             "momentum above 0"
         )
+
+
+def refuse_without_second_moment(
+    optimizer: torch.optim.Optimizer, kept: set[str] | None = None
+) -> None:
+    """ValueError where it keeps no SECOND_MOMENT, or not by one beta_2 and eps. kept: as above."""
+    kept = _kept(optimizer) if kept is None else kept
+    groups = optimizer.param_groups
+    if (kept is not None and SECOND_MOMENT not in kept) or "betas" not in groups[0]:
+        raise ValueError(
+            f"algorithm.precondition divides by the square root of Adam's second moments, and "
+            f"{type(optimizer).__name__} keeps none: use Adam or AdamW, or set it to false"
+        )
+    if len({(float(group["betas"][1]), float(group["eps"])) for group in groups}) > 1:
+        raise ValueError(
+            "algorithm.precondition divides all weights alike, and the optimizer's groups differ "
+            "in betas or eps: give them the same, or set it to false"
+        )
+
+
+def _kept(optimizer: torch.optim.Optimizer) -> set[str] | None:
+    """The moments that it keeps, known or shown; None where only its first step can tell."""
+    kept = moment_names(optimizer)
+    shown = _shown(optimizer) if kept is None else None
+    return kept if shown is None else set(moment_keys(shown, shown.param_groups[0]["params"]))

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tram_ds.models.functional import LogitGradient
 from tram_ds.models.logits import Compare, Hidden
 from tram_ds.models.output import Batch, Output
 
@@ -43,13 +44,22 @@ class Chunked:
     targets: Callable[[Batch], Tensor]
     verified: bool = field(default=False, init=False)
 
-    def __call__(self, model: Any, batch: Batch, compares: Sequence[Compare] = ()) -> Output:
+    def __call__(
+        self,
+        model: Any,
+        batch: Batch,
+        compares: Sequence[Compare] = (),
+        held: LogitGradient | None = None,
+    ) -> Output:
+        """held: the gradient of the objective is made of this dL/dlogits, or of the pass's own,
+        which is kept in it where it was empty."""
         targets = self.targets(batch)
         counted = targets != IGNORED
         sweep = _LogitChunks(
             targets,
             compares,
             Output(targets, counted.sum(), None, len(batch["input_ids"]), counted),
+            held,
         )
         with _asked(model, batch.get("attention_mask"), sweep.answer):
             objective = model(**self.inputs(batch)).logits
@@ -118,8 +128,15 @@ class _LogitChunks:
     """One pass over the rows in chunks; afterwards total, losses (N,) and distances are there,
     without a graph."""
 
-    def __init__(self, targets: Tensor, compares: Sequence[Compare], like: Output):
-        self.targets, self.compares, self.like = targets, compares, like
+    def __init__(
+        self,
+        targets: Tensor,
+        compares: Sequence[Compare],
+        like: Output,
+        held: LogitGradient | None = None,
+    ):
+        self.targets, self.compares, self.like, self.held = targets, compares, like, held
+        self.stored = None if held is None else held.hidden  # of another pass
         self.positions = [c.positions(like, len(targets)) for c in compares]
         pairs = zip(compares, self.positions, strict=True)
         self.weights = [None if c.weight is None else c.weight(like.count, n) for c, n in pairs]
@@ -141,8 +158,10 @@ class _LogitChunks:
     def run(self, inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> None:
         """inputs: states, weight, bias, states of references read by this head; grads: what their
         gradients are added to."""
-        states, weight, *_ = inputs
+        states, weight, bias, *_ = inputs
         assert states is not None and weight is not None
+        if self.held is not None and self.stored is None:
+            self.held.keep(states.to(weight.dtype), weight, bias)
         self.total = torch.zeros((), dtype=_wide(weight.dtype), device=states.device)
         step = max(1, CHUNK_ELEMENTS.get(states.device.type, CHUNK_ELEMENTS["cuda"]) // len(weight))
         for start in range(0, len(states), step):
@@ -165,20 +184,35 @@ class _LogitChunks:
             for r in self.references
         ]
         wanted = [x for x in logits if x.requires_grad]
-        with torch.set_grad_enabled(bool(wanted)):
+        with torch.set_grad_enabled(bool(wanted) and self.stored is None):
             objective = self._terms(rows, logits[0], references)
         self.total += objective.detach()
         # Taken here, while the chunk's logits are there: kept for backward they would be the (N, C)
         # matrix that is never held.
         if wanted:
-            found = iter(torch.autograd.grad(objective, wanted))
+            found = iter(
+                torch.autograd.grad(objective, wanted)
+                if self.stored is None
+                else [self._gradient(rows, self.stored)]
+            )
             for x, g in zip(read, into, strict=True):
                 if g is not None:
                     _add_product(next(found), x, weight, rows, g, grads)
 
-    def _terms(self, rows: slice, logits: Tensor, references: Sequence[Tensor]) -> Tensor:
+    def _losses(self, rows: slice, logits: Tensor) -> Tensor:
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        losses = F.cross_entropy(wide, self.targets[rows], ignore_index=IGNORED, reduction="none")
+        return F.cross_entropy(wide, self.targets[rows], ignore_index=IGNORED, reduction="none")
+
+    def _gradient(self, rows: slice, stored: Hidden) -> Tensor:
+        """dL/dlogits (n, C) at the weights that `stored` is of."""
+        assert stored.weight is not None
+        logits = F.linear(stored.states[rows], stored.weight, stored.bias).requires_grad_()
+        with torch.enable_grad():
+            loss = self._losses(rows, logits).sum()
+        return torch.autograd.grad(loss, logits)[0]
+
+    def _terms(self, rows: slice, logits: Tensor, references: Sequence[Tensor]) -> Tensor:
+        losses = self._losses(rows, logits)
         self.losses.append(losses.detach())
         objective, found = losses.sum(), []
         counted = None if self.like.counted is None else self.like.counted[rows]

@@ -26,6 +26,10 @@ class Hidden(NamedTuple):
 
 
 Prediction = Tensor | Hidden  # of N positions
+NO_GRADIENT = (
+    "loss_sum has no gradient: the forward pass ran under no_grad, detached its loss, or depends "
+    "on no trainable parameter"
+)
 # (counted targets, positions) of a micro-batch -> factor
 Weight = Callable[[Tensor | int, Tensor | int], Tensor | float]
 
@@ -65,10 +69,7 @@ def measured(output: Output, compares: Sequence[Compare]) -> Output:
     comparison."""
     objective, found = output.loss_sum.reshape(()), []
     if torch.is_grad_enabled() and not objective.requires_grad:
-        raise ValueError(
-            "loss_sum has no gradient: the forward pass ran under no_grad, detached its loss, or "
-            "depends on no trainable parameter"
-        )
+        raise ValueError(NO_GRADIENT)
     for compare in compares:
         assert isinstance(compare.reference, Tensor), "whole logits are compared with whole logits"
         logits = rows_of(output)

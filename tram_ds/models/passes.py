@@ -6,12 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from tram_ds.engines.protocol import Engine
+from tram_ds.models import functional
 from tram_ds.models.chunked import Chunked
+from tram_ds.models.functional import LogitGradient
 from tram_ds.models.logits import Compare, Prediction, measured
 from tram_ds.models.noise import Added, Conditions, Noise
 from tram_ds.models.output import Output, rows_of
@@ -62,16 +65,22 @@ class ForwardContext:
         noise: Noise | None = None,
         fixed: bool = False,
         compares: Sequence[Compare] = (),
+        held: LogitGradient | None = None,
     ) -> Output:
         """The pass whose objective is differentiated. masks: the purpose that seeds dropout. fixed:
         no gradient goes below the noise.
 
         compares: what to measure of the logits; the output's `objective` and `distances` answer.
+        held: see functional.through; nothing is compared then.
         """
+        assert held is None or not compares
         added = None if noise is None else Added(noise, self.draws, index, fixed=fixed)
         with self._under(index, masks, train, added, last=True):
             if isinstance(self.forward, Chunked):
-                return self.forward(self.engine.model, batch, compares)
+                return self.forward(self.engine.model, batch, compares, held)
+            if held is not None:
+                forward = partial(self.forward, self.engine.model, batch)
+                return functional.through(self.engine.model, held, forward)
             return measured(self.forward(self.engine.model, batch), compares)
 
     def predict(

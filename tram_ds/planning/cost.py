@@ -51,9 +51,18 @@ def cost(setup: RunSetup, size: ModelSize, row: Algorithm) -> Cost:
     step = mean_cost(row)
     forward = float(size.forward_flops) * setup.micros * setup.world
     recomputed = step.backward if setup.checkpointing else 0
+    again = _logits_again(size, row) * setup.micros * setup.world
     sent = traffic(setup, size, row, step.forward)
     units = step.units_of(size.trained / size.parameters)
-    return Cost(units, units * forward, (units + recomputed) * forward, sent)
+    return Cost(units, units * forward, (units + recomputed) * forward + again, sent)
+
+
+def _logits_again(size: ModelSize, row: Algorithm) -> float:
+    """FLOPs of a micro-batch's step: pass 2 multiplies out the hidden states of pass 1, whose
+    dL/dlogits it descends through, a chunk at a time. Whole, it is kept."""
+    if not (row.stored_gradient and size.chunked):
+        return 0.0
+    return 2 * size.positions * size.width * size.classes / row.of(Climb).perturb_every
 
 
 def traffic(setup: RunSetup, size: ModelSize, row: Algorithm, forwards: float) -> dict[str, int]:

@@ -14,14 +14,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tram_ds.algorithms.bound import Algorithm
-from tram_ds.algorithms.options import Climb
+from tram_ds.algorithms.options import Climb, Gradient
 from tram_ds.algorithms.trust_region import NoiseReference, Previous, WeightReference
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS
 from tram_ds.planning.sizes import ModelSize
 
 FP32 = 4
-# fp32 copies of a part of the shards while epsilon is computed over it; Algorithm 2 has one more
+# fp32 copies of a part of the shards while epsilon is computed over it; Algorithm 2 has one more,
+# and so has what Adam divides by
 FORMULA = 3
 # fp32 copies of logits while a distance is measured: both sides, their log-softmax, their
 # difference
@@ -77,7 +78,8 @@ class RunSetup:
 class Memory:
     """Bytes on one GPU at the peak; moment: when that is.
 
-    references: weights beside theta and copies of the output head, for predictions. ascent: copies
+    references: weights beside theta and copies of the output head, for predictions and a stored
+    dL/dlogits. ascent: copies
     of the gradient, and what
     epsilon is computed in. logits: or, in chunks, what stands for them; the predictions of
     references are part of it.
@@ -155,7 +157,8 @@ def _between(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memor
     outside, inside, _ = _buffers(setup, size)
     if row.ascent is not None:
         total, realised = _copies(setup, size, row)
-        formula = (FORMULA + bool(realised)) * min(shard, FP32 * PART["cuda"])
+        more = bool(realised) + row.of(Gradient).precondition
+        formula = (FORMULA + more) * min(shard, FP32 * PART["cuda"])
         held = {"references": seen.weights + seen.heads, "ascent": total + realised + formula}
         yield Memory(
             "the ascent", **states, **held, activations=0, logits=seen.rows, buffers=outside
@@ -265,7 +268,9 @@ def _references(setup: RunSetup, size: ModelSize, row: Algorithm) -> _References
         for r in previous
         if isinstance(r.reference, Previous)
     )
-    predictions, shard = len(kept) + len(previous) + ahead, _shard(setup, size)
+    # what dL/dlogits is, or is made from, is as large as a prediction
+    predictions = len(kept) + len(previous) + ahead + row.stored_gradient
+    shard = _shard(setup, size)
     # one copy serves all micro-batches
     head = size.classes * size.width * setup.working if size.chunked else 0
     rows = (
@@ -314,9 +319,11 @@ def _logits(setup: RunSetup, size: ModelSize, row: Algorithm) -> _Logits:
     gradient = (1 + row.through_reference) * states
     # a chunk's share of the head's gradient, not yet added
     added = head * working + 2 * chunk * working if setup.half else 0
-    loss = gradient + max((3 * FP32 + working) * chunk, added)
+    # beside the loss's own chunk, that of pass 1's logits
+    own = (3 * FP32 + working * (1 + row.stored_gradient)) * chunk
+    loss = gradient + max(own, added)
     return _Logits(
-        loss, gradient + noised * states + (comparing + 3) * FP32 * chunk, gradient, FP32 * head
+        loss, gradient + noised * states + (comparing + 2) * FP32 * chunk, gradient, FP32 * head
     )
 
 

@@ -158,6 +158,12 @@ class Recipe(Section):
         if plain and Momentum in ALGORITHMS[self.algorithm.name]:
             text = "it moves along the optimizer's momentum, which is 0: set optimizer.momentum=0.9"
             problems.append(("algorithm.name", text))
+        if self.optimizer.name == "sgd" and self.algorithm.precondition:
+            text = (
+                "divides by the square root of Adam's second moments, and optimizer.name = sgd "
+                "keeps none: set optimizer=adam, or remove it"
+            )
+            problems.append(("algorithm.precondition", text))
         keeping = readers("decay")
         if self.eval.weights == "ema" and self.algorithm.name not in keeping:
             text = (
