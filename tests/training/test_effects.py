@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.ranks import ROOT, environment
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.effect import Effect
-from tram_ds.training.effects import due, effect_of, record_of, warning
+from tram_ds.recipe.recipe import load
+from tram_ds.training.effects import due, effect_of, record_of, resolved, warning
 
 
 def test_early_steps_and_every_k_th_are_looked_at() -> None:
@@ -75,6 +76,18 @@ def test_skipped_steps_and_later_ones_do_not_count() -> None:
     assert said(a_record(3, change=1e-5), a_record(101, change=1.0)) is not None
 
 
+def test_a_calibrated_scale_is_known_once_a_distance_was_seen() -> None:
+    """rho over the mean of the first two: .3 / ((.1 + .5) / 2) = 1, whatever came later."""
+    row = algorithm("tram_prev", radius_scale="auto", rho=0.3, calibration_steps=2)
+    region: Any = row.radius
+    assert resolved(row) == {} == resolved(algorithm("tram_prev")) == resolved(algorithm("asam"))
+    region.seen, found = torch.zeros(2, dtype=torch.float64), []
+    for d in (0.0, 0.1, 0.5, 7.0):
+        region.seen = region.rule.after(torch.tensor(d, dtype=torch.float64), region.seen)
+        found.append(resolved(row).get("algorithm.radius_scale"))
+    assert found[0] is None and found[1:] == pytest.approx([3.0, 1.0, 1.0])
+
+
 RECIPE = """
 task: {name: language_modeling, data: generated, seq_len: 16, max_eval_tokens: 64, cache_dir: cache}
 model: {init: {architecture: llama, num_hidden_layers: 1, hidden_size: 16, intermediate_size: 16,
@@ -108,9 +121,16 @@ def test_a_run_says_it_at_the_start_at_the_end_and_in_its_files(tmp_path: Path) 
     (warned,) = results["warnings"]
     assert "over the first 4 steps tram_prev changed the gradient by at most" in warned
     assert text.count(f"warning: {warned}") == 2  # when it was known, and under the results
+    assert results["resolved"] == {}
     assert [("effect" in r) for r in records if "loss" in r] == [False, False, True, False]
     assert records[2]["effect_masks"] == 0.0 and 0.0 <= records[2]["effect"] < 1e-3
-    text, records, results = run("run_dir=other", "train.effect_every=null", "algorithm=asam")
+    sized = "algorithm={name: tram_x, radius_scale: auto, rho: 0.05}"
+    text, records, results = run("run_dir=other", "train.effect_every=null", sized)
     assert results["warnings"] == [] and "warning:" not in text
     assert not any("effect" in r for r in records)
-    assert os.listdir(tmp_path / "other")
+    # the scale that auto found, in the recipe as a comment: a run by that file finds it again
+    last, scale = records[-1], results["resolved"]["algorithm.radius_scale"]
+    assert scale == pytest.approx(last["radius"] / last["distance"])
+    resolved = tmp_path / "other" / "recipe.yaml"
+    assert resolved.read_text().endswith(f"# algorithm.radius_scale: found to be {scale!r}\n")
+    assert load(str(resolved)).algorithm.radius_scale == "auto"

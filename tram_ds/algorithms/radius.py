@@ -70,6 +70,11 @@ class Calibrated:
     def after(self, d: Tensor, seen: Tensor) -> Tensor:
         return torch.where(seen[1] < self.steps, _counted(d, seen, seen + _once(d)), seen)
 
+    def scale(self, seen: Tensor) -> float | None:
+        """rho over the mean of the distances so far; None before the first. Host-synchronising."""
+        total, count = seen.tolist()
+        return self.rho * count / total if count else None
+
 
 def nothing(like: Tensor) -> Tensor:
     """`seen` before the first step."""

@@ -194,9 +194,11 @@ class Evaluator:
         initial: Scores | None,
         warnings: Callable[[], list[str]] = list,
         stopped_early: dict[str, Any] | None = None,
+        resolved: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """Scores and exports the selected weights; writes and returns results.json. warnings: asked
         on rank 0. stopped_early: {"step", "of", "why"} of a run that ended before its last step.
+        resolved: recipe key -> what the run found for it.
         The export first, with the scores in its card: results.json stands for both."""
         measured = from_rank_0(lambda: self._best_alike()["step"] >= 0)
         best = self.recipe.eval.select == "best" and measured
@@ -218,6 +220,7 @@ class Evaluator:
             "initial": initial,
             "samples": samples,
             "warnings": from_rank_0(warnings),
+            "resolved": dict(resolved or {}),
         }
         if best:
             self._in_room(self.folder.export, lambda peers: self._publish_best(peers, results))

@@ -8,6 +8,8 @@ from typing import Any
 
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.effect import ACTS, TOO_FAR, Effect, keys
+from tram_ds.algorithms.radius import Calibrated
+from tram_ds.algorithms.trust_region import TrustRegion
 
 # steps, counted from 1, that are looked at whatever effect_every is: at the first a reference of
 # earlier weights says nothing
@@ -35,6 +37,16 @@ def record_of(effect: Effect) -> dict[str, float]:
         "effect_gap": effect.loss_gap,
         "effect_norm": effect.norm,
     }
+
+
+def resolved(row: Algorithm) -> dict[str, float]:
+    """Recipe key -> what the run found for it where the recipe left that to the run
+    (radius_scale: auto), the same on every rank. Host-synchronising."""
+    region = row.radius
+    if not isinstance(region, TrustRegion) or not isinstance(region.rule, Calibrated):
+        return {}
+    scale = None if region.seen is None else region.rule.scale(region.seen)
+    return {} if scale is None else {"algorithm.radius_scale": scale}
 
 
 def effect_of(record: Mapping[str, Any]) -> Effect | None:

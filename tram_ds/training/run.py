@@ -10,14 +10,16 @@ import torch.distributed as dist
 
 from tram_ds.checkpoint.resume import Resumed, Saver, resume
 from tram_ds.evaluation.evaluator import Scores
-from tram_ds.recipe.recipe import Recipe, to_dict
+from tram_ds.recipe.recipe import Recipe, dump, to_dict
 from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
+from tram_ds.runtime.files import write_whole
 from tram_ds.runtime.ranks import barrier
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.runtime.signals import Watchdog
 from tram_ds.runtime.wording import short
 from tram_ds.tracking.results import stopped_early
 from tram_ds.training.build import Run, build
+from tram_ds.training.effects import resolved
 from tram_ds.training.loop import Loop
 from tram_ds.training.opening import Request, opened
 from tram_ds.training.progress import results_text
@@ -127,12 +129,18 @@ def conclude(run: Run, records: Records, initial: Scores | None) -> None:
     """Final scores and the export, recorded and shown. Collective."""
     records.flush()
     stopped = run.early_stopping.told(run.stepper.steps, run.total_steps)
-    results = run.evaluator.conclude(initial, lambda: warned(run), stopped)
+    found = resolved(run.stepper.algorithm)
+    results = run.evaluator.conclude(initial, lambda: warned(run), stopped, found)
     records.tracker.log_results(results)
     if run.job.rank == 0:
         if stopped is not None:
             records.tracker.set_tags({"stopped_early": stopped_early(results)})
-        records.tracker.set_tags({"export": str(run.folder.export.resolve())})
+        tags = {f"resolved.{key}": repr(value) for key, value in found.items()}
+        records.tracker.set_tags({"export": str(run.folder.export.resolve()), **tags})
+        if found:
+            # as comments: trained again by this file, the run finds them again
+            lines = [f"# {key}: found to be {value!r}\n" for key, value in found.items()]
+            write_whole(run.folder.recipe, "".join([dump(run.recipe), *lines]))
         print_results(results, run.folder)
 
 
