@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,48 @@ def test_rows_of_one_pass_cost_what_they_add_to_it():
     assert (held["base"].references, held["l2sp"].references) == (0, shard)
     assert held["l2sp"].logits == held["base"].logits < held["kl_init"].logits
     assert (held["base"].theta_snapshot, held["msam"].theta_snapshot) == (0, shard)
+
+
+def test_random_weights_send_a_number_for_every_row():
+    """Of GPT-2: the two embeddings' rows, and of a block c_attn, c_proj and c_fc, (in, out) with as
+    many as its width, and the second c_proj with four times as many: 7 n_embd. float64, summed over
+    those that share the weights."""
+    tiny = {"n_layer": 3, "n_embd": 64, "n_head": 2, "vocab_size": 100}
+    size = sizes.size(recipe(tiny, "base", 2, 1))
+    assert size.trained_rows == 100 + 256 + 3 * 7 * 64
+    shared = {"replicated": 0, "zero0": 0, "zero2": 1, "zero3": 1, "fsdp2": 1}
+    for engine, counted in shared.items():
+        name = "zero" if engine.startswith("zero") else engine
+        config = {"zero_optimization": {"stage": int(engine[-1])}} if name == "zero" else {}
+        setup = memory.setup_of(
+            name, config, world=2, half=False, kept=2, micros=1, checkpointing=False
+        )
+        rwp, msam = (cost.cost(setup, size, algorithm(row)).sent for row in ("rwp", "msam"))
+        assert sum(rwp.values()) - sum(msam.values()) == counted * 8 * size.trained_rows, engine
+
+
+def test_the_average_that_is_scored_is_one_more_copy():
+    """Beside the average that training keeps. Where gradients are never given back and a block's
+    activations are the largest part, that is the peak."""
+    tiny = {"n_layer": 2, "n_embd": 64, "n_head": 2}
+    size = replace(sizes.size(recipe(tiny, "mesa", 2, 1)), saved_block=1 << 30)
+    common = {"world": 2, "half": False, "kept": 2, "micros": 1, "checkpointing": True}
+    found = {
+        (row, average): memory.peak(
+            memory.setup_of("replicated", {}, average=average, **common), size, algorithm(row)
+        )
+        for row in ("mesa", "asam")
+        for average in (False, True)
+    }
+    copy = 4 * size.parameters
+    assert found["mesa", True].moment == "the scores of the average"
+    assert found["mesa", True].references == 2 * copy
+    assert found["mesa", False].moment == "the end of the pass"
+    assert found["asam", True] == found["asam", False]
+    scored = load("quickstart.yaml", ["algorithm=mesa", "eval.weights=ema"])
+    assert (
+        plan.setup_for(scored, 2).average and not plan.setup_for(load("quickstart.yaml"), 2).average
+    )
 
 
 @pytest.mark.parametrize("logits", ["whole", "chunks"])

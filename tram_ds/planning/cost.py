@@ -7,11 +7,12 @@ from typing import Any
 
 from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.cost import mean_cost
-from tram_ds.algorithms.options import BesideAscent, Climb
+from tram_ds.algorithms.options import BesideAscent, Climb, WeightNoise
 from tram_ds.algorithms.trust_region import Previous, WeightReference
 from tram_ds.planning.memory import FP32, RunSetup
 from tram_ds.planning.sizes import ModelSize
 
+FP64 = 8
 # dense TFLOP/s per GPU from the vendors' data sheets: (bf16, fp32 without tensor cores), GB of
 # memory
 PEAK = {
@@ -115,11 +116,14 @@ def traffic(setup: RunSetup, size: ModelSize, row: Algorithm, forwards: float) -
     whole = setup.engine in ("fsdp2", "zero3")  # frozen weights are sharded, too
     gathered = size.parameters if whole else size.trained
     each_of = {"allgather": gathered}
-    return {
+    sent = {
         name: round(copies * each_of.get(name, size.trained))
         for name, copies in found.items()
         if copies
     }
+    if WeightNoise in row.parts and setup.shards > 1:  # the size of every row
+        sent["allreduce"] = sent.get("allreduce", 0) + FP64 * size.trained_rows
+    return sent
 
 
 def _moves(reference: Any) -> bool:

@@ -37,6 +37,7 @@ class RunSetup:
     per parameter.
 
     bucket, live: elements of a reduction bucket, and of gathered parameters that ZeRO-3 may keep.
+    average: the recipe has the moving average of the weights scored instead of theta.
     """
 
     engine: str  # replicated, fsdp2, zero0, zero1, zero2 or zero3
@@ -51,6 +52,7 @@ class RunSetup:
     offload_parameters: bool = False
     bucket: int = 500_000_000
     live: int = 1_000_000_000
+    average: bool = False
 
     @property
     def working(self) -> int:
@@ -114,7 +116,8 @@ class Memory:
 
 def peak(setup: RunSetup, size: ModelSize, row: Algorithm) -> Memory:
     """The parts at the moment of the largest sum."""
-    return max([*_passes(setup, size, row), *_between(setup, size, row)], key=lambda m: m.total)
+    moments = [*_passes(setup, size, row), *_between(setup, size, row)]
+    return max([*moments, *_at_average(setup, size, row)], key=lambda m: m.total)
 
 
 def _passes(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
@@ -191,6 +194,26 @@ def _between(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memor
             logits=rows,
             buffers=inside,
         )
+
+
+def _at_average(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
+    """While the moving average with theta_{t+1} in it, a copy of its own, is scored, by batches of
+    the training's size."""
+    kept = [r for r in row.references if isinstance(r, WeightReference) and r.name == "average"]
+    if not (setup.average and kept):
+        return
+    states, (_, inside, _) = _states(setup, size, row), _buffers(setup, size)
+    early = states if setup.keeps_gradients else {**states, "gradients": 0}
+    references = _references(setup, size, row).weights + _shard(setup, size)
+    yield Memory(
+        "the scores of the average",
+        **early,
+        references=references,
+        ascent=0,
+        activations=size.saved_block,
+        logits=0 if size.chunked else 2 * FP32 * size.positions * size.classes,
+        buffers=inside,
+    )
 
 
 def _shard(setup: RunSetup, size: ModelSize) -> int:

@@ -66,6 +66,7 @@ def setup_for(recipe: Recipe, world: int) -> RunSetup:
         kept=int(optimizer.momentum > 0) if optimizer.name == "sgd" else 2,
         micros=accumulation(recipe, world),
         checkpointing=recipe.model.activation_checkpointing,
+        average=recipe.eval.weights == "ema",
     )
 
 

@@ -86,7 +86,8 @@ class ModelSize:
     logits are never whole.
     tokens: rows of text or images, times their length in tokens.
     trained, trained_block, trained_root: of parameters, block, root those that train: all, or
-    adapters. head_trained: whether the output head does.
+    adapters. trained_rows: rows of those with two dimensions or more, by the first. head_trained:
+    whether the output head does.
     """
 
     parameters: int
@@ -105,6 +106,7 @@ class ModelSize:
     trained: int
     trained_block: int
     trained_root: int
+    trained_rows: int
     head_trained: bool
 
 
@@ -112,6 +114,7 @@ class ModelSize:
 class _Trace:
     parameters: int
     trained: int
+    rows: int
     head_trained: bool
     saved: int
     flops: int
@@ -173,6 +176,7 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
         trained=one.trained + (layers - 1) * trained_block,
         trained_block=trained_block,
         trained_root=one.trained - trained_block,
+        trained_rows=one.rows + (layers - 1) * (two.rows - one.rows),
         head_trained=one.head_trained,
     )
 
@@ -271,6 +275,7 @@ def _trace(
         return _Trace(
             sum(p.numel() for p in model.parameters()),
             sum(p.numel() for p in model.parameters() if p.requires_grad),
+            sum(len(p) for p in model.parameters() if p.requires_grad and p.dim() > 1),
             _head_trained(model),
             sum(storage.nbytes() for storage in saved.values()),
             flops.get_total_flops(),
