@@ -12,11 +12,15 @@ import torch
 import transformers
 from huggingface_hub import ModelCard
 
+from tram_ds.algorithms.stepper import wrap
+from tram_ds.checkpoint.adapter_export import add_merged, export_adapter
 from tram_ds.evaluation import card, card_facts
 from tram_ds.evaluation.card_loading import KINDS
+from tram_ds.models.pretrained import load_base, load_model
 from tram_ds.recipe.recipe import Recipe, load
-from tram_ds.recipe.sections import task_names
+from tram_ds.recipe.sections import LoraSection, ModelSection, task_names
 from tram_ds.runtime import run_folder
+from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.signed import is_signed, signed
 
 FACTS = {
@@ -197,17 +201,12 @@ def test_a_signature_holds_for_its_text_alone(tmp_path: Path) -> None:
 def test_its_lines_load_the_model_and_the_adapters(tmp_path: Path) -> None:
     """Of a base with a name of the hub's: here, a folder stands for it."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
-    from transformers import AutoModelForCausalLM
-
     from tests.models.test_adapters import filled, section
-    from tram_ds.algorithms.stepper import wrap
-    from tram_ds.checkpoint.adapter_export import add_merged, export_adapter
-    from tram_ds.models.pretrained import load_base, load_model
-    from tram_ds.runtime.peers import Peers
 
+    kind = transformers.AutoModelForCausalLM
     base, export = tmp_path / "base", tmp_path / "export"
-    load_base(AutoModelForCausalLM, section()).save_pretrained(base)
-    model = filled(load_model(AutoModelForCausalLM, section(base)))
+    load_base(kind, section()).save_pretrained(base)
+    model = filled(load_model(kind, section(base)))
     trained = [p for p in model.parameters() if p.requires_grad]
     engine = wrap(model, torch.optim.SGD(trained, lr=0.1), "base").engine
     chosen = load("llama_lora", ["model.path=owner/base"])
@@ -218,7 +217,7 @@ def test_its_lines_load_the_model_and_the_adapters(tmp_path: Path) -> None:
     for name, folder in cards.items():
         page = ModelCard.load(export / name)
         assert page.data["library_name"] == "peft" and f'(base, "{folder}")' in page.text
-    add_merged(export, load_base(AutoModelForCausalLM, section(base)), companion=beside)
+    add_merged(export, load_base(kind, section(base)), companion=beside)
     page = (export / "README.md").read_text()
     assert ModelCard(page).data["library_name"] == "transformers"
     whole, adapters = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -232,3 +231,31 @@ def test_its_lines_load_the_model_and_the_adapters(tmp_path: Path) -> None:
             found = there["model"].eval()(input_ids=ids).logits
             torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
     assert isinstance(there["model"], peft.PeftModel)
+
+
+def test_a_classifiers_lines_load_its_head_with_the_adapters(tmp_path: Path) -> None:
+    """On a base that has none."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    from tests.models.test_adapters import filled
+
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 11}
+    config = transformers.AutoConfig.for_model("xlm-roberta", intermediate_size=8, **sizes)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "base")
+    section = ModelSection(path=str(tmp_path / "base"), lora=LoraSection(r=2))
+    kind = transformers.AutoModelForSequenceClassification
+    model: Any = filled(load_model(kind, section, new_head=True, num_labels=3))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    engine = wrap(model, torch.optim.SGD(trained, lr=0.1), "base").engine
+    facts = {"trained": {"base_model": "owner/base", "num_labels": 3}}
+    beside = card.Beside(None, recipe("model={path: owner/base, lora: {r: 2}}"), lambda: facts)
+    export_adapter(engine, tmp_path / "export", Peers(1), beside)
+    page = (tmp_path / "export/README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = code.replace("owner/base", str(tmp_path / "base"))
+    there: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(tmp_path / "export")), there)
+    ids = torch.arange(2, 10).view(2, 4)
+    with torch.no_grad():
+        want, found = (m.eval()(input_ids=ids).logits for m in (model, there["model"]))
+    assert found.shape == (2, 3)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-6)
