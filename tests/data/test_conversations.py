@@ -104,9 +104,9 @@ def test_rows_of_which_none_is_left_are_refused_with_their_places(tmp_path, toke
 
 def test_data_that_is_not_there_says_what_could_be():
     with pytest.raises(
-        DataError, match=r"'no/such' is neither .*messages, or prompt and completion"
+        DataError, match=r"'no-such' is neither .*messages, or prompt and completion"
     ):
-        open_conversations("no/such")
+        open_conversations("no-such")
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, MISTRAL], ids=["chatml", "llama", "mistral"])

@@ -75,8 +75,8 @@ def test_an_empty_file_is_named(root):
 
 
 def test_unknown_data_names_the_ways_out(root):
-    with pytest.raises(DataError, match=r"'no/such'.*installed_docs.*folder"):
-        open_source("no/such")
+    with pytest.raises(DataError, match=r"'no-such'.*installed_docs.*folder"):
+        open_source("no-such")
     with pytest.raises(DataError, match=r"has no domain.*found notes\.md"):
         open_source(str(root / "empty_folder"))
 

@@ -301,7 +301,7 @@ def test_heads_of_the_other_tasks_are_built_the_same_way():
         ),
         ({"model": {"init": TINY | {"vocab_size": 100}}}, "vocab_size 100 is too small"),
         ({"model": {"path": "/no/such/folder"}}, "model.path /no/such/folder: there is no such"),
-        ({"data": "machelreid/nothing"}, "'machelreid/nothing' is neither"),
+        ({"data": "machelreid/nothing"}, "hub data set machelreid/nothing"),
     ],
 )
 def test_errors_come_before_any_weight(recipe_for, monkeypatch, change, message):

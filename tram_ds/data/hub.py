@@ -32,27 +32,36 @@ def hub_file(repo: str, name: str, revision: str | None, instead: str) -> Path:
 def hub_files(repo: str, pattern: str, revision: str | None, instead: str) -> list[Path]:
     """The files of a data set repository that match `pattern` (of their path in it), sorted by
     name; at least one."""
+    return hub_folder(repo, [pattern], revision, instead)[1]
+
+
+def hub_folder(
+    repo: str, patterns: Sequence[str], revision: str | None, instead: str, called: str = ""
+) -> tuple[Path, list[Path]]:
+    """(the folder of a data set repository, its files that match one of `patterns`, sorted).
+    called: what these are, where the patterns do not say it better."""
+    wanted = called or ", ".join(patterns)
     try:
         with waiting(repo, "task.data"):
             found = snapshot_download(
-                repo, repo_type="dataset", revision=revision, allow_patterns=[pattern]
+                repo, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
             )
         folder = Path(found)
     except Exception as error:
-        raise _unreachable(repo, pattern, revision, instead, error) from error
+        raise _unreachable(repo, wanted, revision, instead, error) from error
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
-    matching = [folder / name for name in names if fnmatch(name, pattern)]
+    matching = [folder / name for name in names if any(fnmatch(name, p) for p in patterns)]
     if not matching:
         raise _unreachable(
             repo,
-            pattern,
+            wanted,
             revision,
             instead,
             FileNotFoundError(f"no such file; it has {_some(names)}"),
         )
-    return matching
+    return folder, matching
 
 
 def _unreachable(

@@ -85,13 +85,13 @@ class OwnText:
         reading: Reading,
         cache_dir: str | os.PathLike[str] | None = None,
         part: Part = column_of_text,
+        files: Files | None = None,
     ) -> None:
-        """part: what is read of a row. DataError for files that cannot be read, or hold no row that
-        can be used."""
+        """part: what is read of a row. files: None for those of the path `data`. DataError for
+        files that cannot be read, or hold no row that can be used."""
         self.data, self.reading, self.part = data, reading, part
-        root = Path(data)
-        self.files = find_files(root)
-        self.unread = unread(root, self.files)
+        self.files = find_files(Path(data)) if files is None else files
+        self.unread = unread(Path(data), self.files) if files is None else []
         for domain in [] if reading.domain_column else self.files:
             check_domain_name(domain)
         self.folder = self._built(cache_dir)

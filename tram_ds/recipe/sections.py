@@ -43,7 +43,7 @@ def task_names() -> list[str]:
     )
 
 
-ROWS = ("column", "domain_column", "held_out", "held_out_seed")
+ROWS = ("files", "column", "domain_column", "held_out", "held_out_seed")
 
 
 class TaskSection(NamedSection):
@@ -55,10 +55,14 @@ class TaskSection(NamedSection):
     data: Place
     """A hub id, a local folder, `installed_docs` (text of the installed packages) or `generated` (a
     tiny made-up set). language_modeling: also a file of text or rows, or a folder of them;
-    instruction: a file or folder of conversations (docs/data.md)."""
+    instruction: a file or folder of conversations (docs/data.md). Of these two, a hub id may be
+    that of any data set with files of rows."""
     revision: str | None = None
     """Branch, tag or commit of task.data on the hub; null = its main branch. Two repositories:
     `train,test`."""
+    files: str | None = None
+    """Of a data set of the hub with files of rows: which of them, as a pattern of their paths such
+    as `en/*` or `data/*_sft-*`; null = all that can be read."""
     train: str | None = None
     """Domain or language to train on; `all` = every domain not in task.exclude; null = the source's
     first (images: its only one)."""

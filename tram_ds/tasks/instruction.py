@@ -44,7 +44,7 @@ def build(recipe: Any, training: bool = True) -> Instruction:
         held_out=task.held_out,
         held_out_seed=task.held_out_seed,
     )
-    source = open_conversations(task.data, task.cache_dir, task.revision, reading)
+    source = open_conversations(task.data, task.cache_dir, task.revision, reading, task.files)
     train, evaluated = chosen(task, source.domains(), source.splits)
     return Instruction(recipe, source, train, evaluated, training)
 

@@ -40,7 +40,7 @@ def build(recipe: Any, training: bool = True) -> LanguageModeling:
     """
     task = recipe.task
     reading = Reading(task.column, task.domain_column, task.held_out, task.held_out_seed)
-    source = open_source(task.data, task.cache_dir, task.revision, reading)
+    source = open_source(task.data, task.cache_dir, task.revision, reading, task.files)
     train, evaluated = chosen(task, source.domains(), source.splits)
     return LanguageModeling(recipe, source, train, evaluated, training)
 
