@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.integration.hub_server import serving
 from tests.integration.test_own_data import RECIPE, notes, train
 from tests.ranks import ROOT, free_port, script
 from tram_ds.cli import main as tram
@@ -182,34 +183,25 @@ def test_a_dry_run_names_every_file(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_upload_is_one_commit_of_the_folder_which_stays_where_it_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls: list[tuple[str, dict[str, Any]]] = []
-
-    class Url(str):
-        @property
-        def repo_id(self) -> str:
-            return str(self)
-
-    class Hub:
-        def create_repo(self, repo: str, **how: Any) -> Url:
-            calls.append((repo, how))
-            return Url(repo)
-
-        def upload_folder(self, **how: Any) -> None:
-            calls.append((how.pop("repo_id"), how))
-            if how["folder_path"] == Path("failed"):
-                raise OSError("401 Client Error\nand more")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr("tram_ds.evaluation.hub_upload.check", lambda *_, **__: None)
-    assert export("run", "--out", "pushed", "--push", "me/it") == 0
-    (made, private), (where, sent) = calls
-    assert made == where == "me/it" and private == {"private": True, "exist_ok": True}
-    assert sent["folder_path"] == Path("pushed") and "run, exported" in sent["commit_message"]
-    capsys.readouterr()
-    assert export("run", "--out", "failed", "--push", "me/it") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "401 Client Error; failed is whole: try again with `hf upload me/it failed`" in line
-    assert Path("failed/README.md").is_file()
+    """Through the hub's own client, to a server that stands for the hub."""
+    with serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_TOKEN", "hf_x")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
+        assert export("run", "--out", "pushed", "--push", "me/it") == 0
+        assert f"uploaded: {server.address}/me/it" in capsys.readouterr().out
+        (made,) = server.made
+        assert made == {"name": "it", "organization": "me", "visibility": "private"}
+        (sent,) = server.commits
+        assert sent == {name: Path("pushed", name).read_bytes() for name in names("pushed")}
+        server.answers = 401
+        assert export("run", "--out", "failed", "--push", "me/it") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "401" in line
+        assert "failed is whole: try again with `hf upload me/it failed`" in line
+        assert names("failed") == names("pushed") and len(server.commits) == 1
 
 
 def test_adapters_alone_are_no_model_to_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
