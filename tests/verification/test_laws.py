@@ -192,6 +192,9 @@ def test_one_rank_a_cpu_and_an_unknown_gpu_say_why() -> None:
         assert "one rank" in verdict(law, alone).text
     on_cpu = [v.law for v in verdicts(facts(kind="cpu", small=True)) if v.state == "not measured"]
     assert len(on_cpu) == 5
+    for seen in (None, {"failed": "CUPTI forbids it"}, {**CASE["trace"], "collective": 0.0}):
+        found = verdict("collectives hidden", facts(changed("gpt2-zero3", "trace", to=seen)))
+        assert found.state == "not measured" and found.text.startswith("gpt2-zero3: ")
     unknown = changed("xl-zero3", "rows", "tram_prev", to={**ROW})
     assert "peak of NVIDIA H100 is not known" in verdict("MFU, GPT2-XL", facts(unknown)).text
 

@@ -16,8 +16,9 @@ from tram_ds.training.run import Request, run
 
 def main(out: str, path: str, *words: str) -> None:
     """Rank 0 writes OUT."""
-    # Without it a GPU's attention adds up the gradient of its queries in any order, and cuBLAS may
-    # split a product differently. CUBLAS_WORKSPACE_CONFIG is set by whoever starts this.
+    # Without it a GPU's attention adds up the gradient of its queries in any order. cuBLAS promises
+    # the same bits with a workspace of its own only, of a size that it reads at its first product.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)
     # or new memory is filled with NaN first, which is a check of torch's and costs time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -23,8 +23,6 @@ from tram_ds.runtime.redact import redact
 # what says that a process belongs to a launcher's job: a job of ours is none of it
 LAUNCHERS = ("TORCHELASTIC_", "SLURM_", "PMI", "OMPI_", "MV2_", "GROUP_", "ROLE_")
 PLACES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-# no deterministic product of matrices on CUDA without it; read when CUDA starts
-WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
 GRACE = 20.0  # seconds for the peers of a rank that failed to say what they saw
 TAIL = 2000  # characters of what a rank said last
@@ -132,7 +130,7 @@ def _environment() -> dict[str, str]:
         if name not in PLACES and not name.startswith(LAUNCHERS)
     }
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return kept | QUIET | WORKSPACE | {"PYTHONPATH": path}
+    return kept | QUIET | {"PYTHONPATH": path}
 
 
 def _free_port() -> int:

@@ -200,19 +200,19 @@ def _mfu(results: Results, facts: Facts) -> Found:
 
 
 def _overlap(results: Results, facts: Facts) -> Found:
-    broken, told = [], []
+    broken, told, unseen = [], [], []
     for part, r in results.items():
-        trace = r["trace"]
-        if trace is None or not trace["collective"]:
-            return Found(unknown=f"{part}: no collective of NCCL's in the trace")
+        trace: dict[str, Any] = r["trace"] or {"failed": "no kernel in the trace"}
+        if not trace.get("collective"):
+            unseen.append(f"{part}: {trace.get('failed', 'no collective of NCCL in the trace')}")
+            continue
         exposed = trace["exposed"] / trace["total"]
         hidden = 1 - trace["exposed"] / trace["collective"]
-        told.append(
-            f"{part} {100 * hidden:.0f} % hidden, {100 * exposed:.0f} % of the step exposed"
-        )
+        share = f"{100 * exposed:.0f} % of the step exposed"
+        told.append(f"{part} {100 * hidden:.0f} % hidden, {share}")
         if not exposed <= EXPOSED:
             broken.append(told[-1])
-    return Found(_first(broken), "; ".join(told))
+    return Found(_first(broken), "; ".join(told), "; ".join(unseen))
 
 
 def _resume(results: Results, facts: Facts) -> Found:

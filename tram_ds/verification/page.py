@@ -75,7 +75,7 @@ def _cases(facts: Facts) -> list[str]:
             f"{t['waits']:.0f}",
         ]
         for name, r in found.items()
-        if (t := r["trace"])
+        if (t := r["trace"]) and "failed" not in t
     ]
     said = ["case", "ms", "computing", "collectives", "exposed", "idle, %", "host waits"]
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,34 @@ from tram_ds.verification.laws import Facts, verdicts
 from tram_ds.verification.page import markdown
 from tram_ds.verification.steps import ORACLE_FILE, STEPS, Part, Setting, parts
 
-SECONDS = 480.0  # of one step in one start: what a lent machine allows in one go
 LEAST = 60.0  # seconds: a part is not begun with less
+LOOK = 120.0  # seconds for a look at the machine
 BROKEN = 1
 NO_ORACLE = "the oracle is the tests': start launch/verify_gpu.py of a checkout"
 PAGE = "results.md"
 
 
 def verify(
-    out: Path, chosen: Sequence[str], setting: Setting, command: str, seconds: float = SECONDS
+    out: Path,
+    chosen: Sequence[str],
+    setting: Setting,
+    command: str,
+    limits: Mapping[str, float] = STEPS,
 ) -> int:
     """Measures what is asked and not there yet, judges all that is there, writes the page. Exit
     code: 0, 1 where a law is broken, 75 where a step's time was over before its parts were done.
 
-    chosen: of STEPS; none: all. seconds: of each step. ValueError where `out` has results of
-    another machine or setting.
+    chosen: of STEPS; none: all. limits: seconds of each step. ValueError where `out` has results
+    of another machine or setting.
     """
     wanted = known(chosen)
     private_dir(out)
     machine = same_machine(out, setting)
     every, over = parts(setting), []
     for step in wanted:
-        end = time.monotonic() + seconds
+        end = time.monotonic() + limits[step]
         for part in (part for part in every if part.step == step):
-            if not kept(out, part) and not measured(out, part, end, seconds):
+            if not kept(out, part) and not measured(out, part, end, limits[step]):
                 over.append(step)
                 break
     facts = gathered(out, every, setting, machine, wanted, over)
@@ -64,7 +68,7 @@ def known(chosen: Sequence[str]) -> list[str]:
 def same_machine(out: Path, setting: Setting) -> dict[str, Any]:
     """What the ranks run on. ValueError where it has too few GPUs, or the folder's results are of
     something else."""
-    found = setting.launch("tram_ds.verification.machine", world=1, timeout=SECONDS)
+    found = setting.launch("tram_ds.verification.machine", world=1, timeout=LOOK)
     if found["kind"] == "cuda" and setting.world > found["gpus"]:
         raise ValueError(
             f"{setting.world} ranks, and the first sees {found['gpus']} GPU(s): the kit starts a "
@@ -92,7 +96,7 @@ def kept(out: Path, part: Part) -> bool:
 
 def measured(out: Path, part: Part, end: float, seconds: float) -> bool:
     """Measures a part and keeps its result, or why there is none. False where the step's time is
-    over; nothing is kept then. end: of the step, of time.monotonic; seconds: a step's own."""
+    over; nothing is kept then. end: of the step, of time.monotonic; seconds: the whole step's."""
     began = time.monotonic()
     left = end - began
     if left < min(LEAST, seconds / 2):

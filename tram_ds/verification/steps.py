@@ -57,13 +57,9 @@ class Part:
     measure: Callable[[float], Any]
 
 
-STEPS = {
-    "parity": "every algorithm on every engine against the float64 oracle",
-    "gpt2": "GPT-2 small: self-check, projection, peaks, times, collectives",
-    "xl": "GPT2-XL: the same, and MFU",
-    "resume": "stopped and resumed, bit for bit",
-    "killed": "a rank is killed",
-}
+# step -> seconds that it may take in one start: what is lent for ten minutes at a time has room for
+# each, and one GPU, which has no rank to lose, is done within half an hour
+STEPS = {"parity": 480.0, "gpt2": 300.0, "xl": 480.0, "resume": 300.0, "killed": 360.0}
 
 
 def parts(setting: Setting) -> list[Part]:

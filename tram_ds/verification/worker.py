@@ -32,7 +32,7 @@ from tram_ds.planning.plan import Plan, plan
 from tram_ds.planning.sizes import CONFIGS
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime.exits import NumericError
-from tram_ds.runtime.ranks import Job, detect, highest, joined, threads_per_rank
+from tram_ds.runtime.ranks import Job, barrier, detect, highest, joined, threads_per_rank
 from tram_ds.tasks import causal
 from tram_ds.training.build import build_engine
 from tram_ds.training.throughput import throughput
@@ -104,12 +104,10 @@ def measured(case: Case, job: Job) -> dict[str, Any]:
             rows[row]["seconds"] = seconds
         for row in ("base", ROWS[-1]):
             rows[row] |= rates(bench, row, case.rounds)
-        return {
-            "parameters": plans["base"].size.parameters,
-            "tokens": case.rows * case.tokens,
-            "rows": rows,
-            "trace": where_it_went(bench, ROWS[-1]),
-        }
+        trace = where_it_went(bench, ROWS[-1])
+        barrier()  # NCCL is not taken apart while rank 0 is still at its trace
+        size = {"parameters": plans["base"].size.parameters, "tokens": case.rows * case.tokens}
+        return {**size, "rows": rows, "trace": trace}
 
 
 def unfit(plans: dict[str, Plan], device: torch.device) -> str:
@@ -232,15 +230,23 @@ def rates(bench: Bench, row: str, steps: int) -> dict[str, float]:
     return measuring.rates()
 
 
-def where_it_went(bench: Bench, row: str) -> dict[str, float] | None:
-    """trace.summary of one step on rank 0; the others take it too. Collective."""
+def where_it_went(bench: Bench, row: str) -> dict[str, Any] | None:
+    """trace.summary of one step on rank 0, or {"failed": why} where the machine lets nobody look;
+    the others take it too. Collective."""
     stepper = bench.stepper(row)
     for _ in range(2):
         bench.step(stepper)
     if bench.engine.rank:
         bench.step(stepper)
         return None
-    return summary(traced(lambda: bench.step(stepper), bench.engine.device))
+    taken: list[StepReport] = []
+    try:
+        events = traced(lambda: taken.append(bench.step(stepper)), bench.engine.device)
+        return summary(events)
+    except (AssertionError, OSError, RuntimeError) as error:
+        if not taken:
+            bench.step(stepper)  # the other ranks are in it
+        return {"failed": str(error)}
 
 
 def main(out: str, case: str) -> None:
