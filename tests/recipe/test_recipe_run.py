@@ -82,6 +82,22 @@ def test_smoke_keeps_what_is_tested_and_shrinks_the_rest(path, monkeypatch):
     assert smoke(full) == tiny
 
 
+def test_what_goes_by_the_length_the_domains_and_the_size_is_made_for_smoke():
+    words = ["eval.domains=all", "eval.key=validation/fr/accuracy"]
+    words.append("train.early_stopping.patience=2")
+    tiny = load("xnli_xlmr", words, smoke=True)
+    assert tiny.train.early_stopping is None
+    assert (tiny.eval.domains, tiny.eval.key, tiny.eval.select) == (
+        "all",
+        "validation_loss",
+        "best",
+    )
+    long = "eval.generate={prompts: [a long story], max_tokens: 999, each_validation: true}"
+    generated = load("sft_llama", [long], smoke=True).eval.generate
+    assert generated is not None and generated.each_validation
+    assert (generated.prompts, generated.max_tokens) == (["The"], 4)
+
+
 def test_overrides_win_over_smoke(tmp_path):
     words = [
         "train.steps=5",

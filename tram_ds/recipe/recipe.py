@@ -36,6 +36,8 @@ from tram_ds.runtime.paths import Place
 __all__ = ["Recipe", "RecipeError", "accumulation", "check_length", "dump", "load", "smoke"]
 
 CAUSAL = ("language_modeling", "instruction")  # tasks that predict tokens
+# what fits the tiny run alone: its size, length, and what goes by its data's domains
+OWN_OF_SMOKE = ("model", "train.epochs", "train.early_stopping", "eval.key", "eval.generate")
 RUN_DIR_FIELDS = ("recipe", "algorithm", "seed")
 
 
@@ -197,7 +199,7 @@ def load(name_or_path: str, overrides: Sequence[str] = (), smoke: bool = False) 
     """Reads a recipe (a bare name stands for recipes/NAME.yaml), applies `section.key=value`
     overrides, checks it all.
 
-    With `smoke` the run is made tiny (see `smoke`); overrides of sections other than `model` still
+    With `smoke` the run is made tiny (see `smoke`); overrides of keys other than OWN_OF_SMOKE still
     hold, and those of `task` if they include task.data. Raises RecipeError, one line per problem.
     """
     path = recipe_file.find(name_or_path)
@@ -211,12 +213,12 @@ def load(name_or_path: str, overrides: Sequence[str] = (), smoke: bool = False) 
     if smoke:
         source.data = to_dict(_smoke(recipe))
         own_data = any(text.partition("=")[0] in ("task", "task.data") for text in overrides)
-        dropped = {"model", "train.epochs", *([] if own_data else ["task"])}
+        dropped = (*OWN_OF_SMOKE, *([] if own_data else ["task"]))
         keys = [text.partition("=")[0].strip() for text in overrides]
         kept = [
             o
             for o, k in zip(overrides, keys, strict=True)
-            if not {k, k.partition(".")[0]} & dropped
+            if not any(k == name or k.startswith(f"{name}.") for name in dropped)
         ]
         recipe_file.override(source, kept)
         # epochs were asked for
