@@ -11,8 +11,9 @@ from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.distance import kl_forward
 from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.radius import Scaled
+from tram_ds.algorithms.reference import Previous
 from tram_ds.algorithms.table import ALGORITHMS, reads
-from tram_ds.algorithms.trust_region import Previous, TrustRegion
+from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.engines.shards import Shards, Span
 
 LAYOUT = (Span("a.weight", 0, 3, (1, 3)), Span("a.bias", 0, 2, (2,)))

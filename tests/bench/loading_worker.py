@@ -18,7 +18,7 @@ from tests.models.stored_worker import settings
 from tests.parity.build import leave
 from tram_ds.engines import choose as engines
 from tram_ds.models.pretrained import load_model, load_stored
-from tram_ds.recipe.sections import ModelSection
+from tram_ds.recipe.model_section import ModelSection
 from tram_ds.runtime.ranks import detect, joined
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.parity import build
 from tram_ds.engines.shards import Shards
 from tram_ds.models.pretrained import load_model
-from tram_ds.recipe.sections import ModelSection
+from tram_ds.recipe.model_section import ModelSection
 
 INIT = {
     "architecture": "gpt2",

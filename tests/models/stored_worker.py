@@ -20,7 +20,8 @@ import transformers
 from tests.parity.build import leave
 from tram_ds.engines import choose as engines
 from tram_ds.models.pretrained import load_model, load_stored
-from tram_ds.recipe.sections import ModelSection, OptimizerSection
+from tram_ds.recipe.model_section import ModelSection
+from tram_ds.recipe.sections import OptimizerSection
 from tram_ds.runtime.ranks import detect, joined
 from tram_ds.training.optimizer import make
 

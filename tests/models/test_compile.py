@@ -8,7 +8,7 @@ from transformers import AutoModelForImageClassification
 
 from tests import ranks
 from tram_ds.models.pretrained import GRAPHS, load_model
-from tram_ds.recipe.sections import ModelSection
+from tram_ds.recipe.model_section import ModelSection
 from tram_ds.runtime.errors import DataError
 
 

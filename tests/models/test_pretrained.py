@@ -15,7 +15,9 @@ from tram_ds.models.config import load_config
 from tram_ds.models.noise import Added, Conditions, Noise
 from tram_ds.models.processors import load_image_processor, load_tokenizer
 from tram_ds.models.randomness import StepRandomness
-from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.recipe.model_section import ModelSection
+from tram_ds.recipe.sections import EvalSection, TrainSection
+from tram_ds.recipe.task_section import TaskSection
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks import choose as tasks
 

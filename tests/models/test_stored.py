@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from tests import ranks
 from tram_ds.models.pretrained import load_model, load_stored
 from tram_ds.models.stored import CHUNK, Entry, Stored
-from tram_ds.recipe.sections import ModelSection
+from tram_ds.recipe.model_section import ModelSection
 from tram_ds.runtime.errors import DataError
 
 TINY = {

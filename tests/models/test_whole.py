@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from tram_ds.models.pretrained import load_model
 from tram_ds.models.whole import INDEX
-from tram_ds.recipe.sections import ModelSection
+from tram_ds.recipe.model_section import ModelSection
 from tram_ds.runtime.errors import DataError
 
 

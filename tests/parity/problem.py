@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tram_ds.models import adapters, chunked
 from tram_ds.models.chunked import Chunked
 from tram_ds.models.output import Output
-from tram_ds.recipe.sections import LoraSection, ModelSection
+from tram_ds.recipe.model_section import LoraSection, ModelSection
 from tram_ds.tasks.causal import next_tokens
 
 SEED, STEPS, LR = 5, 3, 0.05

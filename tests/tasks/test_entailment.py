@@ -21,7 +21,9 @@ from tram_ds.data.xnli import LABELS, LANGUAGES
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.models.noise import Added, Conditions, Noise
 from tram_ds.models.randomness import StepRandomness
-from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.recipe.model_section import ModelSection
+from tram_ds.recipe.sections import EvalSection, TrainSection
+from tram_ds.recipe.task_section import TaskSection
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.entailment import build
 

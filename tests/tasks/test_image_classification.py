@@ -19,7 +19,9 @@ from tram_ds.algorithms.stepper import wrap
 from tram_ds.data import images
 from tram_ds.data.generated_tables import images_folder, write
 from tram_ds.evaluation.score import evaluate
-from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.recipe.model_section import ModelSection
+from tram_ds.recipe.sections import EvalSection, TrainSection
+from tram_ds.recipe.task_section import TaskSection
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.image_classification import build
 

@@ -16,7 +16,9 @@ from tokenizers import processors
 from tram_ds.data.bpe import train_tokenizer
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.models.pretrained import load_model
-from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection, TrainSection
+from tram_ds.recipe.model_section import ModelSection
+from tram_ds.recipe.sections import EvalSection, TrainSection
+from tram_ds.recipe.task_section import TaskSection
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.language_modeling import build, resolved_bos
 

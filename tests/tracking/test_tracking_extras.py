@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.tracking.test_tracking import begin, server, write_steps
-from tram_ds.recipe.sections import TaskSection
+from tram_ds.recipe.task_section import TaskSection
 from tram_ds.runtime.git import git_commit
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.tracking import machine as system_metrics

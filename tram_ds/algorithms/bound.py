@@ -1,25 +1,16 @@
-"""A row of the table with its options bound: what a step needs of an algorithm.
-
-ascent    how the weights climb before the second pass; none: one pass
-radius    how far: a constant, or a trust region's distance (TRAM)
-penalty   a trust region in the loss (TRPO, R3F, MESA)
-shift     where the only pass is taken, by no gradient of this step (MSAM, random weights)
-anchor    weights that the descent is pulled to (L2-SP)
-noised    pass 1 takes its gradient on x + z (TRAM-Fisher)
-descent   pass 2 does (TRAM-x as released)
-stored_gradient  pass 2 descends through the dL/dlogits of pass 1 (Functional-SAM)
-"""
+"""A row of the table with its options bound: of every part what it makes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
-from tram_ds.algorithms import trust_region as regions
+from tram_ds.algorithms import reference as prior
+from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.ascent import (
     Ascent,
     EpsilonLength,
@@ -59,102 +50,11 @@ from tram_ds.algorithms.options import (
     radius_max,
 )
 from tram_ds.algorithms.radius import Calibrated, Relative, Rule, Scaled
+from tram_ds.algorithms.reference import Reference
 from tram_ds.algorithms.shift import AlongMomentum, RandomWeights, Shift
 from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection, asked, checked
-from tram_ds.algorithms.trust_region import Reference, TrustRegion, WeightReference
-from tram_ds.engines import pull as move
+from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.models.passes import Noise
-
-P = TypeVar("P", bound=Part)
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """A row with its options bound; `step.train_step` reads nothing else.
-
-    parts: the row's, by kind, with its options; `of` asks for one.
-    ascent: (theta, g, radius, norm) -> epsilon, or None for one pass. radius: rho, or the region
-    whose distance it is.
-    penalty: the region whose distance is in the loss. anchor: the weights that the descent is
-    pulled to, measured by no region.
-    epsilon_length: of an epsilon in the units of the radius, for the self-check; None where nothing
-    is promised.
-    shift: what moves the weights before the only pass.
-    noised: pass 1 runs on x + z. fisher_pass: a second gradient, on x + z, estimates the Fisher
-    diagonal (Algorithm 2). descent: pass 2 runs on x + z, below which nothing is learned.
-    stored_gradient: pass 2 takes the model's Jacobian at theta + epsilon, and the loss's gradient
-    with respect to its logits from pass 1.
-    """
-
-    name: str
-    parts: Mapping[type[Part], Part] = field(default_factory=dict)
-    ascent: Ascent | None = None
-    epsilon_length: EpsilonLength | None = None
-    radius: float | TrustRegion = 0.0
-    penalty: TrustRegion | None = None
-    anchor: WeightReference | None = None
-    shift: Shift | None = None
-    noised: Noise | None = None
-    fisher_pass: Noise | None = None
-    descent: Noise | None = None
-    stored_gradient: bool = False
-
-    def of(self, kind: type[P]) -> P:
-        """A part's options; of a part that the row does not have, the defaults, which change
-        nothing."""
-        found = self.parts[kind] if kind in self.parts else kind()
-        assert isinstance(found, kind)
-        return found
-
-    @property
-    def regions(self) -> list[TrustRegion]:
-        return [r for r in (self.radius, self.penalty) if isinstance(r, TrustRegion)]
-
-    @property
-    def references(self) -> list[Reference]:
-        """All that is remembered from step to step."""
-        return [*(r.reference for r in self.regions), *([self.anchor] if self.anchor else [])]
-
-    @property
-    def through_reference(self) -> bool:
-        """Whether a gradient flows through a reference's forward pass, too."""
-        noisy = [
-            r.reference for r in self.regions if isinstance(r.reference, regions.NoiseReference)
-        ]
-        return any(reference.differentiable for reference in noisy)
-
-    @property
-    def perturbs(self) -> bool:
-        """Whether a pass of a step is at theta + epsilon."""
-        return self.ascent is not None or self.shift is not None
-
-    def asks(self, reference: Reference) -> bool:
-        """Whether this algorithm measures the distance to what `reference` predicts."""
-        return any(region.reference is reference for region in self.regions)
-
-    def pull(self) -> move.Pull | None:
-        """What the descent is pulled to, once the anchor is prepared."""
-        if self.anchor is None:
-            return None
-        assert self.anchor.weights is not None
-        return move.Pull(self.anchor.weights, self.of(Pull).pull)
-
-    def at(self, step: int) -> Algorithm:
-        """The algorithm of one step: itself, or without its ascent where `perturb_every` leaves
-        that out."""
-        climbs = step % self.of(Climb).perturb_every == 0
-        if climbs:
-            return self
-        return replace(
-            self,
-            ascent=None,
-            epsilon_length=None,
-            radius=0.0,
-            noised=None,
-            descent=None,
-            stored_gradient=False,
-        )
-
 
 MakeAscent = Callable[[Algorithm], tuple[Ascent, EpsilonLength | None]]
 MakeReference = Callable[[Algorithm, Noise], Reference]  # what it adds where the row has noise
@@ -191,20 +91,20 @@ def _weight_noise(row: Algorithm) -> tuple[Shift, float]:
 
 
 def _previous(row: Algorithm, _: Noise) -> Reference:
-    return regions.Previous(row.of(Region).reference_mode or "eval", row.of(Previous).lookahead)
+    return prior.Previous(row.of(Region).reference_mode or "eval", row.of(Previous).lookahead)
 
 
 def _initial(row: Algorithm, _: Noise) -> Reference:
-    return regions.initial(row.of(Region).reference_mode or "eval")
+    return prior.initial(row.of(Region).reference_mode or "eval")
 
 
 def _average(row: Algorithm, _: Noise) -> Reference:
-    return regions.average(row.of(Average).decay, row.of(Region).reference_mode or "eval")
+    return prior.average(row.of(Average).decay, row.of(Region).reference_mode or "eval")
 
 
 def _noised(row: Algorithm, noise: Noise) -> Reference:
     both = BothBranches in row.parts and row.of(BothBranches).reference_gradient == "both"
-    return regions.NoiseReference(noise, row.of(Region).reference_mode or "train", both)
+    return prior.NoiseReference(noise, row.of(Region).reference_mode or "train", both)
 
 
 # the part that names it -> how it is made and, of an ascent, the paper's rho
@@ -259,7 +159,7 @@ def bind(section: AlgorithmSection, site: str = "embedding") -> Algorithm:
     if row.of(NoisedDescent).descent_noise:
         row = replace(row, descent=noise)
     if Pull in parts:
-        row = replace(row, anchor=regions.initial())
+        row = replace(row, anchor=prior.initial())
     for kind in parts.keys() & SHIFTS.keys():
         shift, radius = SHIFTS[kind](row)
         row = replace(row, shift=shift, radius=radius)

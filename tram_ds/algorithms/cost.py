@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tram_ds.algorithms.options import BesideAscent, Climb, Radius
 
 if TYPE_CHECKING:
-    from tram_ds.algorithms.bound import Algorithm
+    from tram_ds.algorithms.algorithm import Algorithm
 
 # a backward pass costs two forward passes: one product for the inputs, one for the weights
 BACKWARD = 2
@@ -61,12 +61,8 @@ def cost_of(row: Algorithm) -> Cost:
     """Of a step that climbs, by a row with its options bound; `row.at(step)` is the row of one
     step."""
     # lazily: torch
-    from tram_ds.algorithms.trust_region import (
-        NoiseReference,
-        Previous,
-        TrustRegion,
-        WeightReference,
-    )
+    from tram_ds.algorithms.reference import NoiseReference, Previous, WeightReference
+    from tram_ds.algorithms.trust_region import TrustRegion
 
     passes = 1 + (row.ascent is not None)
     forward = backward = passes + (row.ascent is not None and row.fisher_pass is not None)

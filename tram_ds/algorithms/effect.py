@@ -15,13 +15,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tram_ds.algorithms import references
-from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.objective import Losses
 from tram_ds.algorithms.options import Radius, SecondMasks, WeightNoise, sized_by_rho
 from tram_ds.algorithms.probe import EpsilonProbe
+from tram_ds.algorithms.reference import NoiseReference
 from tram_ds.algorithms.step import passes
 from tram_ds.algorithms.stepper import Counts, Stepper, UserForward
-from tram_ds.algorithms.trust_region import NoiseReference, TrustRegion
+from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Lazy, Shards
 

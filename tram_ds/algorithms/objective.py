@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.options import BesideAscent, Penalty, Radius, SecondMasks
 from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.engines.sums import LossFn, MicroBatchSums

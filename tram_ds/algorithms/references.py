@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from tram_ds.algorithms.bound import Algorithm
-from tram_ds.algorithms.trust_region import WeightReference
+from tram_ds.algorithms.algorithm import Algorithm
+from tram_ds.algorithms.reference import WeightReference
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 

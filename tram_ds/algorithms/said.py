@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.options import Radius, sized_by_rho
+from tram_ds.algorithms.reference import Previous, WeightReference
 from tram_ds.algorithms.step import StepReport
-from tram_ds.algorithms.trust_region import Previous, TrustRegion, WeightReference
+from tram_ds.algorithms.trust_region import TrustRegion
 
 NO_DISTANCE = (
     "the distance of step {step} is exactly 0, so nothing is perturbed and the step is the base "

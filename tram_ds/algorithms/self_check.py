@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tram_ds.algorithms import references
+from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.ascent import sam, sam_length
-from tram_ds.algorithms.bound import Algorithm
 from tram_ds.algorithms.objective import Losses
 from tram_ds.algorithms.options import SecondMasks
 from tram_ds.algorithms.step import distance_and_radius

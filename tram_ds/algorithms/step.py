@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.objective import Losses
 from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.trust_region import TrustRegion

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tram_ds.algorithms import references
-from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.bound import algorithm as bound
 from tram_ds.algorithms.options import Adaptive, Climb, Gradient
 from tram_ds.algorithms.said import Said

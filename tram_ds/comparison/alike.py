@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tram_ds.comparison.runs import Run
+from tram_ds.recipe.model_section import ModelSection
 from tram_ds.recipe.numbers import SAME_NUMBERS
-from tram_ds.recipe.sections import EvalSection, ModelSection, TaskSection
+from tram_ds.recipe.sections import EvalSection
+from tram_ds.recipe.task_section import TaskSection
 
 SECTIONS: dict[str, Any] = {"task": TaskSection, "model": ModelSection, "eval": EvalSection}
 DATA = ("task.data", "task.revision")

@@ -23,8 +23,8 @@ from tram_ds.data.m2d2_names import ABBREVIATIONS, short_names
 from tram_ds.evaluation.candidates import Candidate
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.evaluation.weights import fill, towards
+from tram_ds.recipe.model_section import ModelSection
 from tram_ds.recipe.recipe import Recipe
-from tram_ds.recipe.sections import ModelSection
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.paths import expanded
 from tram_ds.runtime.ranks import Job, joined

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.cost import mean_cost
 from tram_ds.algorithms.options import BesideAscent, Climb, WeightNoise
-from tram_ds.algorithms.trust_region import Previous, WeightReference
+from tram_ds.algorithms.reference import Previous, WeightReference
 from tram_ds.planning.memory import FP32, RunSetup
 from tram_ds.planning.sizes import ModelSize
 

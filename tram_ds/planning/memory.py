@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.options import Climb, Gradient
-from tram_ds.algorithms.trust_region import NoiseReference, Previous, WeightReference
+from tram_ds.algorithms.reference import NoiseReference, Previous, WeightReference
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS
 from tram_ds.planning.sizes import ModelSize

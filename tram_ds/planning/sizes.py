@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tram_ds.engines.filling import materialise
 from tram_ds.models import adapters
 from tram_ds.models.chunked import chunkable
+from tram_ds.recipe.model_section import ModelSection
 from tram_ds.recipe.recipe import Recipe
-from tram_ds.recipe.sections import ModelSection
 
 LLAMA = {"architecture": "llama", "vocab_size": 32000, "max_position_embeddings": 4096}
 # model.init of published models: the sizes of the tables, and of recipes' model.path

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from tram_ds.recipe import aliases
 from tram_ds.recipe.file import RecipeError, Source
-from tram_ds.recipe.sections import REMOTE_CODE
+from tram_ds.recipe.model_section import REMOTE_CODE
 from tram_ds.runtime.checked import problems
 
 

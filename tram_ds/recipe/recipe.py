@@ -17,19 +17,18 @@ from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import RecipeError, Source
+from tram_ds.recipe.model_section import ModelSection
 from tram_ds.recipe.sections import (
-    ROWS,
     CheckpointSection,
     EngineSection,
     EvalSection,
     ExportSection,
-    ModelSection,
     OptimizerSection,
     ScheduleSection,
-    TaskSection,
     TrackingSection,
     TrainSection,
 )
+from tram_ds.recipe.task_section import ROWS, TaskSection
 from tram_ds.runtime.checked import Section, refusal
 from tram_ds.runtime.paths import Place
 

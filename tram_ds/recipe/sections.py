@@ -1,11 +1,10 @@
-"""The sections of a recipe except `algorithm`: what each key means, its unit, its default and the
-values it takes."""
+"""The sections of a recipe except `task`, `model` and `algorithm`: what each key means, its unit,
+its default and the values it takes."""
 
 from __future__ import annotations
 
-import pkgutil
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -15,7 +14,6 @@ from tram_ds.runtime.checked import (
     NotNegative,
     Positive,
     Section,
-    chosen,
     refusal,
 )
 from tram_ds.runtime.paths import Place, expanded_uri
@@ -25,201 +23,6 @@ Pair = Annotated[
     tuple[Momentum, Momentum],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
 ]
-
-
-REMOTE_CODE = (
-    "code from a model repository is never run, and this cannot be turned on; remove the key"
-)
-
-
-def task_names() -> list[str]:
-    """The modules under tram_ds/tasks: adding a task is adding a file there."""
-    import tram_ds.tasks as folder
-
-    return sorted(
-        found.name
-        for found in pkgutil.iter_modules(folder.__path__)
-        if found.name not in ("causal", "choose", "protocol")
-    )
-
-
-ROWS = ("files", "column", "domain_column", "held_out", "held_out_seed")
-
-
-class TaskSection(NamedSection):
-    """What is learned, from which data, and where it is evaluated."""
-
-    name: str
-    """language_modeling, instruction, entailment or image_classification: a module of
-    tram_ds/tasks."""
-    data: Place
-    """A hub id, a local folder, `installed_docs` (text of the installed packages) or `generated` (a
-    tiny made-up set). language_modeling: also a file of text or rows, or a folder of them;
-    instruction: a file or folder of conversations (docs/data.md). Of these two, a hub id may be
-    that of any data set with files of rows."""
-    revision: str | None = None
-    """Branch, tag or commit of task.data on the hub; null = its main branch. Two repositories:
-    `train,test`."""
-    files: str | None = None
-    """Of a data set of the hub with files of rows: which of them, as a pattern of their paths such
-    as `en/*` or `data/*_sft-*`; null = all that can be read."""
-    train: str | None = None
-    """Domain or language to train on; `all` = every domain not in task.exclude; null = the source's
-    first (images: its only one)."""
-    exclude: list[str] = Field(default=[])
-    """Domains left out of `train: all` and of `eval: null`."""
-    eval: list[str] | None = None
-    """Domains or languages for zero-shot evaluation; null = all except the training one. The
-    training one is always scored."""
-    column: str = "text"
-    """Of files of rows: the column that holds the text."""
-    domain_column: str | None = None
-    """Of files of rows: the column that names a row's domain; null = by file."""
-    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Of files of rows: share of the training rows that each of validation and test gets where
-    there is no file of it; equal rows stay together."""
-    held_out_seed: NotNegative = 0
-    """Which rows are held out; not train.seed, so that runs of several seeds are scored on the
-    same."""
-    seq_len: Positive = 1024
-    """Tokens per sequence: exactly (language_modeling, packed blocks) or at most (instruction and
-    entailment, cut there)."""
-    tokenizer: Place | None = None
-    """Hub id or folder of the tokenizer; null = model.path, or, for model.init, one trained on the
-    training text."""
-    packing: bool = False
-    """Of instruction: several training conversations in one row of seq_len, none of which sees
-    another; train.global_batch then counts packed rows."""
-    chat_template: Place | None = None
-    """Of instruction: path of a Jinja chat template; null = the tokenizer's own."""
-    bos: Literal["auto", "none", "block", "document"] = "auto"
-    """Where the tokenizer's beginning-of-text token goes: before every block of seq_len (which it
-    counts in), once before a domain's text, or nowhere; auto = block where the tokenizer begins
-    every text with it."""
-    m2d2_ref: bool = False
-    """Perplexity as M2D2's reference script computes it (slightly biased) instead of the exact mean
-    over predicted tokens."""
-    max_train_tokens: Positive | None = None
-    """Most training tokens used, in tokens; null = all."""
-    max_eval_tokens: Positive | None = None
-    """Most tokens scored per evaluation domain, in tokens; null = all."""
-    cache_dir: Place | None = None
-    """Folder for extracted and tokenised data; null = the user's cache folder."""
-
-    def unread(self) -> dict[str, str]:
-        text_only = {"seq_len", "tokenizer"} if self.name == "image_classification" else set()
-        if self.name != "language_modeling":
-            text_only |= {"bos", "m2d2_ref", "max_train_tokens", "max_eval_tokens", "column"}
-        if self.name != "instruction":
-            text_only |= {"chat_template", "packing"}
-        if self.name not in ("language_modeling", "instruction"):
-            text_only |= {*ROWS}
-        return {
-            key: f"task.name = {self.name} does not read task.{key}; remove one of the two"
-            for key in text_only
-        }
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return chosen(value, task_names())
-
-    @model_validator(mode="after")
-    def _exclude_fits(self) -> TaskSection:
-        if self.train in self.exclude:
-            text = (
-                f"task.train = {self.train} is also in task.exclude; remove it from one of the two"
-            )
-            raise refusal(("exclude", text))
-        return self
-
-
-class LoraSection(Section):
-    """Low-rank adapters (LoRA, by peft), trained in place of the model's weights."""
-
-    r: Positive = 16
-    """Rank: columns of A and rows of B."""
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    """What B A is multiplied by, times the rank: the layer is W + alpha / r B A."""
-    targets: list[str] | None = None
-    """Linear layers to adapt, by their names or the ends of these, such as q_proj; null = all but
-    the output head. Heads of classifiers train whole."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of dropout before A; model.dropout is the model's own."""
-    dora: bool = False
-    """Weight-decomposed adapters (DoRA): the magnitude of each column of weights trains too."""
-    merge: bool = True
-    """Export the model with the adapters merged into its weights too; false = the adapters alone,
-    which need the model they were trained on."""
-
-    @field_validator("targets")
-    @classmethod
-    def _not_none(cls, value: list[str] | None) -> list[str] | None:
-        if value == []:
-            raise refusal(("", "nothing to adapt: name a layer, or null for all linear ones"))
-        return value
-
-
-class ModelSection(Section):
-    """The network: pre-trained (`path`) or freshly initialised (`init`), exactly one of the two."""
-
-    path: Place | None = None
-    """Hub id or folder of a pre-trained Hugging Face model."""
-    init: dict[str, Any] | None = None
-    """A fresh model: `architecture` (a Hugging Face model type such as gpt2) and keys of its
-    configuration, e.g. n_layer."""
-    revision: str | None = None
-    """Branch, tag or commit of model.path on the hub; null = its main branch."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the working copy that forward and backward use; the master weights are always
-    float32."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more time for far less memory."""
-    compile: bool = False
-    """Compile every transformer block with torch.compile: a start-up of minutes for faster steps;
-    not with ZeRO-3."""
-    logits: Literal["chunks", "whole"] = "chunks"
-    """Of a language model: `chunks` = loss and distances a few rows at a time, so that a large
-    vocabulary costs no memory; `whole` = all at once, for models that change their logits after the
-    output head."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation; flash_attention_2 needs the flash-attn package, a GPU and dtype
-    bfloat16."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability for every dropout of the model; null = what the model's own configuration
-    says."""
-
-    lora: LoraSection | None = None
-    """Train low-rank adapters, and leave the weights as they are; null = train the weights."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ModelSection:
-        if (self.path is None) == (self.init is None):
-            both = "both are" if self.path else "neither is"
-            raise refusal(
-                ("path", f"{both} given: exactly one of model.path and model.init is needed")
-            )
-        if self.init is not None and not isinstance(self.init.get("architecture"), str):
-            raise refusal(
-                (
-                    "init.architecture",
-                    "is missing: a Hugging Face model type such as gpt2, llama or vit",
-                )
-            )
-        if remote := {"trust_remote_code", "auto_map"} & set(self.init or {}):
-            raise refusal((f"init.{min(remote)}", REMOTE_CODE))
-        if self.init is not None and self.revision is not None:
-            raise refusal(
-                (
-                    "revision",
-                    "belongs to model.path, and model.init is given; remove one of the two",
-                )
-            )
-        if self.attention == "flash_attention_2" and self.dtype == "float32":
-            raise refusal(
-                ("attention", "flash_attention_2 has no float32 kernels: set model.dtype=bfloat16")
-            )
-        return self
 
 
 class OptimizerSection(NamedSection):

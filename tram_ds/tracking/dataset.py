@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tram_ds.recipe.sections import TaskSection
+from tram_ds.recipe.task_section import TaskSection
 
 # characters MLflow stores; the whole one is in the profile and in the tag data_digest
 MAX_DIGEST = 36

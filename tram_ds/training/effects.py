@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tram_ds.algorithms.bound import Algorithm
+from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.effect import ACTS, TOO_FAR, Effect, keys
 from tram_ds.algorithms.radius import Calibrated
 from tram_ds.algorithms.trust_region import TrustRegion
