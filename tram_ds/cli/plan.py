@@ -4,6 +4,7 @@ fits, or what to change.
     tram plan --recipe m2d2_gpt2xl.yaml --gpus 2,4 --gpu-memory 80
     tram plan --recipe llama7b_fsdp2.yaml --gpus 64 --gpu h100 \\
         train.global_batch=256 algorithm=tram_x
+    tram plan --recipe llama7b_fsdp2.yaml --gpus 64 --trace train.global_batch=256
 
 Needs neither GPUs nor weights. Exit codes: 0 it fits, 1 it does not, 2 a wrong recipe or argument.
 """
@@ -27,6 +28,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mfu", type=float, default=0.45, help="share of the GPUs' peak that becomes model FLOPs"
     )
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="run the step itself, as one rank without memory: minutes for a large model",
+    )
     shared.overrides(parser)
 
 
@@ -39,5 +45,11 @@ def run(options: argparse.Namespace) -> int:
 
     assumed = report.assumptions(options.gpu, options.gpu_memory, options.mfu, recipe.model.dtype)
     counts = report.gpu_counts(options.gpus)
-    fits = all([report.show(recipe, world, assumed) for world in counts])
+    fits = True
+    for world in counts:
+        fits &= report.show(recipe, world, assumed)
+        if options.trace:
+            from tram_ds.bench import trace_report
+
+            trace_report.show(recipe, world)
     return terminal.reported(0 if fits else 1)

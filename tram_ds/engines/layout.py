@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import UninitializedParameter
 
@@ -131,8 +132,8 @@ def refuse_memory(names: Mapping[nn.Parameter, str]) -> None:
                 f"parameter {name} has a post-accumulate-grad hook (an optimizer step inside "
                 "backward?), which would act on the gradient of the ascent as well: remove it"
             )
-        start = parameter.data_ptr()
-        if parameter.numel():
+        if parameter.numel() and not isinstance(parameter, FakeTensor):  # these have no address
+            start = parameter.data_ptr()
             taken.append((start, start + parameter.numel() * parameter.element_size(), name))
     taken.sort()
     for (_, end, one), (start, _, other) in pairwise(taken):

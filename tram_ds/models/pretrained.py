@@ -108,7 +108,7 @@ def _build(
     if getattr(section, "lora", None) is not None:
         adapters.add(model, section, seed)
     if getattr(section, "activation_checkpointing", False):
-        _checkpoint_activations(model)
+        checkpoint_activations(model)
     if getattr(section, "compile", False):
         _compile_blocks(model)
     return model.train()
@@ -189,7 +189,9 @@ def _as_from_path(model: Any, section: Any) -> None:
             )
 
 
-def _checkpoint_activations(model: Any) -> None:
+def checkpoint_activations(model: Any) -> None:
+    """Blocks keep their inputs and are computed again in the backward pass. DataError for a model
+    that cannot."""
     if not model.supports_gradient_checkpointing:
         raise DataError(
             f"{type(model).__name__} has no activation checkpointing; remove "

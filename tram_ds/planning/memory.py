@@ -128,25 +128,38 @@ def _passes(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory
     total, realised = _copies(setup, size, row)
     held = {"references": seen.weights + seen.heads, "ascent": total + realised}
     kept, recomputed = _activations(setup, size, row)
-    outside, inside, buffers = _buffers(setup, size)
+    outside, inside, buffers, at_end = _buffers(setup, size)
     at_loss = inside + logits.head if size.chunked else outside
     before = {**early, **held, "activations": kept}
     moment = "pass 2" if row.ascent is not None else "the pass"
     yield Memory(f"the loss of {moment}", **before, logits=seen.rows + logits.loss, buffers=at_loss)
-    # FSDP2's buffers have room for the head's gradient: it is reduced with the root, after the
-    # blocks.
-    backward = buffers if setup.engine == "fsdp2" else buffers + logits.head
+    if setup.engine == "fsdp2" and setup.reshard:
+        # a unit is copied out of what was gathered, and the head's gradient is there already
+        yield Memory(
+            f"the gathering after the loss of {moment}",
+            **before,
+            logits=seen.rows + logits.backward,
+            buffers=2 * size.root * setup.working + logits.head,
+        )
+    # what a block keeps is made anew while the inputs of all of them are there
     yield Memory(
-        f"the backward of {moment}", **before, logits=seen.rows + logits.backward, buffers=backward
+        f"the backward of {moment}",
+        **{**before, "activations": kept + recomputed},
+        logits=seen.rows + logits.backward,
+        buffers=buffers + logits.head * (setup.engine != "fsdp2"),
     )
-    yield Memory(
-        f"the end of {moment}",
-        **states,
-        **held,
-        activations=recomputed,
-        logits=seen.rows,
-        buffers=buffers,
-    )
+    for when, activations, held_then in (
+        ("the last block", recomputed, buffers),
+        ("the end", 0, at_end),
+    ):
+        yield Memory(
+            f"{when} of {moment}",
+            **states,
+            **held,
+            activations=activations,
+            logits=seen.rows,
+            buffers=held_then,
+        )
     if row.regions:  # measured in pass 1
         there = bool(seen.weights or seen.previous or total)  # the weights have moved before
         pass_1 = {**before, "ascent": total, "theta_snapshot": there * states["theta_snapshot"]}
@@ -157,7 +170,7 @@ def _between(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memor
     states = _states(setup, size, row)
     seen = _references(setup, size, row)
     shard = _shard(setup, size)
-    outside, inside, _ = _buffers(setup, size)
+    outside, inside, *_ = _buffers(setup, size)
     if row.ascent is not None:
         total, realised = _copies(setup, size, row)
         more = bool(realised) + row.of(Gradient).precondition
@@ -202,7 +215,7 @@ def _at_average(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Me
     kept = [r for r in row.references if isinstance(r, WeightReference) and r.name == "average"]
     if not (setup.average and kept):
         return
-    states, (_, inside, _) = _states(setup, size, row), _buffers(setup, size)
+    states, (_, inside, *_) = _states(setup, size, row), _buffers(setup, size)
     early = states if setup.keeps_gradients else {**states, "gradients": 0}
     references = _references(setup, size, row).weights + _shard(setup, size)
     yield Memory(
@@ -350,32 +363,34 @@ def _logits(setup: RunSetup, size: ModelSize, row: Algorithm) -> _Logits:
     )
 
 
-def _buffers(setup: RunSetup, size: ModelSize) -> tuple[int, int, int]:
-    """(outside a pass, at the output head, during the backward pass): gathered parameters and what
-    is being reduced."""
+def _buffers(setup: RunSetup, size: ModelSize) -> tuple[int, int, int, int]:
+    """(outside a pass, at the output head, while a block's gradient is reduced, at the end of the
+    backward pass): gathered parameters and what is being reduced."""
     n, working = size.parameters, setup.working
     if setup.engine == "fsdp2":
-        reduced = max(size.trained_block, size.trained_root) * (working + FP32)
+        # a gradient in the working precision, and the fp32 copy that is reduced
+        block, root = (x * (working + FP32) for x in (size.trained_block, size.trained_root))
+        # the head's gradient waits for the rest of the root's
+        head = size.classes * size.width * working * size.head_trained * size.chunked
         if not setup.reshard:
-            return (
-                (n - size.root) * working,
-                n * working,
-                n * working + reduced,
-            )
-        gathered = min(n, size.root + 2 * size.block)
-        inside = min(n, size.root + size.block)
+            whole = n * working
+            return (n - size.root) * working, whole, whole + block + head, whole + root
+        blocks = min(2, size.layers) * size.block  # the next one is gathered ahead of time
+        inside = (size.root + size.block) * working
         return (
             0,
-            inside * working,
-            gathered * working + reduced,
+            inside,
+            (size.root + blocks) * working + block + head,
+            root,  # its parameters are let go before it is reduced
         )
     if setup.engine == "replicated":
-        return 0, 0, 0  # DDP's buckets are the gradients
+        return 0, 0, 0, 0  # DDP's buckets are the gradients
     bucket = min(setup.bucket, size.trained) * setup.working
     gathered = min(setup.live, n) * working if setup.engine == "zero3" else 0
     # every parameter's gradient, until it is cut
     whole = size.trained * setup.working if setup.engine == "zero1" else 0
-    return gathered, gathered, gathered + bucket + whole
+    backward = gathered + bucket + whole
+    return gathered, gathered, backward, backward
 
 
 def setup_of(engine: str, config: dict[str, Any], **common: Any) -> RunSetup:

@@ -12,7 +12,7 @@ import torch
 from tram_ds.algorithms.bound import bind
 from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection
 from tram_ds.engines import choose as engines
-from tram_ds.planning import sizes
+from tram_ds.planning import outline, sizes
 from tram_ds.planning.cost import Cost, cost
 from tram_ds.planning.memory import Memory, RunSetup, peak, setup_of
 from tram_ds.recipe.engine_config import engine_config
@@ -157,14 +157,21 @@ def _doubles(n: int) -> Sequence[int]:
 
 
 def published(name: str, world: int, row: str, rows_per_gpu: int = 4, seq_len: int = 1024) -> Plan:
-    """A model of sizes.CONFIGS as the documentation's tables have it: FSDP2, bf16, Adam, activation
-    checkpointing."""
-    recipe = Recipe.model_validate(
+    """The plan of `published_recipe`."""
+    return plan(published_recipe(name, world, row, rows_per_gpu, seq_len), world)
+
+
+def published_recipe(
+    name: str, world: int, row: str, rows_per_gpu: int = 4, seq_len: int = 1024
+) -> Recipe:
+    """A model of outline.CONFIGS as the documentation's tables have it: FSDP2, bf16, Adam,
+    activation checkpointing."""
+    return Recipe.model_validate(
         {
             "name": name,
             "task": {"name": "language_modeling", "data": "generated", "seq_len": seq_len},
             "model": {
-                "init": sizes.CONFIGS[name],
+                "init": outline.CONFIGS[name],
                 "dtype": "bfloat16",
                 "activation_checkpointing": True,
             },
@@ -178,4 +185,3 @@ def published(name: str, world: int, row: str, rows_per_gpu: int = 4, seq_len: i
             },
         }
     )
-    return plan(recipe, world)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from tram_ds.planning.outline import PATHS
 from tram_ds.planning.plan import Plan, plan
-from tram_ds.planning.sizes import PATHS
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime.ranks import Job
 

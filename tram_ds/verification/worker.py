@@ -28,8 +28,8 @@ from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Span
 from tram_ds.models.pretrained import load_stored
 from tram_ds.models.randomness import StepRandomness
+from tram_ds.planning.outline import CONFIGS
 from tram_ds.planning.plan import Plan, plan
-from tram_ds.planning.sizes import CONFIGS
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime.exits import NumericError
 from tram_ds.runtime.ranks import Job, barrier, detect, highest, joined, threads_per_rank

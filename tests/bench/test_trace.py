@@ -1,0 +1,117 @@
+"""One rank of eight, traced without memory: what it holds, sends and computes, against numbers
+derived by hand, and the plan's formula against both."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from tests.bench import trace_table
+from tram_ds.bench import trace
+from tram_ds.bench.trace import Trace
+from tram_ds.cli import main as tram
+from tram_ds.planning import plan
+from tram_ds.recipe.recipe import Recipe
+
+WORLD, LAYERS, WIDTH, ROWS, LENGTH, VOCABULARY = 8, 2, 64, 2, 32, 512
+# every first dimension is a multiple of 8, so that nothing is padded
+SIZES = {"n_layer": LAYERS, "n_embd": WIDTH, "n_head": 4, "n_positions": LENGTH}
+BLOCK = 12 * WIDTH**2 + 13 * WIDTH  # two norms, two products of attention, two of the MLP
+N = LAYERS * BLOCK + (VOCABULARY + LENGTH + 2) * WIDTH  # tied embeddings, positions, last norm
+PARAMETERS = 12 * LAYERS + 4
+TOKENS = ROWS * LENGTH
+# FLOPs of a forward pass: 2 per weight of a product and token; a T x T product of attention
+PRODUCTS = 2 * TOKENS * (12 * LAYERS * WIDTH**2 + VOCABULARY * WIDTH)
+SQUARE = LAYERS * 2 * ROWS * LENGTH**2 * WIDTH
+
+
+def recipe(row: str, world: int = WORLD, engine: dict[str, str] | None = None) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "traced",
+            "task": {"name": "language_modeling", "data": "generated", "seq_len": LENGTH},
+            "model": {
+                "init": {"architecture": "gpt2", "vocab_size": VOCABULARY, **SIZES},
+                "dropout": 0.0,
+                "dtype": "bfloat16",
+            },
+            "algorithm": row,
+            "optimizer": {"name": "adam", "lr": 1e-5},
+            "engine": engine or {"name": "fsdp2", "config": "shard.yaml"},
+            "train": {"steps": 1, "global_batch": ROWS * world, "micro_batch": ROWS},
+        }
+    )
+
+
+@cache
+def traced(row: str) -> Trace:
+    return trace.trace(recipe(row), WORLD)
+
+
+@pytest.mark.parametrize(("row", "forwards", "backwards"), [("base", 1, 1), ("tram_x", 3, 2)])
+def test_what_eight_ranks_send_and_compute(row: str, forwards: int, backwards: int) -> None:
+    """Each pass gathers every block and the root in bf16, and each backward pass once more; it
+    reduces them in fp32. The losses and norms of a pass are one all-reduce."""
+    found, units = traced(row), LAYERS + 1
+    gathers = forwards + backwards
+    assert found.calls["allgather"] == gathers * units
+    assert found.bytes["allgather"] == gathers * 2 * N
+    assert found.calls["reduce_scatter"] == backwards * units
+    assert found.bytes["reduce_scatter"] == backwards * 4 * N
+    assert found.calls["small"] == backwards
+    planned = plan.plan(recipe(row), WORLD).cost
+    assert planned.sent == found.bytes
+    # attention takes two products forward, and five backward, of which one is taken anew: the plan
+    # has four
+    assert found.flops == (forwards + 2 * backwards) * PRODUCTS + (
+        (2 * forwards + 5 * backwards) * SQUARE
+    )
+    assert found.flops == pytest.approx(planned.hardware_flops / WORLD, rel=0.02)
+
+
+def test_what_a_rank_holds() -> None:
+    """masters and moments, 4 and 8 bytes of an eighth of the parameters; Adam counts its steps."""
+    found = traced("base")
+    assert found.peak["Sharded Param"] == 4 * N // WORLD
+    assert found.peak["OptState"] == 8 * N // WORLD + 4 * PARAMETERS
+    assert found.total == sum(found.peak.values())
+
+
+def test_one_process_is_traced_too() -> None:
+    """Replicated: no collective, and all of masters and moments."""
+    alone = trace.trace(recipe("sam", 1, {"name": "replicated"}), 1)
+    assert alone.calls == {} and alone.bytes == {}
+    assert alone.peak["Parameter"] == 4 * N
+    assert alone.peak["Optstate"] == 8 * N + 4 * PARAMETERS
+
+
+def test_what_cannot_be_traced_says_why_in_one_line() -> None:
+    for engine, why in (
+        ({"name": "zero", "config": "zero3.json"}, "DeepSpeed"),
+        ({"name": "fsdp2", "config": "offload.yaml"}, "offloaded"),
+    ):
+        refused = trace.refusal(recipe("sam", engine=engine), WORLD)
+        assert refused is not None and why in refused and "\n" not in refused
+        with pytest.raises(ValueError, match=why):
+            trace.trace(recipe("sam", engine=engine), WORLD)
+
+
+def test_the_formula_is_within_a_tenth_of_the_documented_traces() -> None:
+    page = trace_table.DOCUMENT.read_text()
+    cells = trace_table.lines(page)
+    there = {(line.model, line.gpus) for line in cells}
+    assert there >= {(m, n) for m in ("gpt2-xl", "llama3-8b", "70b") for n in (8, 64, 512)}
+    for line in cells:
+        assert line.planned == pytest.approx(line.traced, rel=0.1), line
+    assert trace_table.drawn(page, cells) == page, "run python -m tests.bench.trace_table"
+
+
+def test_the_command_says_what_is_not_traced_and_still_plans(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """quickstart_pretrain is on ZeRO-2."""
+    words = ["plan", "--recipe", "quickstart_pretrain.yaml", "--gpus", "2", "--trace"]
+    assert tram.main(words) == 0
+    said = capsys.readouterr().out
+    assert "fits" in said and "not traced: DeepSpeed" in said
