@@ -195,3 +195,11 @@ def test_a_task_is_a_module_that_builds_one() -> None:
     found = {name: importlib.import_module(f"tram_ds.tasks.{name}") for name in task_names()}
     assert list(found) == ["entailment", "image_classification", "instruction", "language_modeling"]
     assert all(callable(module.build) for module in found.values())
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_recipe_says_what_is_known_of_whether_its_row_acts(path) -> None:
+    """Beside the row or above it, with the page that has the measurements."""
+    row = load(path.stem).algorithm.name
+    said = [line for line in path.read_text().splitlines() if "docs/choosing.md" in line]
+    assert row == "base" or said
