@@ -65,8 +65,8 @@ def refusal(recipe: Recipe, world: int) -> str | None:
     setup = setup_for(recipe, world)
     if setup.engine.startswith("zero"):
         return (
-            "DeepSpeed lays its flat buffers out by addresses and values of real tensors, which "
-            "fake ones have not: engine={name: fsdp2, config: shard.yaml} is traced"
+            "DeepSpeed moves and casts the parameters that an optimizer holds, which torch refuses "
+            "for fake ones: engine={name: fsdp2, config: shard.yaml} is traced"
         )
     if setup.engine == "replicated" and world > 1:
         return (
