@@ -238,18 +238,11 @@ def read_export(engine: Engine, folder: Path) -> Shards:
         if hasattr(c, "from_pretrained") and "FSDP" not in c.__name__
     )
     options = {"config": copy.deepcopy(engine.module.config), "dtype": torch.float32}
-    try:
-        model, _ = stored.read_model(kind, str(folder), "main", **options)
-        fill = model.stored.read
-    except stored.NotSlices:
-        whole = dict(kind.from_pretrained(folder, **options).named_parameters())
-
-        def fill(name: str, start: int, into: Tensor) -> None:
-            into.copy_(whole[name].detach().flatten()[start : start + into.numel()])
+    _, _, read = stored.read_pieces(kind, folder, **options)
 
     def piece(span: Span, like: Tensor) -> Tensor:
         into = torch.empty(span.length, dtype=like.dtype)
-        fill(span.name, span.start, into)
+        read(span.name, span.start, into)
         return into.to(like.device).view(like.shape)
 
     return engine.weights.masters().map(piece)

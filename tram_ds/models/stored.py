@@ -10,7 +10,7 @@ loader stand-ins of one element each, and looks where they come out.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,24 @@ def read_model(
     _to_meta(model, stored)
     model.stored = Stored(stored, new)
     return model, report
+
+
+def read_pieces(
+    kind: Any, folder: Path, **options: Any
+) -> tuple[Any, Mapping[str, Any], Callable[[str, int, Tensor], None]]:
+    """(a model of a folder, transformers' report, what reads its parameters piece by piece as
+    Stored.read does): of one that is no slices of its files, from the whole in memory."""
+    try:
+        model, report = read_model(kind, str(folder), "main", **options)
+        return model, report, model.stored.read
+    except NotSlices:
+        model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+    whole = {name: p.detach().flatten() for name, p in model.named_parameters()}
+
+    def read(name: str, start: int, into: Tensor) -> None:
+        into.copy_(whole[name][start : start + into.numel()])
+
+    return model, report, read
 
 
 def _whole(entry: Entry) -> Tensor:

@@ -24,6 +24,8 @@ from transformers.utils.logging import disable_progress_bar
 from tram_ds.engines import choose as engines
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards, Span
+from tram_ds.models.pretrained import load_stored
+from tram_ds.models.stored import read_pieces
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.recipe import Recipe, load
@@ -145,7 +147,7 @@ def run(recipe: Recipe, request: Request) -> tuple[Job, Report]:
     with joined(job, name, timedelta(seconds=recipe.train.timeout)):
         export, folder = exported(recipe, request.export, job.world_size)
         task, wanted = scored_rows(chosen, request.domains, request.split, job.world_size)
-        model = task.model()
+        model = task.model(load_stored)
         kind = type(model)  # before an engine makes it something else
         engine = build_engine(chosen, name, model, job, 1, 1)
         pretrained = engine.params(keep=True) if "cka" in request.what else None
@@ -170,15 +172,15 @@ def run(recipe: Recipe, request: Request) -> tuple[Job, Report]:
 
 
 def weights(engine: Engine, kind: Any, export: Path) -> Shards:
-    """The export's weights in the layout of params(). Local: every rank reads the whole model on
-    the CPU and keeps its part.
+    """The export's weights in the layout of params(). Local: every rank reads its own pieces.
 
     kind: the model's class, which knows how names in files differ from names in the module.
     DataError for another model's.
     """
     disable_progress_bar()
     try:
-        model, report = kind.from_pretrained(export, dtype=torch.float32, output_loading_info=True)
+        config = kind.config_class.from_pretrained(export)
+        model, report, read = read_pieces(kind, export, config=config, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{export} cannot be read as a {kind.__name__}: {str(error).strip().splitlines()[0]}"
@@ -197,12 +199,9 @@ def weights(engine: Engine, kind: Any, export: Path) -> Shards:
         )
 
     def piece(span: Span, like: torch.Tensor) -> torch.Tensor:
-        flat = saved[span.name].detach().reshape(-1)
-        return (
-            flat[span.start : span.start + span.length]
-            .to(like.device, like.dtype, copy=True)
-            .view(like.shape)
-        )
+        into = torch.empty(span.length, dtype=like.dtype)
+        read(span.name, span.start, into)
+        return into.to(like.device).view(like.shape)
 
     return engine.params().map(piece)
 
