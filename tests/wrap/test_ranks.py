@@ -35,6 +35,8 @@ CASES: dict[str, dict[str, str | None]] = {
         **dict.fromkeys(HOLD),
         "optimizer over some": SUBSET,
         "changed after wrap": "changed after fully_shard",
+        "hybrid": None,
+        "drifting hybrid": "RuntimeError: the ranks do not hold the same weights any more",
         "state of nadam": None,
         "state of adagrad": None,
         "state of adafactor": "Adafactor looks at whole parameters",

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -125,6 +126,28 @@ def drifting() -> tuple[str, float]:
     return "holds", 0.0
 
 
+def drifting_hybrid() -> tuple[str, float]:
+    """The same of a shard that both ranks hold."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    model = mlp()
+    fully_shard(model, mesh=mesh)
+    stepper = wrap(model, sgd(model), "sam", rho=RHO)
+    for step in range(6):
+        stepper.step(rows(dist.get_rank()), forward)
+        if step == 1:
+            with torch.no_grad():
+                model[2].bias.to_local().add_(1e-6 * dist.get_rank())
+    return "holds", 0.0
+
+
+def kept_hybrid() -> tuple[str, float]:
+    """Nobody writes: nothing is found, and the step is the one by hand."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    model = mlp()
+    fully_shard(model, mesh=mesh)
+    return by_hand("fsdp2", mlp, wrap(model, sgd(model), "sam", rho=RHO))
+
+
 def unused(**options: Any) -> tuple[str, float]:
     def make() -> nn.Module:
         model = mlp()
@@ -232,6 +255,8 @@ def cases(engine: str) -> dict[str, Callable[[], tuple[str, float]]]:
         "export of frozen": lambda: export_of_frozen(engine),
         **{f"state of {n}": lambda o=o: state(engine, o) for n, o in optimizers.items()},
     }
+    if engine == "fsdp2":
+        found |= {"hybrid": kept_hybrid, "drifting hybrid": drifting_hybrid}
     if engine == "ddp":
         eager = lambda m: torch.compile(m, backend="eager")  # noqa: E731
 

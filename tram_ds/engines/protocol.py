@@ -220,13 +220,17 @@ class Engine:
         if local_only or self.world_size == 1:
             self._compared = True  # the next pass of this step may be at each rank's own epsilon
             return found
-        if self.replicas < self.world_size or self._compared:
+        if self.replicas == 1 or self._compared:
             return self.data_sum(found)
         self._compared = True
-        mine = replicas.sample(self.weights.masters(), self.steps).to(self.device)
-        found = self.data_sum(torch.cat([found, mine]))
-        self._alike = replicas.alike(found[-2:], self.world_size)
-        return found[:-2]
+        # a row for each shard of the weights: under hybrid sharding a few ranks hold each alike
+        shards = self.world_size // self.replicas
+        mine = torch.zeros(shards, 2, dtype=torch.float64, device=self.device)
+        own = 0 if self.shard_group is None else dist.get_rank(self.shard_group)
+        mine[own] = replicas.sample(self.weights.masters(), self.steps)
+        found = self.data_sum(torch.cat([found, mine.flatten()]))
+        self._alike = replicas.alike(found[-2 * shards :].view(shards, 2), self.replicas)
+        return found[: -2 * shards]
 
     def descend(self, finite: Tensor, grad_norm: Tensor, pull: Pull | None = None) -> StepInfo:
         """Clips, takes one base-optimizer step, publishes; leaves weights and moments untouched and

@@ -44,11 +44,11 @@ def sample(theta: Shards, turn: int) -> Tensor:
     return torch.stack([digest, digest.square()])
 
 
-def alike(sums: Tensor, world_size: int) -> Tensor:
-    """() bool: whether `world_size` samples that add up to `sums` (2,) were all the same: only then
-    is the mean of squares the square of the mean."""
-    total, squares = sums.unbind()
-    return squares * world_size == total.square()
+def alike(sums: Tensor, count: int) -> Tensor:
+    """() bool: whether in every row the `count` samples that add up to `sums` (R, 2) were all the
+    same: only then is the mean of squares the square of the mean."""
+    total, squares = sums.unbind(-1)
+    return (squares * count == total.square()).all()
 
 
 def refuse_unlike(theta: Shards, group: Any | None, device: torch.device) -> None:
