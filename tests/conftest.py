@@ -17,7 +17,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests import zygote  # noqa: F401 - remembers the environment before any test has changed it
 from tests.made_recipes import MINIMAL
-from tram_ds.recipe.recipe import Recipe, RecipeError, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import Recipe, RecipeError
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -19,7 +19,8 @@ from tram_ds import wrap
 from tram_ds.algorithms.bound import algorithm, bind
 from tram_ds.algorithms.options import Noised, Region
 from tram_ds.algorithms.table import ALGORITHMS, OPTIONS, AlgorithmSection, reads
-from tram_ds.recipe.recipe import RecipeError, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]
 

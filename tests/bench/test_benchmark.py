@@ -81,7 +81,7 @@ def test_the_plan_predicts_the_traffic(measured):
     from tram_ds.algorithms.bound import algorithm
     from tram_ds.algorithms.cost import cost
     from tram_ds.planning.cost import traffic
-    from tram_ds.planning.memory import setup_of
+    from tram_ds.planning.setup import setup_of
 
     size: Any = SimpleNamespace(parameters=1_000_000, trained=1_000_000)  # all of it trains
     for engine in ("fsdp2", "ddp", "zero0", "zero1", "zero2", "zero3"):

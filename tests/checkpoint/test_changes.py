@@ -12,7 +12,7 @@ import pytest
 from tests.made_recipes import MINIMAL, SHIPPED
 from tram_ds.checkpoint import changes
 from tram_ds.checkpoint.changes import changed
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 
 
 def leaves(tree: dict[str, Any], path: str = "") -> list[str]:

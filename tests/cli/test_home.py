@@ -13,8 +13,8 @@ from tram_ds.cli import main as tram
 from tram_ds.data.cache import cache_root
 from tram_ds.jobs import slurm_config
 from tram_ds.recipe.file import RECIPES
+from tram_ds.recipe.loading import load
 from tram_ds.recipe.model_section import ModelSection
-from tram_ds.recipe.recipe import load
 from tram_ds.recipe.task_section import TaskSection
 from tram_ds.runtime.paths import expanded, expanded_uri
 from tram_ds.tracking.address import address

@@ -13,7 +13,7 @@ from tests.ranks import store
 from tram_ds.cli import main as tram
 from tram_ds.comparison.folders import run_folders
 from tram_ds.jobs import sweep
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 from tram_ds.tracking.address import address
 from tram_ds.tracking.server import get_run, new_client, prepare_environment
 from tram_ds.tracking.state import Identity, begin

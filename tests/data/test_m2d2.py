@@ -14,7 +14,7 @@ import pytest
 from tram_ds.data import hub, m2d2, m2d2_archive, m2d2_names
 from tram_ds.data.choose import open_source
 from tram_ds.data.sources import HUB_ID
-from tram_ds.recipe import recipe
+from tram_ds.recipe import loading
 from tram_ds.runtime.errors import DataError
 
 TEXT = {
@@ -88,7 +88,7 @@ def test_the_table_has_the_papers_domains_and_the_recipes_use_them():
         ("m2d2_wiki_gpt2", "wiki"),
         ("m2d2_gpt2xl", "s2orc"),
     ]:
-        task = recipe.load(name).task
+        task = loading.load(name).task
         configs = list(m2d2_names.PAPER[split].values())
         assert task.train == configs[0] and set(task.eval or []) == set(configs[1:])
 

@@ -13,7 +13,8 @@ from tests.ranks import ROOT
 from tram_ds.cli import main as tram
 from tram_ds.cli.shared import slurm_keys
 from tram_ds.jobs import cells, slurm, slurm_config
-from tram_ds.recipe.recipe import Recipe, accumulation, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import Recipe, accumulation
 
 STAND_IN = {
     "train": "with --dry-run, and its global batch shared by the ranks that the launcher starts",

@@ -17,8 +17,9 @@ from tram_ds.checkpoint.adapter_export import add_merged, export_adapter
 from tram_ds.evaluation import card, card_facts
 from tram_ds.evaluation.card_loading import KINDS
 from tram_ds.models.pretrained import load_base, load_model
+from tram_ds.recipe.loading import load
 from tram_ds.recipe.model_section import LoraSection, ModelSection
-from tram_ds.recipe.recipe import Recipe, load
+from tram_ds.recipe.recipe import Recipe
 from tram_ds.recipe.task_section import task_names
 from tram_ds.runtime import run_folder
 from tram_ds.runtime.peers import Peers

@@ -17,7 +17,7 @@ from tram_ds.checkpoint import resume as checkpoint
 from tram_ds.cli import main as tram
 from tram_ds.evaluation import models, weights
 from tram_ds.evaluation.score import evaluate
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks import choose as tasks
 

@@ -17,7 +17,7 @@ from tram_ds.checkpoint.export import read_export
 from tram_ds.evaluation.candidates import Candidate
 from tram_ds.evaluation.evaluator import Evaluator
 from tram_ds.evaluation.models import score_all
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.run_layout import RunFolder
 

@@ -26,7 +26,8 @@ from typing import Any
 
 from tests.integration.test_train import RECIPE
 from tram_ds.checkpoint.resume import candidates, verify
-from tram_ds.recipe.recipe import Recipe, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime.exits import CheckpointError
 from tram_ds.training.run import Request, run
 

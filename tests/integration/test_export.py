@@ -18,7 +18,8 @@ from tests.integration.hub_server import serving
 from tests.integration.test_own_data import RECIPE, notes, train
 from tests.ranks import ROOT, free_port, script
 from tram_ds.cli import main as tram
-from tram_ds.recipe.recipe import dump, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import dump
 from tram_ds.runtime import hub
 from tram_ds.tasks import choose
 

@@ -21,7 +21,7 @@ from tests import ranks
 from tests.real import e5, smollm2
 from tram_ds.algorithms.effect import Effect
 from tram_ds.algorithms.table import ALGORITHMS
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 from tram_ds.surface.effect import Options, recipes, run_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]

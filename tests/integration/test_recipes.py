@@ -11,7 +11,7 @@ import pytest
 from tests import ranks
 from tests.integration.test_train import TRAIN, launched
 from tests.zygote import RANK_HERE, ROOT
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -162,7 +162,7 @@ def test_the_export_reloads_with_its_ties_and_scores_the_same(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tram_ds.evaluation.score import evaluate, zero_shot_average
-    from tram_ds.recipe.recipe import load
+    from tram_ds.recipe.loading import load
     from tram_ds.tasks import choose as tasks
 
     model = AutoModelForCausalLM.from_pretrained(runs[name] / "export", dtype=torch.float32)
@@ -211,7 +211,8 @@ def test_dry_run_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
     done = train(tmp_path, "--dry-run", "train.seed=3")
     assert done.returncode == 0
     (tmp_path / "again.yaml").write_text(done.stdout)
-    from tram_ds.recipe.recipe import dump, load
+    from tram_ds.recipe.loading import load
+    from tram_ds.recipe.recipe import dump
 
     assert dump(load(str(tmp_path / "again.yaml"))) == done.stdout
     assert "seed: 3" in done.stdout

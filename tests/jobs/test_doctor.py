@@ -17,7 +17,7 @@ from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.jobs import doctor, slurm_config
 from tram_ds.jobs.check import size
 from tram_ds.planning import plan, states
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 from tram_ds.runtime.ranks import Job
 
 ROOT = Path(__file__).resolve().parents[2]

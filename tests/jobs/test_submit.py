@@ -14,7 +14,7 @@ import pytest
 
 from tram_ds.jobs import cells as slurm_cells
 from tram_ds.jobs import slurm, slurm_config, slurm_script
-from tram_ds.recipe import recipe
+from tram_ds.recipe import loading, recipe
 from tram_ds.recipe.file import RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,7 +231,7 @@ def test_a_sweep_file_is_an_array_under_its_own_name(folder):
     plan = slurm.plan(cells, slurm_config.load("cpu_test"), array=True, name="grid")
     assert directives(plan.files[slurm.JOB])["job-name"] == "grid"
     (folder / "one.yaml").write_text(plan.files["cells/0005.yaml"])
-    again = recipe.load("./one.yaml")
+    again = loading.load("./one.yaml")
     stored = Path(plan.files["cells/0005.folder"].strip())
     assert again == cells[5].recipe and folder / again.resolved_run_dir() == stored
 
@@ -256,7 +256,7 @@ def test_finished_runs_are_left_out(folder):
     there.mkdir(parents=True)
     (there / "DONE").touch()
     (there / "recipe.yaml").write_text(
-        recipe.dump(recipe.load("quickstart", [*SETS, "train.seed=2"]))
+        recipe.dump(loading.load("quickstart", [*SETS, "train.seed=2"]))
     )
     plan = planned(seeds="1-3", keys=["after.command=tool"])
     assert directives(plan.files[slurm.JOB])["array"] == "0-1" and len(plan.finished) == 1
@@ -268,7 +268,7 @@ def test_a_finished_run_of_another_recipe_is_neither_left_out_nor_submitted(fold
     there.mkdir(parents=True)
     (there / "DONE").touch()
     (there / "recipe.yaml").write_text(
-        recipe.dump(recipe.load("quickstart", [*SETS, "train.seed=2", "train.steps=999"]))
+        recipe.dump(loading.load("quickstart", [*SETS, "train.seed=2", "train.steps=999"]))
     )
     with pytest.raises(RecipeError, match=r"another recipe.*train\.steps: 999 -> "):
         planned(seeds="1-3")

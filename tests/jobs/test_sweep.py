@@ -19,7 +19,8 @@ from tram_ds.cli import main as tram
 from tram_ds.jobs import slurm_config, sweep
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.file import RecipeError
-from tram_ds.recipe.recipe import dump, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import dump
 from tram_ds.recipe.sections import EngineSection
 
 ROOT = Path(__file__).resolve().parents[2]

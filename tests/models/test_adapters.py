@@ -15,8 +15,9 @@ from tram_ds.checkpoint.adapter_export import add_merged, export_adapter, read_a
 from tram_ds.models.adapters import NAME, file_names
 from tram_ds.models.pretrained import load_base, load_model, load_outline, load_stored
 from tram_ds.planning import sizes
+from tram_ds.recipe.loading import load
 from tram_ds.recipe.model_section import LoraSection, ModelSection
-from tram_ds.recipe.recipe import RecipeError, load
+from tram_ds.recipe.recipe import RecipeError
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.peers import Peers
 

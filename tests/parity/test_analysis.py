@@ -14,7 +14,7 @@ import torch
 
 from tests import ranks
 from tram_ds.cli import main as tram
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 from tram_ds.tasks import choose as tasks
 
 SCRIPT = ranks.ROOT / "launch" / "analyze.py"

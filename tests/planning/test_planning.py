@@ -14,7 +14,9 @@ from tests import ranks
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.planning import cost, memory, plan, report, sizes
-from tram_ds.recipe.recipe import Recipe, load
+from tram_ds.planning.setup import setup_of
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT, MARK = ROOT / "docs" / "planning.md", "<!-- tables -->\n"
@@ -75,9 +77,7 @@ def sent(engine: str, row: str, micros: int = 1, **options) -> float:
     """Bytes per parameter and step, in bf16 on 2 GPUs."""
     name = "zero" if engine.startswith("zero") else engine
     config = {"zero_optimization": {"stage": int(engine[-1])}} if name == "zero" else {}
-    setup = memory.setup_of(
-        name, config, world=2, half=True, kept=2, micros=micros, checkpointing=False
-    )
+    setup = setup_of(name, config, world=2, half=True, kept=2, micros=micros, checkpointing=False)
     size = sizes.size(recipe({"n_layer": 2, "n_embd": 64, "n_head": 2}, "base", 2, 1))
     found = cost.cost(setup, size, algorithm(row, **options)).sent
     return round(sum(found.values()) / size.parameters, 2)
@@ -111,7 +111,7 @@ def test_rows_of_one_pass_cost_what_they_add_to_it():
     sharded copy, and nobody sends it."""
     assert [sent(e, "msam") - sent(e, "base") for e in ("zero1", "zero3", "fsdp2")] == [2, 0, 0]
     assert sent("zero1", "l2sp") == sent("zero1", "base")
-    setup = memory.setup_of("fsdp2", {}, world=2, half=False, kept=2, micros=1, checkpointing=False)
+    setup = setup_of("fsdp2", {}, world=2, half=False, kept=2, micros=1, checkpointing=False)
     size = sizes.size(recipe({"n_layer": 2, "n_embd": 64, "n_head": 2}, "base", 2, 1))
     held = {
         row: memory.peak(setup, size, algorithm(row)) for row in ("base", "l2sp", "kl_init", "msam")
@@ -133,9 +133,7 @@ def test_random_weights_send_a_number_for_every_row():
     for engine, counted in shared.items():
         name = "zero" if engine.startswith("zero") else engine
         config = {"zero_optimization": {"stage": int(engine[-1])}} if name == "zero" else {}
-        setup = memory.setup_of(
-            name, config, world=2, half=False, kept=2, micros=1, checkpointing=False
-        )
+        setup = setup_of(name, config, world=2, half=False, kept=2, micros=1, checkpointing=False)
         rwp, msam = (cost.cost(setup, size, algorithm(row)).sent for row in ("rwp", "msam"))
         assert sum(rwp.values()) - sum(msam.values()) == counted * 8 * size.trained_rows, engine
 
@@ -149,7 +147,7 @@ def test_the_average_that_is_scored_is_one_more_copy():
     common = {"world": 2, "half": False, "kept": 2, "micros": 1, "checkpointing": True}
     found = {
         (row, average): memory.peak(
-            memory.setup_of("replicated", {}, average=average, **common), size, algorithm(row)
+            setup_of("replicated", {}, average=average, **common), size, algorithm(row)
         )
         for row in ("mesa", "asam")
         for average in (False, True)
@@ -171,7 +169,7 @@ def test_a_stored_loss_gradient_takes_what_it_is_or_is_made_from(logits):
     while one is differentiated, a chunk of logits of theta, which is a product more a step."""
     tiny = {"n_layer": 2, "n_embd": 64, "n_head": 2}
     size = sizes.size(recipe(tiny, "base", 2, 1, logits=logits))
-    setup = memory.setup_of("fsdp2", {}, world=2, half=False, kept=2, micros=3, checkpointing=False)
+    setup = setup_of("fsdp2", {}, world=2, half=False, kept=2, micros=3, checkpointing=False)
     rows = [algorithm(name) for name in ("sam", "functional_sam")]
     before, held = (memory.peak(setup, size, row) for row in rows)
     assert before.moment == held.moment == "the loss of pass 2"
@@ -268,9 +266,7 @@ def test_states_are_what_two_ranks_hold():
     for engine, real in found.items():
         name = "zero" if engine.startswith("zero") else {"ddp": "replicated"}.get(engine, engine)
         config = {"zero_optimization": {"stage": int(engine[-1])}} if name == "zero" else {}
-        setup = memory.setup_of(
-            name, config, world=2, half=True, kept=2, micros=1, checkpointing=False
-        )
+        setup = setup_of(name, config, world=2, half=True, kept=2, micros=1, checkpointing=False)
         seen = memory._references(setup, size, row)
         planned = {
             **memory._states(setup, size, row),

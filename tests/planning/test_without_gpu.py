@@ -9,7 +9,8 @@ import torch
 
 from tram_ds.planning import without_gpu
 from tram_ds.planning.plan import plan
-from tram_ds.recipe.recipe import Recipe, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime.ranks import Job
 
 

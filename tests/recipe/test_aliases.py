@@ -9,7 +9,8 @@ import pytest
 from tram_ds.cli import main as tram
 from tram_ds.recipe import aliases
 from tram_ds.recipe.file import RecipeError
-from tram_ds.recipe.recipe import Recipe, accumulation, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.recipe.task_section import task_names
 from tram_ds.runtime.checked import keys_of
 

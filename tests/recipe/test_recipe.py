@@ -14,7 +14,8 @@ from tram_ds.algorithms.bound import bind
 from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection
 from tram_ds.recipe import docs as recipe_docs
 from tram_ds.recipe import file as recipe_file
-from tram_ds.recipe.recipe import dump, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import dump
 from tram_ds.recipe.task_section import task_names
 
 ROOT = recipe_file.ROOT

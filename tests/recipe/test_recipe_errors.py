@@ -13,7 +13,8 @@ from tests.made_recipes import MINIMAL, section_models
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.table import ALGORITHMS, OPTIONS, AlgorithmSection, readers
 from tram_ds.algorithms.trust_region import TrustRegion
-from tram_ds.recipe.recipe import Recipe, RecipeError, check_length, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import Recipe, RecipeError, check_length
 from tram_ds.runtime.checked import Section
 
 # What errors say

@@ -13,7 +13,8 @@ from tests.made_recipes import MINIMAL, SHIPPED
 from tram_ds.models import architecture as recipe_model
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.engine_config import engine_config
-from tram_ds.recipe.recipe import RecipeError, accumulation, load, smoke
+from tram_ds.recipe.loading import load, smoke
+from tram_ds.recipe.recipe import RecipeError, accumulation
 from tram_ds.recipe.sections import EngineSection
 
 ROOT = recipe_file.ROOT

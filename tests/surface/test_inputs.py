@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.ranks import run
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 from tram_ds.surface.inputs import exported, scored_rows, training_rows
 
 RECIPE = """

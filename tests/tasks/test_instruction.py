@@ -13,8 +13,9 @@ import torch
 from tests.data.test_chat import MISTRAL, TALK
 from tram_ds.evaluation.score import evaluate
 from tram_ds.models.chunked import Chunked
+from tram_ds.recipe.loading import load
 from tram_ds.recipe.model_section import ModelSection
-from tram_ds.recipe.recipe import RecipeError, load
+from tram_ds.recipe.recipe import RecipeError
 from tram_ds.recipe.sections import EvalSection, TrainSection
 from tram_ds.recipe.task_section import TaskSection
 from tram_ds.runtime.errors import DataError

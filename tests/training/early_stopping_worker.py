@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.parity import build
 from tram_ds.evaluation.evaluator import Evaluator
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 from tram_ds.training.run import Request, run
 
 RECIPE = """

@@ -14,7 +14,7 @@ import torch
 from tests.ranks import ROOT, environment
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.effect import Effect
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 from tram_ds.training.effects import due, effect_of, record_of, resolved, warning
 
 

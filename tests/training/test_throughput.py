@@ -16,8 +16,8 @@ from tram_ds import wrap
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.models.chunked import CHUNK_ELEMENTS, Chunked
 from tram_ds.models.pretrained import load_model
+from tram_ds.recipe.loading import load
 from tram_ds.recipe.model_section import ModelSection
-from tram_ds.recipe.recipe import load
 from tram_ds.tasks.causal import next_tokens
 from tram_ds.training.throughput import Throughput, device_peak, forward_flops, gpu_peak, throughput
 

@@ -38,8 +38,8 @@ from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS
 from tram_ds.models.output import Batch, Output
 from tram_ds.planning import outline
-from tram_ds.planning.memory import RunSetup
 from tram_ds.planning.plan import setup_for
+from tram_ds.planning.setup import RunSetup
 from tram_ds.planning.sizes import CPU_ATTENTION
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe

@@ -29,7 +29,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints a line per check."""
     from tram_ds.jobs import slurm_config
-    from tram_ds.recipe.recipe import load
+    from tram_ds.recipe.loading import load
 
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     ours, theirs = shared.slurm_keys(options.overrides)

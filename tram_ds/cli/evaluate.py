@@ -50,12 +50,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the table on rank 0; returns the exit code."""
-    from tram_ds.recipe import recipe
+    from tram_ds.recipe import loading
     from tram_ds.runtime.files import keep_text, refuse_unwritable
     from tram_ds.runtime.jsonl import strict
     from tram_ds.runtime.paths import refuse_missing
 
-    chosen = recipe.load(options.recipe, options.overrides, smoke=options.smoke)
+    chosen = loading.load(options.recipe, options.overrides, smoke=options.smoke)
     for path in options.model:
         refuse_missing(path, "--model")
     # torch is imported only for a recipe that holds

@@ -38,7 +38,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The exit code."""
-    from tram_ds.recipe.recipe import load
+    from tram_ds.recipe.loading import load
 
     recipe = load(options.recipe, options.overrides)
     from tram_ds.planning import report  # torch is imported only for a recipe that can be read

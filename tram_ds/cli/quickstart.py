@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(recipe: str, overrides: list[str], overwrite: bool) -> None:
     """ValueError where a run of the recipe would be refused before it trains."""
-    from tram_ds.recipe.recipe import load
+    from tram_ds.recipe.loading import load
     from tram_ds.runtime.run_folder import refuse
 
     folder = load(recipe, overrides).resolved_run_dir()

@@ -44,7 +44,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The exit code."""
-    from tram_ds.recipe.recipe import dump, load
+    from tram_ds.recipe.loading import load
+    from tram_ds.recipe.recipe import dump
 
     recipe = load(options.recipe, options.overrides, smoke=options.smoke)
     if options.dry_run:

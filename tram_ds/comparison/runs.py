@@ -143,9 +143,9 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
     from mlflow.exceptions import MlflowException
 
     from tram_ds.tracking.address import sqlite_path
+    from tram_ds.tracking.attach import KEY_TAG
     from tram_ds.tracking.server import new_client, prepare_environment
     from tram_ds.tracking.state import LEFT_TAG
-    from tram_ds.tracking.upload import KEY_TAG
 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # nobody trains meanwhile
     prepare_environment()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tram_ds.recipe.recipe import Recipe, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime.files import new_folder
 from tram_ds.runtime.run_layout import ADAPTER, CARD, RunFolder, made
 from tram_ds.runtime.signed import is_signed

@@ -10,7 +10,7 @@ from pathlib import Path
 from tram_ds.checkpoint.changes import another, finished
 from tram_ds.jobs import sweep
 from tram_ds.jobs.sweep import Sweep
-from tram_ds.recipe import recipe
+from tram_ds.recipe import loading, recipe
 from tram_ds.recipe.file import RecipeError
 from tram_ds.runtime.wording import short
 
@@ -57,7 +57,7 @@ def cells(
     file = file if seeds is None else file.with_seeds(parse_seeds(seeds))
     found = sweep.cells(file.model_copy(update={"base": base}), overrides)
     return [
-        Cell(recipe.load(cell.base, cell.overrides), Path.cwd() / cell.run_dir) for cell in found
+        Cell(loading.load(cell.base, cell.overrides), Path.cwd() / cell.run_dir) for cell in found
     ]
 
 

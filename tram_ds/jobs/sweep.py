@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from tram_ds.checkpoint.changes import another, finished
 from tram_ds.recipe import file as recipe_file
-from tram_ds.recipe import recipe
+from tram_ds.recipe import loading, recipe
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import RecipeError
 from tram_ds.recipe.recipe import to_dict
@@ -201,14 +201,14 @@ def _run(command: list[str]) -> tuple[int, bool]:
 
 
 def _cell(base: str, overrides: list[str], chosen: dict[str, Any], smoke: bool) -> Cell:
-    loaded = recipe.load(base, overrides, smoke=smoke)
+    loaded = loading.load(base, overrides, smoke=smoke)
     suffix = "".join(
         f"-{k.rpartition('.')[2]}={json.dumps(v)}" for k, v in chosen.items() if k not in IN_RUN_DIR
     )
     if suffix:
         run_dir = loaded.run_dir + re.sub(r"[^A-Za-z0-9_.=+-]+", "_", suffix.replace('"', ""))
         overrides = [*overrides, f"run_dir={_text(run_dir)}"]
-        loaded = recipe.load(base, overrides, smoke=smoke)
+        loaded = loading.load(base, overrides, smoke=smoke)
     return Cell(base, tuple(overrides), loaded.resolved_run_dir(), loaded, smoke)
 
 

@@ -9,7 +9,7 @@ from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.cost import mean_cost
 from tram_ds.algorithms.options import BesideAscent, Climb, WeightNoise
 from tram_ds.algorithms.reference import Previous, WeightReference
-from tram_ds.planning.memory import FP32, RunSetup
+from tram_ds.planning.setup import FP32, RunSetup
 from tram_ds.planning.sizes import ModelSize
 
 FP64 = 8

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.options import Climb, Gradient
 from tram_ds.algorithms.reference import NoiseReference, Previous, WeightReference
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS
+from tram_ds.planning.setup import FP32, RunSetup
 from tram_ds.planning.sizes import ModelSize
 
-FP32 = 4
 # fp32 copies of a part of the shards while epsilon is computed over it; Algorithm 2 has one more,
 # and so has what Adam divides by
 FORMULA = 3
@@ -32,59 +31,12 @@ COMPARED = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class RunSetup:
-    """What the engine's config says. shards: ranks that share one copy of the states. kept: moments
-    per parameter.
-
-    bucket, live: elements of a reduction bucket, and of gathered parameters that ZeRO-3 may keep.
-    average: the recipe has the moving average of the weights scored instead of theta.
-    """
-
-    engine: str  # replicated, fsdp2, zero0, zero1, zero2 or zero3
-    world: int
-    shards: int
-    half: bool
-    kept: int
-    micros: int
-    checkpointing: bool
-    reshard: bool = True
-    offload_states: bool = False
-    offload_parameters: bool = False
-    bucket: int = 500_000_000
-    live: int = 1_000_000_000
-    average: bool = False
-
-    @property
-    def working(self) -> int:
-        """Bytes per element of what forward reads."""
-        return 2 if self.half else FP32
-
-    @property
-    def separate(self) -> bool:
-        """Masters and working copy are different memory, so moving the weights needs no copy of
-        theta."""
-        return self.engine in ("zero1", "zero2", "zero3") or (self.engine == "zero0" and self.half)
-
-    @property
-    def gradient(self) -> int:
-        """Bytes per element of the reduced gradient."""
-        return 2 if self.half and self.engine in ("zero0", "zero1") else FP32
-
-    @property
-    def keeps_gradients(self) -> bool:
-        """Their memory is never given back."""
-        return self.engine == "zero3" or (self.engine == "replicated" and self.world > 1)
-
-
-@dataclass(frozen=True)
 class Memory:
     """Bytes on one GPU at the peak; moment: when that is.
 
     references: weights beside theta and copies of the output head, for predictions and a stored
-    dL/dlogits. ascent: copies
-    of the gradient, and what
-    epsilon is computed in. logits: or, in chunks, what stands for them; the predictions of
-    references are part of it.
+    dL/dlogits. ascent: copies of the gradient, and what epsilon is computed in. logits: or, in
+    chunks, what stands for them; the predictions of references are part of it.
     """
 
     moment: str
@@ -391,42 +343,3 @@ def _buffers(setup: RunSetup, size: ModelSize) -> tuple[int, int, int, int]:
     whole = size.trained * setup.working if setup.engine == "zero1" else 0
     backward = gathered + bucket + whole
     return gathered, gathered, backward, backward
-
-
-def setup_of(engine: str, config: dict[str, Any], **common: Any) -> RunSetup:
-    """Of an engine's name (replicated, fsdp2, zero) and its config file's content.
-
-    common: the other fields.
-    """
-    world = common["world"]
-    if engine == "replicated":
-        return RunSetup(engine, shards=1, **common)
-    if engine == "fsdp2":
-        group = min(config.get("shard_size") or world, world)
-        off = bool(config.get("offload"))
-        return RunSetup(
-            engine,
-            shards=group,
-            reshard=config.get("reshard_after_forward", True),
-            offload_states=off,
-            **common,
-        )
-    zero = config.get("zero_optimization", {})
-    stage = int(zero.get("stage", 0))
-    optional = {
-        name: zero[key]
-        for name, key in (("bucket", "reduce_bucket_size"), ("live", "stage3_max_live_parameters"))
-        if key in zero
-    }
-    return RunSetup(
-        f"zero{stage}",
-        shards=world if stage else 1,
-        offload_states=_off(zero, "offload_optimizer"),
-        offload_parameters=_off(zero, "offload_param"),
-        **optional,
-        **common,
-    )
-
-
-def _off(zero: dict[str, Any], key: str) -> bool:
-    return (zero.get(key) or {}).get("device", "none") != "none"

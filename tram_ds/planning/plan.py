@@ -14,7 +14,8 @@ from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection
 from tram_ds.engines import choose as engines
 from tram_ds.planning import outline, sizes
 from tram_ds.planning.cost import Cost, cost
-from tram_ds.planning.memory import Memory, RunSetup, peak, setup_of
+from tram_ds.planning.memory import Memory, peak
+from tram_ds.planning.setup import RunSetup, setup_of
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.runtime.ranks import Job

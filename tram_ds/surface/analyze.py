@@ -28,7 +28,8 @@ from tram_ds.models.pretrained import load_stored
 from tram_ds.models.stored import read_pieces
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
-from tram_ds.recipe.recipe import Recipe, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import Recipe
 from tram_ds.recipe.sections import OptimizerSection, ScheduleSection
 from tram_ds.runtime.checked import Section
 from tram_ds.runtime.errors import DataError

@@ -20,7 +20,8 @@ from tram_ds.algorithms.effect import Effect, measure
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.engines import choose as engines
-from tram_ds.recipe.recipe import Recipe, accumulation, load
+from tram_ds.recipe.loading import load
+from tram_ds.recipe.recipe import Recipe, accumulation
 from tram_ds.recipe.sections import ScheduleSection
 from tram_ds.runtime.checked import Positive, Section
 from tram_ds.runtime.ranks import Job, detect, joined, threads_per_rank

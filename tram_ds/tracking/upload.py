@@ -13,11 +13,10 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tram_ds.runtime.locks import locked
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.tracking import group
-from tram_ds.tracking.address import sqlite_path
+from tram_ds.tracking.attach import SPOOLS, connect, refuse_deleted
 from tram_ds.tracking.points import (
     MAX_METRICS,
     Point,
@@ -27,26 +26,14 @@ from tram_ds.tracking.points import (
     read_batches,
 )
 from tram_ds.tracking.results import cost_points, curves, final_points, samples_text, table_json
-from tram_ds.tracking.server import (
-    find_experiment,
-    find_parent,
-    get_run,
-    mark_left,
-    new_client,
-)
-from tram_ds.tracking.state import MAX_KEY, NOTE, PARENT, StateFile, TrackingError
+from tram_ds.tracking.server import mark_left
+from tram_ds.tracking.state import MAX_KEY, PARENT, StateFile
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Metric
 
 log = logging.getLogger(__name__)
-KEY_TAG = "tram_ds.run_key"
-# spools -> the names of the fields of State that say how far the server has them
-SPOOLS = {
-    RunFolder.metrics: ("offset", "last_line"),
-    RunFolder.system: ("system_offset", "system_last_line"),
-}
 TABLE, CURVES, SAMPLES = "results_table.json", "curves.png", "samples.md"
 
 
@@ -135,59 +122,11 @@ class Uploader:
 
     def _connect(self) -> MlflowClient:
         """The client, with the experiment, the parent run and the run in place."""
-        uri = self._file.state.uri
-        database = sqlite_path(uri)
-        if database is None:
-            client = new_client(uri)
-            run = self._attach(client)
-        else:  # MLflow's own creation of a fresh database is not safe against a second process
-            database.parent.mkdir(parents=True, exist_ok=True)
-            with locked(database.with_name(f".{database.name}.lock"), timeout=120.0):
-                client = new_client(uri)
-                run = self._attach(client)
+        client, run = connect(self._file)
         self._last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         self._server_params = run.data.params
         self._client = client
         return client
-
-    def _attach(self, client: MlflowClient) -> Run:
-        """The run of this folder: by its id, else by its key, else a new one."""
-        state = self._file.state
-        run = get_run(client, state.run_id) if state.run_id else None
-        if run is None:
-            experiment_id = find_experiment(
-                client, state.experiment, sqlite_path(state.uri), state.experiment_by_id
-            )
-            same_key = client.search_runs(
-                [experiment_id], f"tags.`{KEY_TAG}` = '{state.run_key}'", max_results=1
-            )
-            if same_key:
-                run = same_key[0]
-            else:
-                parent_id = find_parent(client, experiment_id, state, group.note(state))
-                tags = {KEY_TAG: state.run_key, PARENT: parent_id}
-                tags |= {NOTE: state.note} if state.note else {}
-                run = client.create_run(experiment_id, state.started, tags, state.run_name)
-            nothing = {
-                field: fresh
-                for fields in SPOOLS.values()
-                for field, fresh in zip(fields, (0, ""), strict=True)
-            }
-            self._file.update(run_id=run.info.run_id, acknowledged={}, **nothing)
-        if state.experiment_id != run.info.experiment_id:
-            self._file.update(experiment_id=run.info.experiment_id)
-        self._refuse_deleted(run)
-        if state.status is None and run.info.status != "RUNNING":
-            client.update_run(run.info.run_id, status="RUNNING")
-        return run
-
-    def _refuse_deleted(self, run: Run) -> None:
-        if run.info.lifecycle_stage == "deleted":
-            raise TrackingError(
-                f"run {run.info.run_id} was deleted on {redact(self._file.state.uri)}: restore it "
-                f"in MLflow (what it lacks is sent then, or by launch/sync.py), or remove run_id "
-                f"and tracking.json from {self._file.run_dir} to upload it as a new run"
-            )
 
     def _describe(self, client: MlflowClient) -> None:
         """Parameters and tags. A parameter that changed since the run began cannot be replaced: it
@@ -270,7 +209,7 @@ class Uploader:
         except MlflowException as error:
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 raise
-            self._refuse_deleted(client.get_run(run_id))  # it refuses all points, none is bad
+            refuse_deleted(client.get_run(run_id), self._file)  # it refuses all points, none is bad
             # one bad point must not hold up all others for ever
             self._send_singly(client, run_id, metrics)
         for key, step, _, _ in points:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 from tram_ds.training.run import Request, run
 
 
