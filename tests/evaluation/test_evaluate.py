@@ -121,7 +121,8 @@ def test_scores_survive_a_place_that_goes_while_they_are_made(place, capsys, mon
             assert json.loads(out[out.index("{") :])["metric"] == "accuracy"
 
 
-def test_two_ranks_and_another_batch_size_give_the_same_scores(place):
+@pytest.mark.parametrize("sharded", [[], ["--sharded"]], ids=["whole", "sharded"])
+def test_two_ranks_and_another_batch_size_give_the_same_scores(place, sharded):
     common = [
         "--recipe",
         "mine.yaml",
@@ -134,7 +135,8 @@ def test_two_ranks_and_another_batch_size_give_the_same_scores(place):
         "validation",
     ]
     assert main(*common, "--out", "one.json") == 0
-    done = script(SCRIPT, *common, "--out", "two.json", "eval.batch=5", world=2, timeout=120)
+    more = [*common, *sharded, "--out", "two.json", "eval.batch=5"]
+    done = script(SCRIPT, *more, world=2, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("accuracy on validation") == 1 and "one" in done.stderr, (
         "a table and a bar, on rank 0"
@@ -147,6 +149,12 @@ def test_two_ranks_and_another_batch_size_give_the_same_scores(place):
     for name in one:
         assert one[name]["accuracy"] == two[name]["accuracy"]
         assert one[name]["loss"] == pytest.approx(two[name]["loss"], rel=1e-6)
+
+
+def test_what_is_made_whole_is_not_scored_sharded(place, capsys):
+    words = ["--recipe", "mine.yaml", "--model", "runs/one", "--sharded", "--interpolate", "0.5"]
+    assert main(*words) == 2
+    assert "--sharded: a checkpoint, or a point between" in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_scored_as_the_model_it_holds(place, capsys):

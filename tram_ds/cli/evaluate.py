@@ -5,6 +5,8 @@ with --out.
         --out scores.json
     torchrun --nproc_per_node 8 -m tram_ds evaluate --recipe xnli_xlmr.yaml --model EXPORT \\
         --domains en,sw,ur
+    torchrun --nproc_per_node 8 -m tram_ds evaluate --recipe llama7b_fsdp2.yaml --model EXPORT \\
+        --sharded
 
 Exit codes: 0 done, 2 recipe, data or model, 4 checkpoint.
 """
@@ -35,6 +37,11 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--interpolate",
         metavar="0,0.25,0.5,0.75,1",
         help="score each --model at these points of the line from the recipe's own model to it",
+    )
+    parser.add_argument(
+        "--sharded",
+        action="store_true",
+        help="spread every model over the ranks (FSDP2): for one that does not fit a GPU",
     )
     parser.add_argument(
         "--domains", help="domains or languages to score, with commas; default: the recipe's"
@@ -70,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     if options.interpolate is not None:
         models = candidates.interpolated(models, options.interpolate)
     domains = options.domains.split(",") if options.domains else None
-    report = evaluation.score_all(chosen, models, domains, options.split, job)
+    report = evaluation.score_all(chosen, models, domains, options.split, job, options.sharded)
     if job.rank == 0:
         print(evaluation.table(report))
         if not options.out:

@@ -1,8 +1,8 @@
 """Scores models that exist: exports, hub ids and the pre-trained model, on any domains of a
 recipe's task.
 
-Every rank holds the whole model and scores its share of the rows; the numbers do not depend on how
-many ranks there are.
+Every rank scores its share of the rows, by the whole model or by one that is sharded over all
+ranks; the numbers do not depend on which, nor on how many ranks there are.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,11 @@ from tqdm import tqdm
 
 from tram_ds.data.alike import read_alike
 from tram_ds.data.m2d2_names import ABBREVIATIONS, short_names
+from tram_ds.engines import choose as engines
 from tram_ds.evaluation.candidates import Candidate
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.evaluation.weights import fill, towards
+from tram_ds.models.pretrained import load_model, load_stored
 from tram_ds.recipe.model_section import ModelSection
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime.errors import DataError
@@ -35,25 +38,37 @@ Split = Literal["validation", "test"]
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is scored, and where. domains: None means the recipe's. sharded: no rank holds a whole
+    model."""
+
+    recipe: Recipe
+    domains: Sequence[str] | None
+    split: Split
+    job: Job
+    sharded: bool = False
+
+
 def score_all(
     recipe: Recipe,
     chosen: Sequence[Candidate],
     domains: Sequence[str] | None,
     split: Split,
     job: Job,
+    sharded: bool = False,
 ) -> dict[str, Any]:
     """The report: scores of every model on every domain, and their zero-shot average. Collective
     over the job.
 
-    domains: those scored; None means the recipe's. Data, tokenisers and configs of all models are
-    checked first.
+    domains, sharded: see Asked. Data, tokenisers and configs of all models are checked first.
     """
-    _refuse(recipe, chosen)
-    with joined(job, "replicated"):
-        built = _tasks(recipe, chosen, domains, split, job)
+    asked = Asked(recipe, domains, split, job, sharded)
+    _refuse(asked, chosen)
+    with joined(job, "fsdp2" if sharded else "replicated"):
+        built = _tasks(asked, chosen)
         models = [
-            _entry(recipe, candidate, task, domains, split, job)
-            for candidate, task in zip(chosen, built, strict=True)
+            _entry(asked, candidate, task) for candidate, task in zip(chosen, built, strict=True)
         ]
         return {
             "recipe": recipe.name,
@@ -66,56 +81,46 @@ def score_all(
         }
 
 
-def _refuse(recipe: Recipe, chosen: Sequence[Candidate]) -> None:
+def _refuse(asked: Asked, chosen: Sequence[Candidate]) -> None:
     if not chosen:
         raise DataError("no model to evaluate: name one with --model, or leave --no-pretrained out")
-    if recipe.eval.weights == "ema" and any(c.checkpoint for c in chosen):
+    if asked.sharded and any(c.checkpoint or c.interpolation is not None for c in chosen):
+        raise DataError(
+            "--sharded: a checkpoint, or a point between two models, is made whole on every rank: "
+            "name an export or a hub id, or leave --sharded out"
+        )
+    if asked.recipe.eval.weights == "ema" and any(c.checkpoint for c in chosen):
         raise DataError(
             "eval.weights = ema: of a checkpoint the last weights are scored: name the run, whose "
             "export has the average, or set eval.weights=last"
         )
 
 
-def _tasks(
-    recipe: Recipe,
-    chosen: Sequence[Candidate],
-    domains: Sequence[str] | None,
-    split: Split,
-    job: Job,
-) -> list[Any]:
+def _tasks(asked: Asked, chosen: Sequence[Candidate]) -> list[Any]:
     """Each candidate's own, with its tokenizer, over data that all ranks read alike. Collective."""
     return read_alike(
-        lambda: [
-            tasks.build(_scored(_evaluating(recipe, domains, split), c), training=False)
-            for c in chosen
-        ],
+        lambda: [tasks.build(_scored(_evaluating(asked), c), training=False) for c in chosen],
         lambda found: {
             **{
-                f"{split} rows of {domain}": len(rows)
+                f"{asked.split} rows of {domain}": len(rows)
                 for task in found
-                for domain, rows in task.eval_sets(split).items()
+                for domain, rows in task.eval_sets(asked.split).items()
             },
             "content": found[0].data_digest(),  # of one recipe's data, whatever the model
         },
-        job.world_size,
-        f"task.data {recipe.task.data}",
+        asked.job.world_size,
+        f"task.data {asked.recipe.task.data}",
     )
 
 
-def _entry(
-    recipe: Recipe,
-    candidate: Candidate,
-    task: Any,
-    domains: Sequence[str] | None,
-    split: Split,
-    job: Job,
-) -> dict[str, Any]:
+def _entry(asked: Asked, candidate: Candidate, task: Any) -> dict[str, Any]:
     """What the report says of one model. Collective."""
-    model, fresh = _model(recipe, candidate, task, domains, split)
-    scores = _score(recipe, candidate, model, task, domains, split, job)
+    model, fresh = _model(asked, candidate, task)
+    scores = _score(asked, candidate, model, task)
     average = zero_shot_average(scores, task.train_domains, task.metric)
-    untrained = candidate.pretrained and recipe.model.path is None
-    path = candidate.path or candidate.checkpoint or recipe.model.path
+    own = asked.recipe.model.path
+    untrained = candidate.pretrained and own is None
+    path = candidate.path or candidate.checkpoint or own
     return {
         "name": "untrained" if untrained else candidate.name,
         "path": None if path is None else str(path),
@@ -156,16 +161,12 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join([title, *(line.rstrip() for line in lines)])
 
 
-def _model(
-    recipe: Recipe,
-    candidate: Candidate,
-    task: Any,
-    domains: Sequence[str] | None,
-    split: Split,
-) -> tuple[Any, bool]:
-    """(the candidate on the host, whether its head was never trained)."""
-    model = task.model()
-    fresh = candidate.pretrained and bool(model.new_weights) and recipe.model.path is not None
+def _model(asked: Asked, candidate: Candidate, task: Any) -> tuple[Any, bool]:
+    """(the candidate on the host, or with its weights still in their files; whether its head was
+    never trained)."""
+    model = task.model(load_stored if asked.sharded else load_model)
+    trained = asked.recipe.model.path is not None
+    fresh = candidate.pretrained and bool(model.new_weights) and trained
     if candidate.checkpoint is not None:
         fill(model, candidate.checkpoint)
     if model.new_weights and candidate.path is not None:
@@ -175,29 +176,21 @@ def _model(
             "pre-trained row may lack them"
         )
     if candidate.interpolation is not None:
-        bare = _scored(_evaluating(recipe, domains, split), Candidate("own"))
+        bare = _scored(_evaluating(asked), Candidate("own"))
         own = tasks.build(bare, training=False).model()
         towards(own, model, candidate.interpolation, candidate.path or str(candidate.checkpoint))
         fresh = bool(own.new_weights) and candidate.interpolation == 0.0
     return model, fresh
 
 
-def _score(
-    recipe: Recipe,
-    candidate: Candidate,
-    model: Any,
-    task: Any,
-    domains: Sequence[str] | None,
-    split: Split,
-    job: Job,
-) -> Scores:
+def _score(asked: Asked, candidate: Candidate, model: Any, task: Any) -> Scores:
     """Of `model`, which is moved to the job's device. Collective."""
-    rows = {
-        name: r for name, r in task.eval_sets(split).items() if domains is None or name in domains
-    }
+    recipe, job, domains = asked.recipe, asked.job, asked.domains
+    sets = task.eval_sets(asked.split)
+    rows = {name: r for name, r in sets.items() if domains is None or name in domains}
     if not rows:
         raise DataError(
-            f"none of the domains chosen has a {split} split: "
+            f"none of the domains chosen has a {asked.split} split: "
             f"{', '.join(domains or task.eval_domains)}"
         )
     batch = recipe.eval.batch or recipe.train.micro_batch
@@ -205,7 +198,7 @@ def _score(
     precision = torch.autocast(job.device.type, dtype=torch.bfloat16) if half else nullcontext()
     with precision, _bar(candidate.name, rows, batch, job) as bar:
         return evaluate(
-            model.to(job.device),
+            _sharded(model, job) if asked.sharded else model.to(job.device),
             task,
             rows,
             batch,
@@ -217,12 +210,32 @@ def _score(
         )
 
 
-def _evaluating(recipe: Recipe, domains: Sequence[str] | None, split: Split) -> Recipe:
+def _sharded(model: Any, job: Job) -> Any:
+    """The model over all ranks, fp32, each with its own pieces alone, which it reads from the files
+    where they still are there. Collective."""
+    stored = getattr(model, "stored", None)
+    settings = engines.Settings(
+        job=job,
+        optimizer=lambda module: torch.optim.SGD(module.parameters(), lr=0.0),  # never steps
+        config={},
+        dtype=torch.float32,  # as the whole model has it: autocast makes the working copy
+        micro_batch=1,
+        accumulation=1,
+        fill=stored.read if stored else None,
+    )
+    engine = engines.build("fsdp2", model, settings)
+    if stored is not None:
+        stored.close()
+    return engine.model
+
+
+def _evaluating(asked: Asked) -> Recipe:
     """The recipe that opens what is scored, and nothing else."""
+    recipe, domains = asked.recipe, asked.domains
     task = (
         recipe.task if domains is None else recipe.task.model_copy(update={"eval": list(domains)})
     )
-    scored = recipe.eval.model_copy(update={"splits": [split], "every_steps": None})
+    scored = recipe.eval.model_copy(update={"splits": [asked.split], "every_steps": None})
     return recipe.model_copy(update={"task": task, "eval": scored})
 
 
