@@ -86,10 +86,16 @@ def test_free_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("exports", "keep", "there", "copies"),
-    [(1, 2, 0, 3 * 4 + 1), (2, 2, 0, 3 * 4 + 2), (1, 1, 0, 2 * 4 + 1), (1, 2, 1, 2 * 4 + 1)],
+    [
+        (["float32"], 2, 0, 3 * 4 + 1),
+        (["float32"] * 2, 2, 0, 3 * 4 + 2),
+        (["bfloat16"] * 2, 2, 0, 3 * 4 + 1),  # half as large each
+        (["float32"], 1, 0, 2 * 4 + 1),
+        (["float32"], 2, 1, 2 * 4 + 1),
+    ],
 )
 def test_the_room_of_a_run_is_its_checkpoints_its_exports_and_its_logs(
-    disk: list[int], tmp_path: Path, exports: int, keep: int, there: int, copies: int
+    disk: list[int], tmp_path: Path, exports: list[str], keep: int, there: int, copies: int
 ) -> None:
     """AdamW and theta_{t-1}: four copies of the weights a checkpoint; keep and one being written,
     of which some are there; an export is one copy."""
@@ -103,9 +109,9 @@ def test_the_room_of_a_run_is_its_checkpoints_its_exports_and_its_logs(
     disk[:] = [needed - 1]
     with Saver(tmp_path, built, keep=keep) as saver:
         with pytest.raises(CheckpointError, match=r"checkpoint\.keep.*another run_dir"):
-            saver.room(exports)
+            saver.room(len(exports), getattr(torch, exports[0]))
         disk[:] = [needed]
-        saver.room(exports)
+        saver.room(len(exports), getattr(torch, exports[0]))
 
 
 def test_a_save_on_a_full_disk_waits_until_somebody_makes_room(tmp_path: Path, monkeypatch) -> None:

@@ -133,16 +133,18 @@ class Saver:
         except Exception as error:
             self._error = error
 
-    def room(self, exports: int) -> None:
+    def room(self, exports: int, dtype: torch.dtype = torch.float32) -> None:
         """CheckpointError, before the first step, where the disk has no room for what the run will
-        keep: its checkpoints, the one being written beside them, `exports` whole models, logs."""
+        keep: its checkpoints, the one being written beside them, `exports` whole models of `dtype`,
+        logs."""
         module = self.stepper.engine.module
         weights, trained = (space.weights_bytes(module, trained=t) for t in (False, True))
         moments = moment_names(self.stepper.engine.weights.optimizer) or ()
         copies = 1 + len(moments) + len(references.names(self.stepper.algorithm))
         there = self.peers.gather(len(candidates(self.folder.parent)))[0]
         more = max(1, self.keep + 1 - there)
-        needed = trained * copies * more + weights * exports + space.LOGS
+        exported = weights * dtype.itemsize // space.FP32 * exports
+        needed = trained * copies * more + exported + space.LOGS
         self.space.require(
             needed, f"this run ({more} more checkpoints, exports: {exports} of the model)"
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from tram_ds.checkpoint.resume import Resumed, Saver, resume
@@ -69,7 +70,8 @@ def saving(run: Run) -> Iterator[Saver]:
         beat=run.watchdog.beat,
     )
     with saver:
-        saver.room(exports=2 if run.recipe.eval.select == "best" else 1)
+        exports = 2 if run.recipe.eval.select == "best" else 1
+        saver.room(exports, getattr(torch, run.recipe.export.dtype))
         run.evaluator.room = saver.space.until_done
         yield saver
 
