@@ -139,7 +139,7 @@ from pathlib import Path
 import torch
 import tram_ds
 from tram_ds.recipe import docs
-from tram_ds.recipe.recipe import load
+from tram_ds.recipe.loading import load
 
 assert Path(tram_ds.__file__).is_relative_to(sys.argv[1])
 recipe = load("quickstart", ["algorithm={name: asam_init, rho: 0.1, perturb_from: 3}"])

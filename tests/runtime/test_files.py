@@ -18,7 +18,7 @@ REPLACES = {"rename", "renames", "replace"}  # of os, or of a Path with the one 
 ELSEWHERE = {  # file, call, and why it is none of those
     ("tram_ds/tracking/metrics_log.py", "ftruncate"): "a line that a full disk cut short",
     ("tram_ds/tracking/metrics_log.py", "truncate"): "the line a killed process was writing",
-    ("tram_ds/comparison/tables.py", "rename"): "a column of a table",
+    ("tram_ds/comparison/versus.py", "rename"): "a column of a table",
 }
 
 

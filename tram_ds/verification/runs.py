@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tram_ds.runtime.run_layout import RunFolder
+from tram_ds.runtime.run_layout import LATEST, RunFolder
 from tram_ds.verification import jobs
 
 DETERMINISTIC = "tram_ds.verification.deterministic"
@@ -84,7 +84,7 @@ def killed(world: int, seconds: float) -> dict[str, Any]:
         words = ["train", "--recipe", str(path), f"run_dir={json.dumps(str(run_dir))}"]
         ranks = jobs.start("tram_ds", [*words, "train.steps=1000000"], world, folder)
         try:
-            _wait_for(RunFolder(run_dir).checkpoints / "latest", ranks, min(START, seconds))
+            _wait_for(RunFolder(run_dir).checkpoints / LATEST, ranks, min(START, seconds))
             ranks.processes[-1].kill()
             began = time.monotonic()
             limit = TIMEOUT + LATE
