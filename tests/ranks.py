@@ -20,6 +20,7 @@ from typing import Any
 
 from tests import zygote
 from tests.zygote import QUIET, ROOT
+from tram_ds.runtime.launchers import rank_variables
 
 PORTS = range(24000, 32000)  # below those that the kernel gives to clients
 
@@ -94,19 +95,7 @@ def places(world: int) -> list[dict[str, str]]:
     if world == 1:
         return [environment()]
     port = str(free_port())
-    return [environment(**place(rank, world, port)) for rank in range(world)]
-
-
-def place(rank: int, world: int, port: str) -> dict[str, str]:
-    """What a launcher tells a rank."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
+    return [environment(**rank_variables(rank, world, port)) for rank in range(world)]
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests import ranks
 from tests.parity import build
+from tram_ds.runtime.launchers import rank_variables
 
 Job = tuple[str, int, list[Any]]  # (function of tests.faults.jobs, number of ranks, JSON arguments)
 
@@ -35,7 +36,7 @@ def main(out: str, name: str, arguments: str) -> None:
     from tests.faults import jobs, jobs_kill
 
     # one rank may join a group of its own
-    os.environ |= ranks.place(0, 1, str(ranks.free_port())) if "RANK" not in os.environ else {}
+    os.environ |= rank_variables(0, 1, str(ranks.free_port())) if "RANK" not in os.environ else {}
     action = getattr(jobs, name, None) or getattr(jobs_kill, name)
     result = action(*json.loads(arguments))
     if os.environ["RANK"] == "0":

@@ -14,6 +14,8 @@ import pytest
 from tests import ranks
 from tests.ranks import ROOT, environment
 from tram_ds.cli import main as tram
+from tram_ds.cli import verify_gpu
+from tram_ds.runtime.launchers import rank_variables
 from tram_ds.verification import jobs, run
 from tram_ds.verification.jobs import JobFailed
 from tram_ds.verification.laws import LAWS
@@ -137,6 +139,7 @@ def test_a_folder_of_another_machine_and_a_step_that_is_none_are_refused(done: P
     few = {"kind": "cuda", "gpus": 1}
     with pytest.raises(ValueError, match=r"2 ranks, and the first sees 1 GPU\(s\)"):
         verify(done, [], Setting(2, False, lambda *_, **__: few), "the command")
+    assert ", ".join(STEPS) == verify_gpu.STEPS  # of its help, which imports nothing
     with pytest.raises(ValueError, match="--steps pariti: choose from parity, gpt2"):
         verify(done, ["pariti"], small(nothing_new), "the command")
 
@@ -144,7 +147,7 @@ def test_a_folder_of_another_machine_and_a_step_that_is_none_are_refused(done: P
 def test_ranks_after_the_first_have_nothing_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in ranks.place(1, 2, "29500").items():
+    for name, value in rank_variables(1, 2, "29500").items():
         monkeypatch.setenv(name, value)
     assert tram.main(["verify_gpu", "--out", str(tmp_path / "out")]) == 0
     assert not (tmp_path / "out").exists()

@@ -19,10 +19,11 @@ def follow(algorithm: Algorithm, engine: Engine, before: set[str]) -> None:
     A parameter that is new in theta is remembered as it is now, and one that has left it is
     remembered no longer: what it is now is what every pass reads. Said once a change.
     """
-    for reference in algorithm.references:
-        weights = getattr(reference, "weights", None)
+    remembering: Any  # those that have weights
+    for remembering in algorithm.references:
+        weights = getattr(remembering, "weights", None)
         if weights is not None:
-            reference.weights = _carried(weights, engine.weights.masters())  # type: ignore[attr-defined]
+            remembering.weights = _carried(weights, engine.weights.masters())
     now = {span.name for span in engine.layout}
     changes = [("trained from now on", now - before), ("no longer trained", before - now)]
     text = "; ".join(f"{what}: {_some(names)}" for what, names in changes if names)

@@ -2,8 +2,9 @@
 what a formula counts, counted in the step itself.
 
 Tensors are torch's fake ones (shapes and storages, no values), the process group answers at once,
-and torch's memory tracker, its FLOP counter and ours of collectives look on. A fake tensor is on
-the CPU, so that the sizes by which a GPU works are put in place, and fused attention is the CPU's.
+and torch's memory tracker looks on, with counters of FLOPs (by torch's formulas) and of
+collectives. A fake tensor is on the CPU, so that the sizes by which a GPU works are put in place,
+and fused attention is the CPU's.
 """
 
 from __future__ import annotations

@@ -239,10 +239,4 @@ def read_export(engine: Engine, folder: Path) -> Shards:
     )
     options = {"config": copy.deepcopy(engine.module.config), "dtype": torch.float32}
     _, _, read = stored.read_pieces(kind, folder, **options)
-
-    def piece(span: Span, like: Tensor) -> Tensor:
-        into = torch.empty(span.length, dtype=like.dtype)
-        read(span.name, span.start, into)
-        return into.to(like.device).view(like.shape)
-
-    return engine.weights.masters().map(piece)
+    return stored.laid_out_as(engine.weights.masters(), read)

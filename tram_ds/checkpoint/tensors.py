@@ -42,7 +42,8 @@ class Flat(Tensor):
 
     @staticmethod
     def of(piece: Tensor, start: int, numel: int) -> Flat:
-        flat: Flat = Tensor._make_wrapper_subclass(Flat, (numel,), dtype=piece.dtype)  # type: ignore[attr-defined]
+        make: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+        flat: Flat = make(Flat, (numel,), dtype=piece.dtype)
         flat.piece, flat.start = piece.detach().reshape(-1), start
         return flat
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from tram_ds.data.cache import build_once, cache_root, digest_of
 from tram_ds.data.digests import file_digest
 from tram_ds.runtime.errors import DataError
+from tram_ds.runtime.wording import first_line
 
 VERSION = 1  # raise it when the conversion changes: it is part of the cache key
 PART = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")  # as the hub names shards
@@ -99,7 +100,7 @@ def read_schema(path: Path) -> pa.Schema:
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path} is damaged or no parquet file ({_first(error)}): get it again"
+            f"{path} is damaged or no parquet file ({first_line(error)}): get it again"
         ) from error
 
 
@@ -190,7 +191,7 @@ def _copy(path: Path, wanted: pa.Schema, writer: Any) -> None:
             row += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path} cannot be read after row {row} ({_first(error)}): get it again"
+            f"{path} cannot be read after row {row} ({first_line(error)}): get it again"
         ) from error
 
 
@@ -199,7 +200,3 @@ def _mapped(folder: Path) -> pa.Table | None:
         return pa.ipc.open_file(pa.memory_map(str(folder / "rows.arrow"))).read_all()
     except (pa.ArrowException, OSError):
         return None
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from tram_ds.runtime.hub import HUB, answers
+from tram_ds.runtime.wording import first_line
 
 
 def check(repo: str, online: bool = True) -> None:
@@ -17,7 +18,7 @@ def check(repo: str, online: bool = True) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ValueError(f"--push {repo}: {_first(error)}: give OWNER/NAME") from error
+        raise ValueError(f"--push {repo}: {first_line(error)}: give OWNER/NAME") from error
     if not online:
         return
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
@@ -50,11 +51,7 @@ def upload(folder: Path, repo: str, run: str) -> str:
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message)
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"--push {repo}: {_first(error)}; {folder} is whole: try again with "
+            f"--push {repo}: {first_line(error)}; {folder} is whole: try again with "
             f"`hf upload {repo} {folder}`"
         ) from error
     return str(made)
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

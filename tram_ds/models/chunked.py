@@ -153,7 +153,10 @@ class _LogitChunks:
         one."""
         # They are inputs of the Function, or autograd would not give them a gradient.
         live = [r.states for r in self.references if r.weight is None]
-        return _Objective.apply(self, torch.is_grad_enabled(), states, weight, bias, *live)  # type: ignore[return-value]
+        objective: Any = _Objective.apply(
+            self, torch.is_grad_enabled(), states, weight, bias, *live
+        )
+        return objective
 
     def run(self, inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> None:
         """inputs: states, weight, bias, states of references read by this head; grads: what their

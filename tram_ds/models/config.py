@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.hub import waiting
 from tram_ds.runtime.paths import refuse_missing
+from tram_ds.runtime.wording import first_line
 
 WAY_OUT = (
     "give a folder with the files, or a hub name that is reachable or already in the hub "
@@ -85,8 +86,3 @@ def revision(section: Any) -> str:
 def _near(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, sorted(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-def first_line(error: Exception) -> str:
-    """transformers' messages go on for paragraphs; ours end in a way out."""
-    return str(error).strip().split("\n")[0]

@@ -21,9 +21,10 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tram_ds.models import adapters, stored
-from tram_ds.models.config import first_line, load_config, revision
+from tram_ds.models.config import load_config, revision
 from tram_ds.models.whole import refuse_incomplete
 from tram_ds.runtime.errors import DataError
+from tram_ds.runtime.wording import first_line
 
 # of one block: train or eval, with gradient or without, with a mask or without, lengths fixed or
 # changing

@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from tram_ds.models.config import WAY_OUT, first_line
+from tram_ds.models.config import WAY_OUT
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.hub import waiting
 from tram_ds.runtime.paths import refuse_missing
+from tram_ds.runtime.wording import first_line
 
 
 def load_tokenizer(path: str, revision: str | None = None, key: str = "model.path") -> Any:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from tram_ds.engines.shards import Shards, Span
 from tram_ds.runtime.errors import DataError
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -208,11 +209,12 @@ def read_model(
     return model, report
 
 
-def read_pieces(
-    kind: Any, folder: Path, **options: Any
-) -> tuple[Any, Mapping[str, Any], Callable[[str, int, Tensor], None]]:
-    """(a model of a folder, transformers' report, what reads its parameters piece by piece as
-    Stored.read does): of one that is no slices of its files, from the whole in memory."""
+Read = Callable[[str, int, Tensor], None]  # as Stored.read
+
+
+def read_pieces(kind: Any, folder: Path, **options: Any) -> tuple[Any, Mapping[str, Any], Read]:
+    """(a model of a folder, transformers' report, what reads its parameters): of one that is no
+    slices of its files, from the whole in memory."""
     try:
         model, report = read_model(kind, str(folder), "main", **options)
         return model, report, model.stored.read
@@ -224,6 +226,17 @@ def read_pieces(
         into.copy_(whole[name][start : start + into.numel()])
 
     return model, report, read
+
+
+def laid_out_as(like: Shards, read: Read) -> Shards:
+    """What `read` reads, in the layout, the dtypes and on the devices of `like`."""
+
+    def piece(span: Span, like: Tensor) -> Tensor:
+        into = torch.empty(span.length, dtype=like.dtype)
+        read(span.name, span.start, into)
+        return into.to(like.device).view(like.shape)
+
+    return like.map(piece)
 
 
 def _whole(entry: Entry) -> Tensor:

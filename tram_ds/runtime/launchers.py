@@ -45,6 +45,18 @@ def tell_launcher(said: str, code: int) -> None:
         Path(file).write_text(json.dumps(told), encoding="utf-8")
 
 
+def rank_variables(rank: int, world_size: int, port: str) -> dict[str, str]:
+    """What torchrun's variables say to a rank where all of them are on this machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+
+
 def place(env: Mapping[str, str], local_rank: int | None = None) -> Place:
     """Reads an environment. ValueError where it is incomplete or contradicts itself.
 

@@ -14,6 +14,11 @@ def short(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def first_line(error: Exception) -> str:
+    """Libraries' messages go on for paragraphs; ours end in a way out."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def hint(word: Any, known: Iterable[str], close: float = 0.6) -> str:
     """`; did you mean 'x'?` for the nearest known word, or nothing."""
     lowered = {name.lower(): name for name in known}

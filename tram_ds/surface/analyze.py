@@ -23,9 +23,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from tram_ds.engines import choose as engines
 from tram_ds.engines.protocol import Engine
-from tram_ds.engines.shards import Shards, Span
+from tram_ds.engines.shards import Shards
 from tram_ds.models.pretrained import load_stored
-from tram_ds.models.stored import read_pieces
+from tram_ds.models.stored import laid_out_as, read_pieces
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.loading import load
@@ -35,7 +35,7 @@ from tram_ds.runtime.checked import Section
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.ranks import Job, detect, joined, threads_per_rank
 from tram_ds.runtime.run_layout import RunFolder
-from tram_ds.runtime.wording import hint
+from tram_ds.runtime.wording import first_line, hint
 from tram_ds.surface import cka, hessian, landscape, sharpness
 from tram_ds.surface.analysis_report import WHAT, Report, opened, write
 from tram_ds.surface.cka import Options as CkaOptions
@@ -184,7 +184,7 @@ def weights(engine: Engine, kind: Any, export: Path) -> Shards:
         model, report, read = read_pieces(kind, export, config=config, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{export} cannot be read as a {kind.__name__}: {str(error).strip().splitlines()[0]}"
+            f"{export} cannot be read as a {kind.__name__}: {first_line(error)}"
         ) from error
     saved, shapes = dict(model.named_parameters()), parameter_shapes(engine)
     other = sorted(
@@ -198,13 +198,7 @@ def weights(engine: Engine, kind: Any, export: Path) -> Shards:
             f"{export} is of another model ({', '.join(other[:3])} differ): give the recipe it "
             "was trained with"
         )
-
-    def piece(span: Span, like: torch.Tensor) -> torch.Tensor:
-        into = torch.empty(span.length, dtype=like.dtype)
-        read(span.name, span.start, into)
-        return into.to(like.device).view(like.shape)
-
-    return engine.params().map(piece)
+    return laid_out_as(engine.params(), read)
 
 
 def analysed(recipe: Recipe, request: Request) -> Recipe:

@@ -16,7 +16,14 @@ Load = Callable[..., nn.Module]  # of tram_ds/models/pretrained.py: load_model o
 
 class Task(Protocol):
     """One module per task under tram_ds/tasks, found by name; tasks import neither engines nor
-    algorithms."""
+    algorithms.
+
+    A task may have more, each asked for where it is there: said() (what was read, for the log and
+    results.json), evaluation_sums(output, batch) (another rule of scoring), examine(model) (before
+    the first step, collective: DataError where batches do not mean to the model what they should),
+    prompt(text) and ends() (ids before and at the end of a sample), tokenizer or processor (saved
+    beside an export).
+    """
 
     noise_site: Literal["embedding", "pixel_values"]  # where x + z adds its noise
     classification: bool  # mmd needs it: one position per example

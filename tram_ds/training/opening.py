@@ -107,13 +107,15 @@ def read_data(recipe: Recipe, job: Job) -> tuple[Any, Sequence[Any], int]:
     """(task, its training rows, steps of the whole run), the same on all ranks. Rank 0 says what
     the task resolved. Collective."""
 
+    unmeasured: list[str] = []
+
     def read() -> tuple[Any, Sequence[Any], int]:
         task = tasks.build(recipe)
         rows, train = task.train_rows(), recipe.train
         # rounded up: the last step of the last epoch may read rows of a next one
         total = train.steps or -(-len(rows) * (train.epochs or 1) // train.global_batch)
         check_length(recipe, total)
-        measured.check(recipe, task)
+        unmeasured[:] = measured.check(recipe, task)
         samples.check(recipe, task)
         if recipe.model.lora is not None:
             task.model(load_outline)  # targets that are not there, before a folder is made
@@ -126,8 +128,8 @@ def read_data(recipe: Recipe, job: Job) -> tuple[Any, Sequence[Any], int]:
     task, rows, total = read_alike(read, facts, job.world_size, f"task.data {recipe.task.data}")
     if job.rank == 0 and hasattr(task, "said"):
         print("".join(f"task.{key}: {value}\n" for key, value in task.said().items()), end="")
-    if job.rank == 0 and (missing := measured.check(recipe, task)):
-        print(f"eval.domains: without a validation split, not measured: {', '.join(missing)}")
+    if job.rank == 0 and unmeasured:
+        print(f"eval.domains: without a validation split, not measured: {', '.join(unmeasured)}")
     return task, rows, total
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tram_ds.recipe.file import ROOT
+from tram_ds.runtime.launchers import rank_variables
 from tram_ds.runtime.redact import redact
 
 # what says that a process belongs to a launcher's job: a job of ours is none of it
 LAUNCHERS = ("TORCHELASTIC_", "SLURM_", "PMI", "OMPI_", "MV2_", "GROUP_", "ROLE_")
-PLACES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
 GRACE = 20.0  # seconds for the peers of a rank that failed to say what they saw
 TAIL = 2000  # characters of what a rank said last
@@ -77,20 +77,12 @@ def start(module: str, arguments: Sequence[str], world: int, folder: Path) -> Ra
     port = str(_free_port())
     processes = []
     for rank in range(world):
-        place = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
         with (folder / f"rank{rank}.log").open("wb") as log:
             processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", module, *arguments],
                     cwd=folder,  # where no folder is called as a package of ours
-                    env=_environment() | place,
+                    env=_environment() | rank_variables(rank, world, port),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -127,7 +119,7 @@ def _environment() -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in PLACES and not name.startswith(LAUNCHERS)
+        if name not in rank_variables(0, 1, "") and not name.startswith(LAUNCHERS)
     }
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return kept | QUIET | {"PYTHONPATH": path}
