@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,9 +145,25 @@ def process_as_found() -> Iterator[None]:
     """A test leaves its process as it found it. A run in this process leaves stop signals ignored,
     which every later child would inherit; MLflow and launchers write into the environment, by which
     ranks.script decides whether a fork will do."""
-    found = as_found()
+    found, tables = as_found(), tables_of_the_library()
     yield
     put_back(*found)
+    changed = [one for one in tables if one[0] != one[2]]
+    for table, _, entries in changed:
+        table.clear()
+        table.update(entries)
+    assert not changed, f"{[one[1] for one in changed]}: changed, also for every later test"
+
+
+def tables_of_the_library() -> list[tuple[dict[Any, Any], str, dict[Any, Any]]]:
+    """Each module's table of constants, its name, and what stands in it."""
+    return [
+        (table, f"{name}.{constant}", dict(table))
+        for name, module in list(sys.modules.items())
+        if name.startswith("tram_ds.")
+        for constant, table in vars(module).items()
+        if constant.isupper() and type(table) is dict  # not a lazy mapping of another library
+    ]
 
 
 @pytest.fixture

@@ -76,6 +76,7 @@ def test_at_an_epsilon_of_nothing_it_is_base_bit_for_bit(options: dict[str, Any]
         assert same(found, train("base", dropout=0.2)[0])
 
 
+@problem.few_rows()
 def test_logits_in_chunks_are_taken_apart_as_whole_ones_are() -> None:
     """With dropout and uneven rows; the effect of a step, too."""
     found, changes = [], []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
@@ -103,9 +104,14 @@ def batch(step: int, micro: int) -> dict[str, torch.Tensor]:
 
 
 def chunked_forward() -> Chunked:
-    """`forward` without whole logits, 5 rows at a time."""
-    chunked.CHUNK_ELEMENTS.update(cpu=5 * 19, cuda=5 * 19)
+    """`forward` without whole logits; where `few_rows` holds, 5 rows at a time."""
     return Chunked(lambda b: b, next_tokens)
+
+
+def few_rows() -> Any:
+    """Decorates a function, in which chunks have 5 rows, so that these small batches have several.
+    Put back afterwards, because what other tests of the process plan has a chunk's real size."""
+    return mock.patch.dict(chunked.CHUNK_ELEMENTS, cpu=5 * 19, cuda=5 * 19)
 
 
 def forward(m: torch.nn.Module, b: dict[str, torch.Tensor]) -> Output:

@@ -482,6 +482,7 @@ def test_an_epsilon_per_micro_batch_accumulates_their_second_gradients() -> None
     assert not close([together], [update(batches)], 1e-2)
 
 
+@problem.few_rows()
 def test_looking_ahead_is_bitwise_the_swap() -> None:
     """theta_{t-1}'s predictions made at the end of its own step are those made at its remembered
     weights one step later."""
@@ -519,6 +520,7 @@ def test_a_state_that_was_not_kept_is_refused() -> None:
     assert "previous" in built.state().references
 
 
+@problem.few_rows()
 def test_chunked_logits_are_whole_logits() -> None:
     """Loss, distance and gradient, with padding, of every algorithm: see also the parity suite."""
     model = problem.model()
@@ -540,6 +542,7 @@ def test_chunked_logits_are_whole_logits() -> None:
         )
 
 
+@problem.few_rows()
 def test_a_model_that_changes_its_logits_is_not_chunked() -> None:
     model = problem.model()
     plain = model.forward

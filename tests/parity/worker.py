@@ -59,6 +59,7 @@ def frozen_change(built: Any, double: torch.nn.Module) -> float:
     return build.gather(worst)
 
 
+@problem.few_rows()
 def compare(
     engine: str,
     algorithm: str,
