@@ -124,3 +124,33 @@ async def browsing(profile: Path) -> AsyncIterator[Page]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+WIDTHS = (1280, 800, 390)
+WIDE = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+UNEXPLAINED = "document.querySelectorAll('.grid thead th:not(:first-child):not([title])')"
+DARK = "getComputedStyle(document.body).backgroundColor === 'rgb(20, 24, 29)'"
+
+
+async def at_three_widths(page_file: Path, folder: Path, theme: str, *texts: str) -> None:
+    """A page of compare, with these texts: it is as wide as the window, at 1280 so is every table;
+    no errors, no request but for the file. Pictures are in the folder."""
+    async with browsing(folder / "profile") as page:
+        for domain in ("Runtime", "Log", "Network"):
+            await page.call(f"{domain}.enable")
+        feature = {"name": "prefers-color-scheme", "value": theme}
+        await page.call("Emulation.setEmulatedMedia", features=[feature])
+        for width in WIDTHS:
+            shown = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            await page.call("Emulation.setDeviceMetricsOverride", **shown)
+            await page.open(page_file.resolve().as_uri())
+            await page.shows(*texts)
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width
+            assert width < max(WIDTHS) or await page.evaluate(f"{WIDE}.length") == 0
+            await page.screenshot(folder / f"report-{width}.png")
+        assert await page.evaluate(f"{UNEXPLAINED}.length") == 0
+        assert await page.evaluate(DARK) == (theme == "dark")
+    told = [event["params"] for event in page.events]
+    asked = [p["request"]["url"] for p in told if "request" in p]
+    assert asked and all(url.startswith("file:") for url in asked)
+    assert not [p for p in told if "entry" in p or "exceptionDetails" in p or "args" in p]

@@ -3,16 +3,19 @@ the figure, the page."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import made_runs
+from tests.browser import at_three_widths
 from tram_ds.cli import main as tram
-from tram_ds.comparison import comparison, runs
+from tram_ds.comparison import comparison, report, runs
 from tram_ds.comparison.blocks import Block
 from tram_ds.comparison.collect import gather, parts
 from tram_ds.comparison.comparison import Section
@@ -124,6 +127,12 @@ def test_the_answer_depends_on_the_compute_of_the_baseline(section: Section) -> 
     assert note.endswith("there are 1 x, 2.38 x")
 
 
+def test_the_tables_say_what_is_not_drawn(section: Section) -> None:
+    for name in ("frontier_steps", "frontier_flops"):
+        (note,) = [n for n in block(section, name).notes if "drawn" in n]
+        assert note.startswith("seeds and domains are drawn, single rows of a test set are not")
+
+
 def test_domain_by_domain(section: Section) -> None:
     of = block(section, "frontier_steps_domains")
     assert of.columns == tuple(DOMAINS)
@@ -191,6 +200,36 @@ def test_the_figure_has_a_point_a_run(section: Section) -> None:
     assert len(ax.collections) == 2, "two bands"
     dotted = [line for line in ax.lines if line.get_linestyle() == ":"]
     assert len(dotted) == 3
+
+
+def test_the_page_shows_the_frontier_before_the_other_figures(
+    section: Section, tmp_path: Path
+) -> None:
+    """Scores, then the figure and the verdicts, then all else; names are broken between words."""
+    page = report.write([section], tmp_path, "compare --frontier").read_text()
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    asked = [c for c in captions if "frontier of plain training" in c]
+    assert captions[0] == "mean over seeds" and captions[1 : 1 + len(asked)] == asked
+    assert len(asked) == 1 + 4 and asked[0].startswith("Zero-shot against in-domain")
+    assert "adam (optimizer.<wbr>lr=<wbr>5e-05, train.<wbr>steps=<wbr>8) at 0.5</th>" in page
+
+
+def test_rows_are_in_the_order_of_their_numbers(section: Section) -> None:
+    rates = [row for row, _ in block(section, "scores").rows if "train.steps=8" in row]
+    assert [row.partition("lr=")[2].partition(",")[0] for row in rates] == [
+        "1e-05",
+        "2e-05",
+        "5e-05",
+        "0.0001",
+        "0.0002",
+    ]
+
+
+@pytest.mark.integration
+def test_a_browser_shows_the_frontier_at_three_widths(section: Section, tmp_path: Path) -> None:
+    page = report.write([section], tmp_path / "out", "compare --frontier")
+    texts = ("off the frontier of plain training at equal FLOPs", "no frontier: see the notes")
+    asyncio.run(at_three_widths(page, tmp_path, "light", *texts))
 
 
 def test_accuracies_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests import made_runs
-from tests.browser import browsing, chromium
+from tests.browser import at_three_widths, chromium
 from tram_ds.cli import main as tram
 from tram_ds.comparison import comparison, plots, report, runs
 from tram_ds.comparison.collect import gather, parts
@@ -126,7 +126,7 @@ def test_the_page_is_well_formed_and_loads_nothing(
                     for name, value in attrs
                     if name.endswith("href") and value
                 )
-            if tag not in ("meta", "br", "hr", "img"):
+            if tag not in ("meta", "br", "hr", "img", "wbr"):
                 self.stack.append(tag)
 
         def handle_endtag(self, tag: str) -> None:
@@ -197,32 +197,8 @@ def test_nothing_is_cut_and_nothing_is_loaded(
 ) -> None:
     """At three widths the page is as wide as the window, at 1280 so is every table; no errors, no
     request but for the file."""
-    asyncio.run(look(large, tmp_path_factory.mktemp(f"widths-{theme}"), theme))
-
-
-async def look(page_file: Path, folder: Path, theme: str) -> None:
-    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
-    async with browsing(folder / "profile") as page:
-        for domain in ("Runtime", "Log", "Network"):
-            await page.call(f"{domain}.enable")
-        feature = {"name": "prefers-color-scheme", "value": theme}
-        await page.call("Emulation.setEmulatedMedia", features=[feature])
-        for width in (1280, 800, 390):
-            shown = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-            await page.call("Emulation.setDeviceMetricsOverride", **shown)
-            await page.open(page_file.resolve().as_uri())
-            await page.shows("Tables 4 and 11", "To reproduce this page")
-            assert await page.evaluate("document.documentElement.scrollWidth") <= width
-            assert width < 1280 or await page.evaluate(f"{wide}.length") == 0
-            await page.screenshot(folder / f"report-{width}.png")
-        unexplained = "document.querySelectorAll('.grid thead th:not(:first-child):not([title])')"
-        assert await page.evaluate(f"{unexplained}.length") == 0
-        dark = "getComputedStyle(document.body).backgroundColor === 'rgb(20, 24, 29)'"
-        assert await page.evaluate(dark) == (theme == "dark")
-    told = [event["params"] for event in page.events]
-    asked = [p["request"]["url"] for p in told if "request" in p]
-    assert asked and all(url.startswith("file:") for url in asked)
-    assert not [p for p in told if "entry" in p or "exceptionDetails" in p or "args" in p]
+    folder = tmp_path_factory.mktemp(f"widths-{theme}")
+    asyncio.run(at_three_widths(large, folder, theme, "Tables 4 and 11", "To reproduce this page"))
 
 
 @pytest.mark.integration

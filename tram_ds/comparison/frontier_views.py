@@ -133,6 +133,8 @@ def _told(layout: Layout, found: Sides, rows: int) -> list[str]:
         f"verdict: at 5 %, corrected for {rows} rows (Holm); on: the interval lies within {near}; "
         "seeds needed: for 80 % power at the residual observed, by the row and every base arm",
         "intervals take the runs of one seed for independent; what they share makes them too wide",
+        "seeds and domains are drawn, single rows of a test set are not: runs keep one score a "
+        "domain; the sampling error of a small set, which all rows share, is in no interval",
         *found.notes,
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -138,10 +139,13 @@ def own_layout(title: str, metric: str, domains: Sequence[str], trained: Sequenc
 
 
 def sorted_methods(names: Sequence[str]) -> list[str]:
-    """In the paper's order; variants, `sam (rho=0.1)`, beside their row."""
+    """In the paper's order; variants, `sam (rho=0.1)`, beside their row, by their numbers."""
 
-    def place(name: str) -> tuple[int, str]:
+    def place(name: str) -> tuple[int, list[str | float]]:
         row = name.partition(" (")[0]
-        return (ORDER.index(row) if row in ORDER else len(ORDER), name)
+        # text and numbers by turns: 1e-05 is before 0.0001
+        parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", name)
+        key = [float(part) if i % 2 else part for i, part in enumerate(parts)]
+        return ORDER.index(row) if row in ORDER else len(ORDER), key
 
     return sorted(names, key=place)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tram_ds.comparison import plots
 from tram_ds.comparison.blocks import Block
@@ -40,6 +40,7 @@ PACKAGES = (
     "matplotlib",
 )
 LONGEST_SLUG = 100  # of the 255 bytes a file system gives to a name
+FRONTIER = "frontier"  # what the names of its figure and tables begin with
 KIND_TAG = "tram_ds.kind"  # tells a comparison's MLflow run from those of trainings
 
 
@@ -67,20 +68,13 @@ def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[s
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tram_ds", "comparison"), autoescape=True, trim_blocks=True
     )
+    environment.filters["breakable"] = _breakable
     shown = [
         {
             "id": slug,
             "title": section.layout.title,
-            "first": section.blocks[:1],
-            "blocks": section.blocks[1:],
             "terms": _terms(section),
-            "figures": [
-                {
-                    "alt": drawing.alt,
-                    "svg": Markup(plots.svg(drawing.figure, f"{slug} {drawing.alt}")),
-                }
-                for drawing in section.drawings
-            ],
+            "parts": _parts(section, slug),
             "runs": [_run(run, out) for run in section.runs],
             "recipes": _recipes(section.runs),
             "samples": [(run.where, _hidden(run.samples)) for run in section.runs if run.samples],
@@ -94,6 +88,26 @@ def page(sections: Sequence[Section], out: Path, command: str, notes: Sequence[s
         versions=versions(),
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _parts(section: Section, slug: str) -> list[tuple[list[dict[str, Any]], list[Block]]]:
+    """Figures, then tables, of each part of a section: its scores; the frontier, where it was asked
+    for; what is left."""
+    figures: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for drawing in section.drawings:
+        svg = Markup(plots.svg(drawing.figure, f"{slug} {drawing.alt}"))
+        figures[drawing.name == FRONTIER].append({"alt": drawing.alt, "svg": svg})
+    blocks: dict[bool, list[Block]] = {True: [], False: []}
+    for block in section.blocks[1:]:
+        blocks[block.name.startswith(FRONTIER)].append(block)
+    asked, others = ((figures[which], blocks[which]) for which in (True, False))
+    return [([], section.blocks[:1]), asked, others]
+
+
+def _breakable(label: str) -> Markup:
+    """The name of a row, for a narrow column: `adam (optimizer.lr=5e-05)` may be broken before `lr`
+    and before the value, and not inside a word."""
+    return Markup(re.sub(r"(?<=[=_])|(?<=\.)(?=[a-z])", "<wbr>", str(escape(label))))
 
 
 def versions() -> dict[str, str]:
