@@ -201,6 +201,20 @@ def test_changed_files_are_read_again(tmp_path):
     [
         (("train.jsonl", "train.csv"), "more than one train split: train.csv, train.jsonl"),
         (("train.txt", "valid.txt", "eval.txt"), "more than one valid split"),
+        (("d/train.txt", "d/valid.txt", "d/validation.txt"), "more than one valid split"),
+        (("d/train.txt", "d/train.jsonl"), "more than one train split: train.jsonl, train.txt"),
+        (("d/train.txt", "d/train-0-of-1.txt"), "more than one set of parts"),
+        (("d/train.txt", "d/test.csv"), "d has test.csv, but .* beside which nothing else is read"),
+        (
+            ("d/train.txt", "e/train.jsonl.gz"),
+            r"e has train\.jsonl\.gz, but other splits",
+        ),
+        (
+            ("d/train.txt", "d\u00e9/test.txt", "de\u0301/test.txt"),
+            r"'de\\u0301' and 'd\\xe9'",
+        ),
+        (("d/train.txt", "d /test.txt"), "two of the domains of .* look the same: 'd' and 'd '"),
+        (("a b.jsonl", "a\tb.jsonl"), "not a domain name: .* control characters"),
         (("train-0.jsonl", "train-2.jsonl"), "lacks train-1"),
         (("a.txt", "a.jsonl"), "has a in more than one file"),
         (("train.jsonl", "b/train.jsonl"), "as splits itself and in b"),

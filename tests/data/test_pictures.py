@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -67,3 +68,30 @@ def test_a_cut_file_is_refused(cut):
     whole = stored(Image.fromarray(np.tile(GREY, (20, 20))))
     with pytest.raises(ValueError):
         decode(whole[:cut])
+
+
+def tiff(values: bytes, bits: int, photometric: int) -> bytes:
+    """GREY's shape, one strip, as other programs write it."""
+    tags = [(256, 4, 3), (257, 4, 2), (258, 3, bits), (259, 3, 1), (262, 3, photometric)]
+    tags += [(273, 4, 8), (277, 3, 1), (278, 4, 2), (279, 4, len(values))]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    ifd = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(values)) + values + ifd
+
+
+def test_sixteen_bits_that_begin_at_white_are_the_same_picture():
+    values = (65535 - GREY.astype(np.uint16) * 257).astype("<u2").tobytes()
+    assert np.array_equal(np.asarray(decode(tiff(values, 16, 0)))[..., 0], GREY)
+
+
+def test_twelve_bits_of_grey_are_not_taken_for_sixteen():
+    with pytest.raises(ValueError, match="grey of 12 bits: save it with 8 or 16 bits"):
+        decode(tiff(bytes(10), 12, 1))
+
+
+def test_ink_and_luminance_are_the_same_picture():
+    for mode in ("CMYK", "YCbCr"):
+        shown = np.asarray(
+            decode(stored(Image.fromarray(GREY).convert("RGB").convert(mode), "TIFF"))
+        )
+        assert np.array_equal(shown, np.stack([GREY] * 3, axis=-1))

@@ -118,6 +118,7 @@ def test_a_row_that_is_none_is_named_by_its_line(tmp_path):
         ("a.csv", b"body,n\na,1\n", "no column text; it has body, n: set task.column"),
         ("a.csv", b'text,n\na,1\n"b,2\nc,3\n', "a quote that line 3 opens is never closed"),
         ("a.csv", b"\n\n", "has no header"),
+        ("a.csv", b"text,text\na,b\n", "has the column text twice"),
         ("a.parquet", b"PAR1 and no more", "damaged or no parquet file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-9], r"a\.jsonl\.gz is damaged"),
         ("a.txt.gz", b"not packed", r"a\.txt\.gz is damaged"),

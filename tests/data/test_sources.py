@@ -53,6 +53,7 @@ def test_digest_follows_the_content(root):
     [
         ("maths", "test", "unknown domain 'maths'.*did you mean 'math'.*it has art, math"),
         ("Math", "test", "did you mean 'math'"),
+        ("ma\nth", "test", r"'ma\\nth' is not a domain name"),
         ("art", "train", r"'art'.*no train split.*it has test\.txt"),
         ("../outside", "test", "not a domain name"),
         ("..", "test", "not a domain name"),
@@ -65,6 +66,12 @@ def test_digest_follows_the_content(root):
 def test_what_is_not_there_is_named(root, domain, split, message):
     with pytest.raises(DataError, match=message):
         FolderSource(root).read(domain, split)
+
+
+def test_an_accent_written_in_two_ways_is_said_to_be_so(root):
+    (root / "math").rename(root / "mathe\u0301")  # as macOS writes it
+    with pytest.raises(DataError, match=r"written 'mathe\\u0301' there, and 'math\\xe9' in the"):
+        FolderSource(root).splits("math\u00e9")
 
 
 def test_an_empty_file_is_named(root):

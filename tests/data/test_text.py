@@ -47,6 +47,8 @@ def test_a_trace_is_replaced_and_more_is_refused():
         (gzip.compress(TEXT.encode()), "train.txt is a gzip file"),
         (lzma.compress(TEXT.encode()), "train.txt is a xz file"),
         (b"PK\x03\x04....", "train.txt is a zip file"),
+        (b"\x04\x22\x4d\x18....", "train.txt is a lz4 file"),
+        (b"{\\rtf1\\ansi text", "train.txt is a RTF file"),
         (TEXT.encode("utf-16-le"), "zero bytes.*UTF-16 without a byte-order mark"),
         (b"\xff\xfea\0\0", "not the utf-16-le"),
     ],

@@ -377,6 +377,41 @@ def test_classes_are_mapped_by_their_names(tmp_path, recipe_for):
         build(recipe_for(data=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ({"label": ["cat", "dog"]}, {"label": [0, 1]}, "numbers without names.* texts cat, dog"),
+        ({"label": ["cat", "cat "]}, {"label": ["cat", "cat"]}, "look the same: 'cat' and 'cat '"),
+        (
+            {"label": [0, 1], "fine_label": [1, 0]},
+            {"fine_label": [0, 1]},
+            "test.parquet has no column label, which the train split's labels are in",
+        ),
+    ],
+)
+def test_labels_of_another_kind_or_column_are_refused(tmp_path, recipe_for, train, test, message):
+    write(tmp_path / "train.parquet", {"image": stored(2), **train}, {})
+    write(tmp_path / "test.parquet", {"image": stored(2), **test}, {})
+    with pytest.raises(DataError, match=message):
+        build(recipe_for(data=str(tmp_path)))
+
+
+def test_the_column_of_the_train_labels_is_the_one_that_is_scored(tmp_path, recipe_for):
+    write(tmp_path / "train.parquet", {"image": stored(2), "fine_label": [0, 1]}, {})
+    both = {"label": [0, 0], "fine_label": [1, 0]}
+    write(tmp_path / "test.parquet", {"image": stored(2), **both}, {})
+    rows = build(recipe_for(data=str(tmp_path))).eval_sets("test")[tmp_path.name]
+    assert [label for _, label in rows] == [1, 0]
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path, recipe_for):
+    rows, names = {"image": stored(2), "label": [0, 1]}, {"label": ["a", "a"]}
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", rows, names)
+    with pytest.raises(DataError, match="two of its classes have one name, of a, a"):
+        build(recipe_for(data=str(tmp_path)))
+
+
 def test_shards_that_number_their_classes_differently_are_refused(tmp_path, recipe_for):
     for number, names in enumerate((["a", "b"], ["b", "a"])):
         file = tmp_path / f"train-{number:05}-of-00002.parquet"

@@ -96,7 +96,9 @@ def _with_splits(
     ):
         return m2d2.local_source(path, cache_dir)
     if path.is_dir() and FolderSource.fits(path):
-        return FolderSource(data)
+        source = FolderSource(data)
+        _refuse_unread(path, source)
+        return source
     return m2d2.hub_source(cache_dir, revision) if data == HUB_ID else None
 
 
@@ -125,6 +127,20 @@ def _of_hub(data: str, revision: str | None, files: str | None) -> Files:
             + (f" among {files}: change task.files" if files else "")
         )
     return found
+
+
+def _refuse_unread(path: Path, source: FolderSource) -> None:
+    """DataError where a folder of text files has splits in files of rows too, which would be left
+    out, and for two files of one split."""
+    there = source.domains()
+    for domain, splits in find_files(path).items():
+        own = source.splits(domain) if domain in there else []
+        if other := [file.name for split in splits if split not in own for file in splits[split]]:
+            raise DataError(
+                f"{path}/{domain} has {', '.join(other)}, but other splits or domains of {path} "
+                "are .txt files, beside which nothing else is read: give all of them as files of "
+                "rows, or as <domain>/{train,valid,test}.txt"
+            )
 
 
 def _refuse_files(data: str, files: str | None) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tram_ds.data.hub import hub_files
 from tram_ds.data.pictures import decode, first_broken, refuse
-from tram_ds.data.sources import refuse_reserved, refuse_revision, some
+from tram_ds.data.sources import refuse_alike, refuse_reserved, refuse_revision, some
 from tram_ds.data.tables import Table, class_names, find_parquet, open_table, read_schema
 from tram_ds.runtime.errors import DataError
 
@@ -131,6 +131,8 @@ class ImageSource:
         self.revisions: dict[str, str] = {"train": train, "test": test or train}
         self.name = self.known.name if self.known else path.resolve().name
         refuse_reserved(self.name)
+        # of the train split, whose every other split is read like: the column, and what it holds
+        self.label, self.texts = "", False
         self.classes: list[str] = []
         self.classes = self.open("train").classes
 
@@ -153,6 +155,14 @@ class ImageSource:
         classes = self.classes or _classes(table, label, named, where)
         if self.known and len(classes) != self.known.classes:
             raise DataError(f"{where}: {len(classes)} classes found, {self.known.classes} expected")
+        texts = not pa.types.is_integer(table.column(label).type)
+        if not self.classes:
+            self.label, self.texts = label, texts
+        if self.texts and not texts and named is None:
+            raise DataError(
+                f"{where}: column {label} holds numbers without names, that of the train split "
+                f"the texts {some(classes)}: give both the same"
+            )
         numbers = _numbers(table.column(label), classes, named, where)
         return Images(table, numbers, classes, where)
 
@@ -184,7 +194,12 @@ class ImageSource:
                 "(one of "
                 f"{', '.join(LABEL_COLUMNS)}) are needed; it has {', '.join(schema.names)}"
             )
-        return images[0], labels[0]
+        if self.label and self.label not in schema.names:
+            raise DataError(
+                f"{path} has no column {self.label}, which the train split's labels are in; it has "
+                f"{', '.join(schema.names)}: call them alike"
+            )
+        return images[0], self.label or labels[0]
 
     def _check_rows(self, table: Table, split: str) -> None:
         if self.known and len(table) != self.known.rows[split]:
@@ -227,10 +242,14 @@ def _classes(table: Table, label: str, names: list[str] | None, where: str) -> l
     """Names of the classes: as described, or the sorted texts, or the numbers up to the largest."""
     column = table.column(label)
     if pa.types.is_integer(column.type):
+        if names and len(set(names)) < len(names):
+            raise DataError(f"{where}: two of its classes have one name, of {some(names)}")
         return names or [str(number) for number in range(max(column.unique().to_pylist()) + 1)]
     if "string" in str(column.type):
         # lexicographic, as the hub numbers them: 1, 10, 100, ...
-        return sorted(column.unique().to_pylist())
+        texts = sorted(column.unique().to_pylist())
+        refuse_alike(texts, f"the classes in {where}")
+        return texts
     raise DataError(f"{where}: column {label} holds {column.type}; numbers or texts are needed")
 
 

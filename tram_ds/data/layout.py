@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tram_ds.data.rows import PACKED, READERS, kind_of, stem_of
 from tram_ds.data.sources import SPLITS, some
-from tram_ds.data.tables import check_whole
+from tram_ds.data.tables import UNFINISHED, check_whole, refuse_unfinished
 from tram_ds.runtime.errors import DataError
 
 Files = dict[str, dict[str, list[Path]]]  # domain -> split -> its files, in order
@@ -27,6 +27,7 @@ def find_files(path: Path) -> Files:
     """
     if path.is_file():
         return {stem_of(path): {"train": [path]}} if kind_of(path) else {}
+    refuse_unfinished(p for p in path.iterdir() if not p.suffix and p.name[0] != ".")
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     found = {
         folder.name: splits
@@ -96,8 +97,11 @@ def kinds() -> str:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    there = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    return sorted(path for path in there if kind_of(path))
+    there = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    refuse_unfinished(
+        p for p in there if kind_of(p.with_suffix("") if p.suffix in UNFINISHED else p)
+    )
+    return sorted(path for path in there if path.is_file() and kind_of(path))
 
 
 def _splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:

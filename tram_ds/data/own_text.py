@@ -20,11 +20,18 @@ from tram_ds.data.cache import build_once, cache_root, digest_of
 from tram_ds.data.digests import file_digest
 from tram_ds.data.layout import Files, find_files, unread
 from tram_ds.data.rows import Row, lacks, read_rows
-from tram_ds.data.sources import CHUNK, SPLITS, check_domain_name, some, unknown_domain
+from tram_ds.data.sources import (
+    CHUNK,
+    SPLITS,
+    check_domain_name,
+    refuse_alike,
+    some,
+    unknown_domain,
+)
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.wording import short
 
-VERSION = 1  # raise it when the rules change: it is part of the cache key
+VERSION = 2  # raise it when the rules change: it is part of the cache key
 NAMED = 3  # rows that are left out and named
 MOST = 200  # domains of a column
 
@@ -96,6 +103,7 @@ class OwnText:
             check_domain_name(domain)
         self.folder = self._built(cache_dir)
         self.count = Count(**json.loads((self.folder / COUNT).read_text(encoding="utf-8")))
+        refuse_alike(self.domains(), f"the domains of {data}")
         self._refuse_all_held_out()
 
     def domains(self) -> list[str]:

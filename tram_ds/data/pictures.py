@@ -20,8 +20,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tram_ds.data.cache import build_once, cache_root, digest_of
 from tram_ds.runtime.errors import DataError
 
-VERSION = 1  # raise it when what can be decoded changes: it is part of the cache key
+VERSION = 2  # raise it when what can be decoded changes: it is part of the cache key
 ORIENTATION = 0x0112  # EXIF
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF
 BROKEN = (
     UnidentifiedImageError,
     OSError,
@@ -38,9 +39,11 @@ def decode(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
+        tags = dict(getattr(image, "tag_v2", {}))  # of TIFF
+        bits, inverted = tags.get(BITS, (16,))[0], tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
         if image.getexif().get(ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        return _eight_bits(image).convert("RGB")
+        return _eight_bits(image, bits, inverted).convert("RGB")
     except BROKEN as error:
         raise ValueError(str(error)) from error
 
@@ -81,10 +84,13 @@ def _first(count: int, fault: Callable[[int], str | None]) -> str | None:
     return None
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if sixteen and bits != 16:
+        raise ValueError(f"its pixels are grey of {bits} bits: save it with 8 or 16 bits")
     if sixteen:  # 0 to 65535; PIL's own conversion clips at 255
         values = np.asarray(image).astype(np.int64)
+        values = 65535 - values if inverted else values
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(

@@ -182,6 +182,8 @@ def _fields(path: Path, columns: Columns, reader: Any) -> Iterator[Row]:
         raise DataError(f"{path} has no header: its first line names the columns")
     if missing := [name for name in columns or [] if name not in header]:
         raise lacks(path, missing, header)
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise DataError(f"{path} has the column {twice[0]} twice: rename one in its first line")
     while True:
         place = f"line {reader.line_num + 1}"
         values = _next(path, reader)

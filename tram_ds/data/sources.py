@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -61,6 +62,7 @@ class FolderSource:
                 f"{self.root}/<domain>/{{train,valid,test}}.txt, or files of rows (train.jsonl), "
                 f"found {some(sorted(p.name for p in self.root.iterdir()))}"
             )
+        refuse_alike(self.domains(), f"the domains of {self.root}")
 
     @classmethod
     def fits(cls, root: Path) -> bool:
@@ -125,10 +127,11 @@ def refuse_revision(data: str, revision: str | None) -> None:
 
 def check_domain_name(domain: str) -> None:
     """Refuses names that could leave the data folder or hide in it."""
-    if not domain or domain.startswith(".") or any(c in domain for c in "/\\:\0"):
+    control = any(unicodedata.category(c) == "Cc" for c in domain)
+    if not domain or domain.startswith(".") or control or any(c in domain for c in "/\\:"):
         raise DataError(
-            f"'{domain}' is not a domain name: it may not be empty, start with '.' or contain / "
-            "\\ or :"
+            f"{domain!r} is not a domain name: it may not be empty, start with '.' or contain / "
+            "\\ : or control characters"
         )
     refuse_reserved(domain)
 
@@ -139,10 +142,26 @@ def refuse_reserved(name: str) -> None:
         raise DataError(f"'{name}' is what an average is called: rename this domain's folder")
 
 
+def refuse_alike(names: Iterable[str], what: str) -> None:
+    """DataError for two names that look the same: blanks around them, or an accent as a letter of
+    its own (NFD, as macOS writes names)."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name).strip(), name)
+        if other != name:
+            raise DataError(f"two of {what} look the same: {other!a} and {name!a}: rename one")
+
+
 def unknown_domain(domain: str, domains: Iterable[str], where: str) -> DataError:
     """The error for a domain that is not there, with the nearest name and the list of those that
     are."""
     domains = list(domains)
+    for name in domains:
+        if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", domain):
+            return DataError(
+                f"domain '{domain}' in {where} is written {name!a} there, and {domain!a} in the "
+                "recipe (NFC and NFD): rename the folder so"
+            )
     lowered = {name.lower(): name for name in domains}
     near = difflib.get_close_matches(domain.lower(), lowered, n=1, cutoff=0.5)
     hint = f" (did you mean '{lowered[near[0]]}'?)" if near else ""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ VERSION = 1  # raise it when the conversion changes: it is part of the cache key
 PART = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")  # as the hub names shards
 # `train-3.parquet`, `train_part3.parquet`; a date or a version (`train-v2`) is no number of a part
 NUMBERED = re.compile(r"(?:^|[-_.]|part)(?P<number>\d{1,5})$")
+# what browsers, huggingface_hub, wget's users and rsync's call a file that is not there yet
+UNFINISHED = (".part", ".partial", ".incomplete", ".crdownload")
 BATCH = 256  # rows converted at once: bounds the memory
 
 
@@ -53,6 +55,7 @@ class Table(Sequence[tuple[Any, ...]]):
 
 def find_parquet(folder: Path, split: str) -> list[Path]:
     """`<split>*.parquet` in a folder, sorted. DataError for parts `-of-N` that are not whole."""
+    refuse_unfinished(folder.glob(f"{split}*.parquet*"))
     files = sorted(path for path in folder.glob(f"{split}*.parquet") if path.is_file())
     check_whole(files)
     return files
@@ -142,9 +145,22 @@ def _check_names(files: Sequence[Path], schemas: Sequence[pa.Schema], columns: A
                 )
 
 
+def refuse_unfinished(paths: Iterable[Path]) -> None:
+    """DataError for a link to what is not there, and for what a download left half-way: without
+    them a set is not whole, and nothing else would say so."""
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise DataError(
+                f"{path} is a link to {os.readlink(path)}, which is not there: get the file, or "
+                "remove the link"
+            )
+        if path.suffix in UNFINISHED:
+            raise DataError(f"{path} is a download that has not ended: finish it, or remove it")
+
+
 def check_whole(files: Sequence[Path]) -> None:
     """DataError for parts named `...-00000-of-00003...` that lack some, or are of two sets, and for
-    numbered parts (`...-0`, `...-2`) with a gap; those begin at 0 or 1."""
+    numbered parts (`...-0`, `...-2`) with a gap; both begin at 0 or 1."""
     _check_numbered(files)
     parts = [(path, PART.search(path.name)) for path in files]
     totals = {int(found["total"]) for _, found in parts if found}
@@ -156,7 +172,8 @@ def check_whole(files: Sequence[Path]) -> None:
         raise DataError(f"{folder} holds more than one set of parts: {names}; keep one whole set")
     total = totals.pop()
     numbers = [int(found["number"]) for _, found in parts if found]
-    missing = sorted(set(range(total)) - set(numbers))
+    first = int(total in numbers and 0 not in numbers)
+    missing = sorted(set(range(first, total + first)) - set(numbers))
     if missing or len(numbers) != total:
         here = ", ".join(path.name for path in files)
         lacks = f"lacks part {', '.join(map(str, missing))}" if missing else "has a part twice"

@@ -32,6 +32,8 @@ PACKED = {
     b"PK\x03\x04": "zip",
     b"PAR1": "parquet",
     b"%PDF": "PDF",
+    b"{\\rtf": "RTF",
+    b"\x04\x22\x4d\x18": "lz4",
 }
 
 
