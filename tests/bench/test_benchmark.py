@@ -34,7 +34,7 @@ UNITS = {
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """Every engine in bf16: {engine: {contender: row}}."""
-    found = run.run(Work(**WORK, dtype="bfloat16"), rounds=2)
+    found = run.run(Work(**WORK, dtype="bfloat16"), rounds=1)
     Console(width=150).print(run.table(found))
     (
         Path(

@@ -3,8 +3,6 @@ models and runs."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -322,16 +320,8 @@ def test_advice_fits_and_names_the_cheapest_key():
 
 def test_launch_plan(tmp_path):
     def plan_(*arguments):
-        command = [
-            sys.executable,
-            str(ROOT / "launch/plan.py"),
-            "--recipe",
-            "m2d2_gpt2xl.yaml",
-            *arguments,
-        ]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=ranks.environment(), cwd=tmp_path
-        )
+        words = ("--recipe", "m2d2_gpt2xl.yaml", *arguments)
+        return ranks.script(ROOT / "launch/plan.py", *words, cwd=tmp_path)
 
     done = plan_("--gpus", "2,4", "--gpu-memory", "80")
     assert done.returncode == 0 and done.stdout.count("assumed: ") == 2 and "fits" in done.stdout

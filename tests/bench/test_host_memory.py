@@ -1,0 +1,88 @@
+"""Host memory of a run's phases on 2 ranks: a rank adds its own shards and no copy of the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests import ranks
+
+pytestmark = pytest.mark.bench
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Llama of 100 M parameters in a bf16 file, as current models are published."""
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=8,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+    )
+    path = tmp_path_factory.mktemp("model")
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """engine -> phase -> bytes added to each rank; loading once more of the whole model."""
+    each = {
+        engine: ranks.run("tests.bench.host_memory_worker", str(folder), engine, "stored")
+        for engine in ("fsdp2", "zero3")
+    }
+    for engine, phases in each.items():
+        whole = ranks.run("tests.bench.host_memory_worker", str(folder), engine, "whole")
+        phases["loading whole"] = whole["loading"]
+        shown = {k: [b // MIB for b in v] for k, v in phases.items() if isinstance(v, list)}
+        print(f"{engine}, MiB of each rank: {shown}; 4 N / W is {shard(phases) // MIB}")
+    return each
+
+
+def shard(phases):
+    """4 x N / W: a rank's part of one fp32 copy, in bytes."""
+    return 4 * phases["parameters"] // 2
+
+
+def test_loading_adds_a_ranks_shards_and_one_tensor(found):
+    """4 x N / W bytes and the largest tensor, where whole loading adds more than 4 x N."""
+    fsdp2 = found["fsdp2"]
+    assert max(fsdp2["loading"]) <= shard(fsdp2) + 4 * fsdp2["largest"]
+    assert min(fsdp2["loading whole"]) > 2 * shard(fsdp2)
+
+
+def test_loading_under_zero3_adds_no_copy_of_the_model(found):
+    """DeepSpeed's own states lie on the host of a machine without a GPU: what is left out is the
+    whole model in fp32 (4 x N) beside them."""
+    zero3 = found["zero3"]
+    for stored, whole in zip(zero3["loading"], zero3["loading whole"], strict=True):
+        assert whole - stored >= 2 * shard(zero3) * 0.9
+
+
+@pytest.mark.parametrize(("engine", "copies"), [("fsdp2", 1), ("zero3", 2)])
+def test_saving_packs_one_kind_of_tensors_at_a_time(found, engine, copies):
+    """theta, then each moment: 4 x N / W of a file's bytes. Under ZeRO-3 theta is joined from
+    DeepSpeed's partitions first, which is one more."""
+    assert max(found[engine]["saving"]) <= copies * shard(found[engine]) + 16 * MIB
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_exporting_gathers_nothing(found, engine):
+    assert max(found[engine]["exporting"]) <= 64 * MIB
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_scoring_holds_less_than_the_model(found, engine):
+    """The parts that are gathered while they are used, where the model in fp32 is 4 x N."""
+    assert max(found[engine]["scoring"]) < 2 * shard(found[engine])
+
+
+def test_resuming_fills_a_state_before_it_replaces_the_old_one(found):
+    """theta and Adam's two moments, so that a checkpoint that cannot be read to its end leaves the
+    weights as they were; beside them 4 x N / W of reading."""
+    assert max(found["fsdp2"]["resuming"]) <= 4 * shard(found["fsdp2"])
