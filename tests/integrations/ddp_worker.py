@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 from transformers import Trainer
 
 from tests.integrations.plain import equal, factor, made
 from tests.wrap.hand import gap
-from tram_ds.algorithms.stepper import wrap
+from tram_ds.algorithms.stepper import Stepper, wrap
 from tram_ds.integrations import AcceleratedStepper, TramCallback, causal_lm
 
+Parallel = Callable[[torch.nn.Module], torch.nn.Module]
 EXAMPLES = Path(__file__).parent / "examples"
 
 
@@ -39,7 +41,11 @@ def main(out: str, script: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def of_trainer(script: Path, folder: str) -> dict[str, Any]:
+def ddp(model: torch.nn.Module) -> torch.nn.Module:
+    return DDP(model, find_unused_parameters=True)
+
+
+def of_trainer(script: Path, folder: str, parallel: Parallel = ddp) -> dict[str, Any]:
     windows: list[Any] = []
     read = Trainer.get_batch_samples
 
@@ -51,19 +57,20 @@ def of_trainer(script: Path, folder: str) -> dict[str, Any]:
     Trainer.get_batch_samples = noted  # type: ignore[method-assign]
     whole = ran(script, folder)
     steps = whole["trainer"].state.max_steps
-    windows = windows[:steps]
+    taken = windows[:steps]  # the resumed run reads on
     plain = by_hand(
-        windows,
+        taken,
         {"name": "tram_prev", "radius_scale": 10.0},
         {"weight_decay": 0.0, "fused": True},
         lambda step: factor(step, steps),
+        parallel,
         seed=42,
     )
-    resumed = ran(script, f"{folder}-again", f"{folder}/checkpoint-3")
-    return told(whole, resumed, windows, plain, whole["trainer"].model_wrapped)
+    resumed = ran(script, f"{folder}-again", f"{folder}/checkpoint-2")
+    return told(whole, resumed, taken, plain, whole["trainer"].model_wrapped)
 
 
-def of_accelerate(script: Path, folder: str) -> dict[str, Any]:
+def of_accelerate(script: Path, folder: str, parallel: Parallel = ddp) -> dict[str, Any]:
     read: list[Any] = []
     step = AcceleratedStepper.step
 
@@ -75,7 +82,9 @@ def of_accelerate(script: Path, folder: str) -> dict[str, Any]:
     whole = ran(script, folder)
     windows = [read[at : at + 2] for at in range(0, len(read), 2)]
     # accelerate moves a prepared scheduler once for every rank
-    plain = by_hand(windows, "tram_prev", {}, lambda step: factor(2 * step), use_cache=True)
+    plain = by_hand(
+        windows, "tram_prev", {}, lambda step: factor(2 * step), parallel, use_cache=True
+    )
     resumed = ran(script, f"{folder}-again", folder)
     return told(whole, resumed, windows, plain, whole["model"])
 
@@ -98,13 +107,24 @@ def of_lightning(script: Path, folder: str) -> dict[str, Any]:
     plain = by_hand(windows, "tram_prev", {}, lambda step: factor(step, 12), use_cache=True)
     resumed = ran(script, f"{folder}-again", f"{folder}/step=3.ckpt")
     wrapped = type(whole["trainer"].strategy).__name__
-    found = told(*({"model": x["model"].gpt2} for x in (whole, resumed)), windows, plain, None)
+    runs = (x | {"model": x["model"].gpt2} for x in (whole, resumed))
+    found = told(*runs, windows, plain, None)
     return found | {"wrapped": wrapped}
 
 
 def ran(script: Path, *arguments: str) -> dict[str, Any]:
-    sys.argv = [str(script), *arguments]
-    return runpy.run_path(str(script))
+    """What it left behind, and how many steps it took."""
+    sys.argv, step, taken = [str(script), *arguments], Stepper.step, []
+
+    def counted(self: Stepper, *arguments: Any, **more: Any) -> Any:
+        taken.append(self.steps)
+        return step(self, *arguments, **more)
+
+    Stepper.step = counted  # type: ignore[method-assign]
+    try:
+        return runpy.run_path(str(script)) | {"taken": taken}
+    finally:
+        Stepper.step = step  # type: ignore[method-assign]
 
 
 def by_hand(
@@ -112,13 +132,14 @@ def by_hand(
     algorithm: Any,
     adamw: dict[str, Any],
     schedule: Callable[[int], float],
+    parallel: Parallel = ddp,
     seed: int = 0,
     **config: Any,
 ) -> torch.nn.Module:
     model, _ = made(**config)
+    wrapped = parallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, **adamw)
-    parallel = DDP(model, find_unused_parameters=True)
-    stepper = wrap(parallel, optimizer, algorithm, seed=seed, clip_norm=0.5, schedule=schedule)
+    stepper = wrap(wrapped, optimizer, algorithm, seed=seed, clip_norm=0.5, schedule=schedule)
     for window in windows:
         stepper.step(window, causal_lm)
     return model
@@ -129,15 +150,26 @@ def told(whole: Any, resumed: Any, windows: list[Any], plain: Any, wrapped: Any)
     return {
         "wrapped": type(wrapped).__name__,
         "windows": [len(window) for window in windows],
-        "gap": gap(model, plain),
-        "resumed": equal(model, again),
+        "gap": gap(whole_weights(model), whole_weights(plain)),
+        "resumed": equal(whole_weights(model), whole_weights(again)),
+        "taken": resumed["taken"],
         "apart": apart(model),
     }
 
 
+def whole_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """A model of plain tensors. Collective."""
+    found, _ = made()
+    state = {
+        k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in model.state_dict().items()
+    }
+    found.load_state_dict(state)
+    return found
+
+
 def apart(model: torch.nn.Module) -> float:
     """The largest difference of two ranks' weights."""
-    mine = torch.cat([p.detach().flatten() for p in model.parameters()])
+    mine = torch.cat([p.detach().flatten() for p in whole_weights(model).parameters()])
     mean = mine.clone()
     dist.all_reduce(mean)
     return float((mine - mean / dist.get_world_size()).abs().max())

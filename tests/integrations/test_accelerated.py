@@ -77,7 +77,7 @@ def test_what_cannot_go_together_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fsdp_plugin": object()}, "^fsdp: .*use DDP"),
+        ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "^fsdp: FSDP1 .*use FSDP2"),
         ({"deepspeed_plugin": object()}, "^deepspeed: .*launch/train.py"),
         ({"parallelism_config": object()}, "^parallelism_config: "),
         ({"mixed_precision": "fp16"}, "^mixed precision fp16: .*use bf16"),
@@ -90,3 +90,10 @@ def test_a_way_to_train_that_is_no_ddp_is_refused(change: dict[str, Any], messag
     now.state = now
     with pytest.raises(ValueError, match=message):
         refuse_accelerator(now)
+
+
+def test_fsdp_that_accelerate_would_leave_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # accelerate launch --use_fsdp, on a CPU
+    accelerator, model, optimizer = prepared()
+    with pytest.raises(ValueError, match=r"^fsdp: accelerate shards over .*leave fsdp out"):
+        AcceleratedStepper(accelerator, model, optimizer)

@@ -202,7 +202,10 @@ def load_state(
             owner, _, key = path.rpartition("/")
             if owner == name:
                 state[key] = tensor.detach().to(parameter.device, copy=True)
-        optimizer.state[parameter] = state
+        if state:
+            optimizer.state[parameter] = state
+        else:  # an empty one would be taken for one that has been made
+            optimizer.state.pop(parameter, None)
 
 
 def number(value: Number, key: str, optimizer: torch.optim.Optimizer, p: Tensor) -> Any:

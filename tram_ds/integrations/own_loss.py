@@ -6,23 +6,26 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from tram_ds.algorithms.stepper import UserForward
 from tram_ds.integrations.forwards import causal_lm, classification
 from tram_ds.models.output import checked
 from tram_ds.models.passes import evaluating
 
-CLOSE = 1e-3  # relative: the two round in another order, in bf16 too
+CLOSE = 1e-3  # relative: the two round in another order
 
 
 def forward_of(model: nn.Module) -> UserForward:
-    """The ready forward of the model's class, seen through PEFT. ValueError for other classes."""
+    """The ready forward of the model's class, seen through PEFT and FSDP2. ValueError for other
+    classes."""
     from transformers.models.auto import modeling_auto as auto
 
     inner: Any = model
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
-    name = type(inner).__name__
+    # fully_shard makes a class of its own, before the model's
+    name = next(k for k in type(inner).__mro__ if not issubclass(k, FSDPModule)).__name__
     if name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return causal_lm
     classifiers = (
@@ -48,7 +51,8 @@ def refuse_other_loss(forward: UserForward, model: Any, batch: Any) -> None:
     if not float(ours.count) or own is None:
         return
     mine, theirs = float(ours.loss_sum) / float(ours.count), float(own)
-    if abs(mine - theirs) > CLOSE * abs(theirs):
+    # what a model of FSDP2's bf16 returns is rounded once more, its loss as well
+    if abs(mine - theirs) > max(CLOSE, torch.finfo(own.dtype).eps) * abs(theirs):
         raise ValueError(
             f"the model's own loss is {theirs:.6g}, the cross-entropy of its labels {mine:.6g}: "
             "pass forward=, (model, batch) -> (loss_sum, count, logits (N, C)), with the loss that "

@@ -3,6 +3,7 @@ passes a step."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 FORWARD = "pass forward=, (model, batch) -> (loss_sum, count, logits (N, C)), with the loss"
@@ -61,17 +62,24 @@ def refuse_lightning(trainer: Any, module: Any) -> None:
 
 def _accelerator(accelerator: Any) -> list[tuple[Any, str]]:
     state = accelerator.state
+    sharding = getattr(state, "fsdp_plugin", None)
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     return [
         (
             getattr(state, "deepspeed_plugin", None) is not None,
-            "deepspeed: accelerate's DeepSpeed takes a step inside its backward pass: leave it out "
-            "and use DDP, or train on ZeRO with launch/train.py or wrap(engine)",
+            "deepspeed: accelerate's DeepSpeed takes a step inside its backward pass: use its "
+            "plugin of FSDP2 (fsdp_version=2) or DDP, or train on ZeRO with launch/train.py or "
+            "wrap(engine)",
         ),
         (
-            getattr(state, "fsdp_plugin", None) is not None,
-            "fsdp: accelerate saves and loads its shards in a way that no test here has seen: use "
-            "DDP, or fully_shard the model and wrap() it, or launch/train.py with engine=fsdp2",
+            sharding is not None and sharding.fsdp_version != 2,
+            "fsdp: FSDP1 cannot run two backward passes a step: use FSDP2, fsdp_version=2 of "
+            "accelerate's plugin or fsdp_config={'version': 2} of TrainingArguments",
+        ),
+        (
+            sharding is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
+            "fsdp: accelerate shards over the GPUs of a job alone, and here would train whole "
+            "weights without a word: start it with torchrun on GPUs, or leave fsdp out",
         ),
         (
             getattr(accelerator, "parallelism_config", None) is not None,

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from tram_ds.algorithms import references
-from tram_ds.algorithms.stepper import Stepper
+from tram_ds.algorithms.stepper import State, Stepper
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards, Span
+from tram_ds.runtime.peers import Peers
 
 
 def save(stepper: Stepper, folder: Path) -> None:
@@ -34,24 +35,45 @@ def save(stepper: Stepper, folder: Path) -> None:
 
 
 def load(stepper: Stepper, folder: Path) -> None:
-    """Continues from what save() wrote; weights and optimizer are loaded already.
+    """Continues from what save() wrote; weights and optimizer are loaded already. Collective.
 
-    ValueError as continued() has it, or where nothing is there: the next step would silently
-    measure d from other weights.
+    ValueError, on every rank, as continued() has it, or where a file is missing or damaged: the
+    next step would silently measure d from other weights.
     """
-    from safetensors import safe_open
+    state: State | None = None
+    wrong = ""
+    try:
+        state = _found(stepper, place(stepper.engine, folder))
+    except ValueError as error:
+        wrong = str(error)
+    peers = Peers(stepper.engine.world_size)
+    refused = next(filter(None, peers.gather(wrong)), None)
+    peers.close()
+    if refused:
+        raise ValueError(refused)
+    assert state is not None
+    stepper.load(state)
 
-    path = place(stepper.engine, folder)
+
+def _found(stepper: Stepper, path: Path) -> State:
+    from safetensors import SafetensorError, safe_open
+
     if not path.exists():
         raise ValueError(
-            f"{folder} has no {path.name}, where the reference weights of a TRAM run on as many "
-            "ranks would be: resume from a checkpoint of the same run, or start a new one with the "
-            "model of this one (from_pretrained)"
+            f"{path.parent} has no {path.name}, where the reference weights of a TRAM run on as "
+            "many ranks would be: resume from a checkpoint of the same run, or start a new one "
+            "with the model of this one (from_pretrained)"
         )
-    with safe_open(path, "pt") as file:
-        there = set(file.keys())
-        read = {name: file.get_tensor(name) for name in needed(stepper) if name in there}
-        continued(stepper, file.metadata()["tram"], read, str(path))
+    try:
+        with safe_open(path, "pt") as file:
+            there = set(file.keys())
+            read = {name: file.get_tensor(name) for name in needed(stepper) if name in there}
+            told = file.metadata()["tram"]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): resume from an earlier checkpoint of the run"
+        ) from error
+    return _state(stepper, told, read, str(path))
 
 
 def pieces(stepper: Stepper) -> dict[str, Tensor]:
@@ -73,6 +95,10 @@ def told(stepper: Stepper) -> str:
 def continued(stepper: Stepper, told: str, there: Mapping[str, Tensor], where: str) -> None:
     """Continues from told() and pieces(); weights and optimizer are loaded already. ValueError
     where they are of another algorithm, seed, model or sharding."""
+    stepper.load(_state(stepper, told, there, where))
+
+
+def _state(stepper: Stepper, told: str, there: Mapping[str, Tensor], where: str) -> State:
     then = json.loads(told)
     for name, now in about(stepper).items():
         if then[name] != now:
@@ -83,7 +109,7 @@ def continued(stepper: Stepper, told: str, there: Mapping[str, Tensor], where: s
     names = references.names(stepper.algorithm)
     weights = {name: _read(there, name, stepper.engine, where) for name in names}
     rest = {key: then[key] for key in ("step", "base_steps", "radius")}
-    stepper.load(replace(stepper.state(), references=weights, **rest))
+    return replace(stepper.state(), references=weights, **rest)
 
 
 def needed(stepper: Stepper) -> list[str]:

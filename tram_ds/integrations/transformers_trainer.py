@@ -55,7 +55,13 @@ class TramTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self.stepper, self.report, self._window, self._resumed = None, None, [], None
         self.skipped_steps = 0
-        return super().train(*args, **kwargs)
+        # a step that raised has left it, and accelerate loads no optimizer into one that may not
+        # step
+        self._synchronised()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._synchronised()
 
     def training_step(
         self,
@@ -77,6 +83,14 @@ class TramTrainer(Trainer):
         self.accelerator.gradient_state._set_sync_gradients(False)
         self.optimizer._is_overflow = self.report.skipped  # type: ignore[union-attr]
         return self.report.loss.to(self.args.device, torch.float32)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """What accelerate passes over was the optimizer's turn, and nothing behind it."""
+        self._synchronised()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _synchronised(self) -> None:
+        self.accelerator.gradient_state._set_sync_gradients(True)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """A training record gets what the last step was: distance, radius, the norm of epsilon."""

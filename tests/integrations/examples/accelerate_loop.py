@@ -18,10 +18,10 @@ model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, load
 stepper = AcceleratedStepper(accelerator, model, optimizer, "tram_prev", clip_norm=0.5)
 if checkpoint:
     accelerator.load_state(*checkpoint)
-    loader = accelerator.skip_first_batches(loader, 6)
+    loader = accelerator.skip_first_batches(loader, 4)
 for batch in loader:
     with accelerator.accumulate(model):
         stepper.step(batch, causal_lm)  # for tram_ds: not backward, clip, optimizer.step
         scheduler.step()
-    if stepper.stepper.steps == 3 and accelerator.sync_gradients:
+    if stepper.stepper.steps == 2 and accelerator.sync_gradients:
         accelerator.save_state(folder)

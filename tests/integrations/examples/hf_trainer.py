@@ -18,7 +18,7 @@ arguments = TrainingArguments(
     warmup_steps=2,
     max_grad_norm=0.5,
     logging_steps=1,
-    save_steps=3,
+    save_steps=2,
     report_to="none",
 )
 trainer = TramTrainer(
