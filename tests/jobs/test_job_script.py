@@ -110,6 +110,9 @@ def test_a_stop_in_an_array_names_the_task_and_not_the_array(folder):
         "python=/nowhere; submitted=/nowhere",
         "# a remark",
         "module() { return 0; }; module load cuda",
+        "IFS=,; set -C",
+        "trap '' USR2; trap 'echo bye' EXIT",
+        "wait; exec 2>&1",
     ],
 )
 def test_set_up_lines_are_run_as_in_a_shell_of_ones_own(folder, line):
@@ -125,6 +128,20 @@ def test_a_set_up_line_that_fails_ends_the_job_before_training(folder, line):
     status, said = job(folder, written("python=python3", f"setup={json.dumps(['true', line])}"))
     assert status == 1 and "line 2 of slurm.setup failed with status" in said, said
     assert not log(folder, "python")
+
+
+@pytest.mark.parametrize("line", ["exit 0", ". ./ends.sh"])
+def test_a_set_up_line_that_ends_the_shell_is_no_end_of_the_training(folder, line):
+    Path("ends.sh").write_text("exit 0\n")
+    status, said = job(folder, written("python=python3", f"setup={json.dumps([line])}"))
+    assert status == 1 and "the shell ended within slurm.setup, with status 0" in said, said
+    assert not log(folder, "python")
+
+
+@pytest.mark.parametrize("line", ["exec srun hostname", "cd / && exec bash -l", "exec -a x env"])
+def test_a_set_up_line_that_replaces_the_shell_is_refused(line):
+    with pytest.raises(RecipeError, match=r"setup\.0 .*in place of the training: leave out `exec`"):
+        slurm_config.load("cpu_test", [f"setup={json.dumps([line])}"])
 
 
 @pytest.mark.parametrize("line", ["if true; then", "cat <<END", "echo a \\", "echo 'a", "for"])
@@ -273,6 +290,10 @@ def test_compiled_kernels_are_loaded_from_a_folder_of_ones_own_only(folder):
         "setup=['curl -H \"Authorization: Bearer canary99canary99\" https://x']",
         "setup=['git clone https://me:canary99@host/x']",
         "srun_options=[--export=WANDB_API_KEY=canary99]",
+        "setup=['hf auth login --token canary99']",
+        "setup=['export DB_PWD=canary99']",
+        "setup=['curl -u me:canary99 https://x']",
+        "setup=['curl -O \"https://b.blob.core.windows.net/c?sv=2&sig=canary99\"']",
         "after.command='MLFLOW_TRACKING_PASSWORD=canary99 python x.py'",
         "container={runtime: apptainer, image: 'docker://me:canary99@host/x'}",
         "container={runtime: apptainer, image: x, options: ['--docker-password=canary99']}",
@@ -289,7 +310,8 @@ def test_a_secret_inside_a_value_is_refused_and_not_repeated(key):
     [
         "setup=['export HF_TOKEN=$(cat ~/.token)']",
         "setup=['export HF_TOKEN=$MY_TOKEN', 'export HF_TOKEN=\"${MY_TOKEN}\"']",
-        "setup=['source ~/.secrets']",
+        "setup=['source ~/.secrets', 'hf download --token $HF_TOKEN a/b']",
+        "setup=['mysql --password-file /x', 'docker run -u 1 x', 'export PWD=/x']",
         "env.HF_TOKEN_PATH=/home/me/.token",
         "env.http_proxy=http://proxy:3128",
         "env.TOKENIZERS_PARALLELISM=x",

@@ -38,6 +38,8 @@ HAND = {k: v for k, v in TORCHRUN.items() if k in ("RANK", "LOCAL_RANK", "WORLD_
     "MASTER_PORT": "1",
 }
 
+OMPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
+
 
 @pytest.fixture(autouse=True)
 def called(monkeypatch):
@@ -64,6 +66,9 @@ def called(monkeypatch):
             None,
             (1, 1, 4, "torchrun"),
         ),
+        # torchrun started on each node by mpirun, and MPI's variables mapped by hand
+        ({**TORCHRUN, **OMPI, "GROUP_WORLD_SIZE": "2"}, None, (1, 1, 2, "torchrun")),
+        ({**OMPI, **HAND}, None, (1, 1, 2, "torchrun")),
         # a user who maps SLURM's variables by hand
         (
             {**SRUN, "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}
@@ -108,6 +113,21 @@ def test_srun_on_one_node_needs_no_other_variable():
         (HAND, 0, "--local_rank=0"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, None, "`torchrun --nproc_per_node 4 launch/train.py"),
         ({"PMI_SIZE": "2", "PMI_RANK": "1"}, None, "PMI_SIZE"),
+        ({"JSM_NAMESPACE_SIZE": "6"}, None, "`torchrun --nproc_per_node 6"),
+        ({**SHELL, **OMPI}, None, "an MPI launcher started 2 processes"),  # mpirun within salloc
+        (
+            {**OMPI, **HAND, "RANK": "0", "LOCAL_RANK": "0"},
+            None,
+            "process 1 of 2 (OMPI_COMM_WORLD_SIZE), but RANK=0",
+        ),
+        (
+            {**OMPI, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"},
+            None,
+            "RANK=0 and WORLD_SIZE=1 were exported",
+        ),
+        ({"PMI_SIZE": "4", "PMI_RANK": "1", **HAND}, None, "process 1 of 4 (PMI_SIZE), but RANK=1"),
+        ({**OMPI, **TORCHRUN}, None, "2 torchrun agents (OMPI_COMM_WORLD_SIZE)"),
+        ({**HAND, "MASTER_ADDR": ""}, None, "not MASTER_ADDR"),
     ],
 )
 def test_a_contradiction_is_refused_with_the_command_that_works(env, local_rank, says):

@@ -22,6 +22,9 @@ _OF_A_TASK = re.compile(
 )
 _SHELL_VALUE = re.compile(r"\$\([^()]*\)|\$\{[^{}]*\}|\$\w+")
 _HOME = re.compile(r"(^|[:=])~(?=[/:]|$)")  # where a shell would expand it, and after an option's =
+_FLAG_VALUE = re.compile(rf"--?[\w-]+\s+[\"']?(?:{_SHELL_VALUE.pattern})[\"']?")
+# `exec` with a command: the job script would be that command, and never come to the training
+_EXEC = re.compile(r"(?:^|[;&|(]|\b(?:then|do|else)\s)\s*exec\s+(?:-\w+\s+)*[^\s<>&\d{-]")
 _A_PLACE = re.compile(r"\w*_(PATH|FILE|DIR)", re.IGNORECASE)
 
 
@@ -77,13 +80,17 @@ def check_setup(line: str) -> str:
         raise refusal(
             ("", f"is not a whole command of bash{why}: one line each, or a script to source")
         )
+    if _EXEC.search(line):
+        text = "would end the job script in place of the training: leave out `exec`"
+        raise refusal(("", text))
     return line
 
 
 def secret_in(text: str) -> bool:
     """Whether something secret is written out in this text. A variable or the output of a command
     in its place is none."""
-    without = re.sub(r"\"\"|''", "", _SHELL_VALUE.sub("", text))
+    without = _SHELL_VALUE.sub("", _FLAG_VALUE.sub("", text))
+    without = re.sub(r"\"\"|''", "", without)
     places = " ".join(
         part for part in re.split(r"[\s;]+", without) if not _A_PLACE.match(part.partition("=")[0])
     )

@@ -16,8 +16,13 @@ from pathlib import Path
 from tram_ds.runtime.exits import MEANING
 
 ANNOUNCED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# processes that an MPI launcher started, by its name for their number
-MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# what MPI launchers call the number of processes that they started, and a process's own
+MPI = {
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
+    "JSM_NAMESPACE_SIZE": "JSM_NAMESPACE_RANK",
+}
 FIRST_NODE = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
 
 
@@ -148,17 +153,41 @@ def _refuse_several_launchers(env: Mapping[str, str], launcher: str, tasks: int)
             f"WORLD_SIZE={env.get('WORLD_SIZE')} were exported before it: `unset "
             f"{' '.join(ANNOUNCED[:3])}` and start it again"
         )
+    if tasks == 1:
+        _refuse_mpi(env, launcher)
+
+
+def _refuse_mpi(env: Mapping[str, str], launcher: str) -> None:
+    """Where an MPI launcher started several processes that do not all have a rank of one job."""
     mpi = next((name for name in MPI if _number(env, name, 1) > 1), None)
-    if launcher == "python" and tasks == 1 and mpi and "SLURM_STEP_ID" not in env:
+    if mpi is None:
+        return
+    count = _number(env, mpi)
+    if launcher == "python":
         raise ValueError(
-            f"an MPI launcher started {env[mpi]} processes ({mpi}), which would each train "
-            f"the same run: `torchrun --nproc_per_node {env[mpi]} {_script()}`"
+            f"an MPI launcher started {count} processes ({mpi}), which would each train "
+            f"the same run: `torchrun --nproc_per_node {count} {_script()}`"
+        )
+    if "TORCHELASTIC_RUN_ID" in env:
+        if (agents := _number(env, "GROUP_WORLD_SIZE", count)) != count:
+            raise ValueError(
+                f"an MPI launcher started {count} torchrun agents ({mpi}), each with a job of its "
+                f"own (GROUP_WORLD_SIZE={agents}): `torchrun --nproc_per_node "
+                f"{env.get('LOCAL_WORLD_SIZE', count)} {_script()}` without it"
+            )
+        return
+    own = env.get(MPI[mpi])
+    if own is not None and (env["RANK"], env.get("WORLD_SIZE")) != (own, str(count)):
+        raise ValueError(
+            f"an MPI launcher started process {own} of {count} ({mpi}), but RANK={env['RANK']} and "
+            f"WORLD_SIZE={env.get('WORLD_SIZE')} were exported before it: `unset "
+            f"{' '.join(ANNOUNCED[:3])}`, and `torchrun --nproc_per_node {count} {_script()}`"
         )
 
 
 def _refuse_incomplete(env: Mapping[str, str], launcher: str, world_size: int) -> None:
     needed = ANNOUNCED if world_size > 1 else ("RANK", "WORLD_SIZE")
-    if missing := [name for name in needed if name not in env]:
+    if missing := [name for name in needed if not env.get(name)]:
         if launcher == "srun":
             port = env.get("MASTER_PORT", "20000")
             way = f"`export MASTER_ADDR={FIRST_NODE} MASTER_PORT={port}` before srun"

@@ -12,7 +12,8 @@ import yaml
 HIDDEN = "<redacted>"
 
 _SECRET_WORD = (
-    r"secret|passw(?:or)?d|passphrase|api[_-]?key|private[_-]?key|credential|authorization"
+    r"secret|passw(?:or)?d|passphrase|(?:api|private|account|access)[_-]?key|credential"
+    r"|authorization|(?<=[a-z0-9])_pwd"  # DB_PWD; PWD and OLDPWD are the shell's folders
 )
 _TOKEN_WORD = r"token(?!i[sz])"  # hf_token, authToken, tokens; not tokenizer, tokenised
 _SECRET_KEY = re.compile(_SECRET_WORD, re.IGNORECASE)
@@ -28,6 +29,17 @@ _ASSIGNMENT = re.compile(
     r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,&}\]\"']+)",
     re.IGNORECASE,
 )
+# `--password X`, `--hf-token X`; not where a file has it
+_FLAG = re.compile(
+    rf"(?P<key>--(?![\w-]*(?:file|path|dir|stdin)\b)[\w-]*(?:{_SECRET_WORD}|{_TOKEN_WORD})[\w-]*\s+)"
+    r"(?P<value>[\w\"'/+.][^\s]*)",
+    re.IGNORECASE,
+)
+_USER = re.compile(r"(?P<key>(?<!\S)(?:-u|--user)[ =]\s*[^\s:/]+:)(?P<value>[^\s:/]+)")  # curl's
+_SIGNED = re.compile(  # what lets whoever has the URL in
+    r"(?P<key>[?&](?:sig|key|[\w-]*signature)=)(?P<value>[^&\s'\"]+)", re.IGNORECASE
+)
+_LOGIN = re.compile(r"(?P<key>\bwandb\s+login\b[^\n;|]*?\s)(?P<value>[0-9a-f]{40})\b")
 _NUMBER = re.compile(r"[-+]?[\d.]+(?:e[-+]?\d+)?|true|false|null|none", re.IGNORECASE)
 
 
@@ -96,6 +108,8 @@ def _redact_text(text: str, known: list[str]) -> str:
     text = _USERINFO.sub(rf"\g<scheme>{HIDDEN}@", text)
     text = _BEARER.sub(rf"\g<kind> {HIDDEN}", text)
     text = _KNOWN_SHAPES.sub(HIDDEN, text)
+    for shape in (_FLAG, _USER, _SIGNED, _LOGIN):
+        text = shape.sub(_hide_assigned, text)
     return _ASSIGNMENT.sub(_hide_assigned, text)
 
 
