@@ -4,6 +4,8 @@ derived by hand, and the plan's formula against both."""
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,20 +28,26 @@ PRODUCTS = 2 * TOKENS * (12 * LAYERS * WIDTH**2 + VOCABULARY * WIDTH)
 SQUARE = LAYERS * 2 * ROWS * LENGTH**2 * WIDTH
 
 
-def recipe(row: str, world: int = WORLD, engine: dict[str, str] | None = None) -> Recipe:
+def recipe(
+    row: str,
+    world: int = WORLD,
+    engine: dict[str, str] | None = None,
+    micros: int = 1,
+    **model: Any,
+) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "traced",
             "task": {"name": "language_modeling", "data": "generated", "seq_len": LENGTH},
             "model": {
-                "init": {"architecture": "gpt2", "vocab_size": VOCABULARY, **SIZES},
+                "init": {"architecture": "gpt2", "vocab_size": VOCABULARY, **SIZES, **model},
                 "dropout": 0.0,
                 "dtype": "bfloat16",
             },
             "algorithm": row,
             "optimizer": {"name": "adam", "lr": 1e-5},
             "engine": engine or {"name": "fsdp2", "config": "shard.yaml"},
-            "train": {"steps": 1, "global_batch": ROWS * world, "micro_batch": ROWS},
+            "train": {"steps": 1, "global_batch": ROWS * world * micros, "micro_batch": ROWS},
         }
     )
 
@@ -68,6 +76,19 @@ def test_what_eight_ranks_send_and_compute(row: str, forwards: int, backwards: i
         (2 * forwards + 5 * backwards) * SQUARE
     )
     assert found.flops == pytest.approx(planned.hardware_flops / WORLD, rel=0.02)
+
+
+def test_a_gradient_that_is_reduced_once_is_held_whole_until_then(tmp_path: Path) -> None:
+    """Three micro-batches: each gathers, and the third's backward reduces, of both passes."""
+    (tmp_path / "once.yaml").write_text("reduce_every_micro_batch: false\n")
+    config = {"name": "fsdp2", "config": str(tmp_path / "once.yaml")}
+    asked = recipe("sam", engine=config, micros=3, n_embd=256, vocab_size=4096)
+    found, planned = trace.trace(asked, WORLD), plan.plan(asked, WORLD)
+    assert found.calls["reduce_scatter"] == 2 * (LAYERS + 1)
+    assert found.calls["allgather"] == 3 * 4 * (LAYERS + 1)
+    assert planned.cost.sent == found.bytes
+    assert planned.memory.gradients == 4 * planned.size.parameters
+    assert planned.memory.total == pytest.approx(found.total, rel=0.1), planned.memory
 
 
 def test_what_a_rank_holds() -> None:

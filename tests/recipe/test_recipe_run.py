@@ -170,7 +170,12 @@ def test_shipped_engine_configs_hold(path):
         assert ("offload_optimizer" in config["zero_optimization"]) == path.stem.endswith("offload")
         assert config["zero_allow_untested_optimizer"] and not config["zero_force_ds_cpu_optimizer"]
     else:
-        assert set(config) == {"reshard_after_forward", "shard_size", "offload"}
+        assert set(config) == {
+            "reshard_after_forward",
+            "shard_size",
+            "offload",
+            "reduce_every_micro_batch",
+        }
 
 
 def test_engine_defaults():
@@ -204,7 +209,14 @@ def test_a_deepspeed_config_may_not_say_what_the_recipe_says(content, expected, 
 
 
 @pytest.mark.parametrize(
-    "content", ["shards: 3", "offload: yes", "shard_size: 0", "shard_size: true"]
+    "content",
+    [
+        "shards: 3",
+        "offload: yes",
+        "shard_size: 0",
+        "shard_size: true",
+        "reduce_every_micro_batch: 1",
+    ],
 )
 def test_an_fsdp2_config_is_checked(content, refusal, tmp_path):
     (tmp_path / "own.yaml").write_text(content)

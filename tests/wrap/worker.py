@@ -16,13 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from tests.parity import build
 from tests.wrap.hand import LR, RHO, batches, forward, mlp, sam_step, sgd
+from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.stepper import Stepper, wrap
 from tram_ds.checkpoint.export import full_state
+from tram_ds.engines import fsdp2
 
 Make = Callable[[], nn.Module]
 
@@ -148,6 +150,48 @@ def kept_hybrid() -> tuple[str, float]:
     return by_hand("fsdp2", mlp, wrap(model, sgd(model), "sam", rho=RHO))
 
 
+def reduced_once() -> tuple[str, float]:
+    """Gradients are reduced after the last of three micro-batches. One pass raises before that, and
+    the step is taken again: nothing of it is left. Once with a bf16 working copy, whose sums are
+    fp32, beside an engine that reduces every micro-batch."""
+    steppers = [_once(False, torch.float32), *(_once(e, torch.bfloat16) for e in (False, True))]
+    hand, calls = mlp(), {"n": 0}
+    optimizer = sgd(hand)
+
+    def run(model: Any, batch: Any) -> Any:
+        calls["n"] += 1
+        if calls["n"] == 5:  # the second micro-batch of pass 2
+            raise MemoryError("out of memory")
+        return forward(model, batch)
+
+    def mine(rank: int, step: int) -> list[Any]:
+        return [b for k in range(3) for b in rows(rank, 10 * step + 3 * k)]
+
+    for step in range(3):
+        for stepper in steppers:
+            calls["n"] = 0
+            if step == 1:
+                try:
+                    stepper.step(mine(dist.get_rank(), step), run)
+                except MemoryError:
+                    calls["n"] = 10
+            assert step != 1 or calls["n"] == 10
+            stepper.step(mine(dist.get_rank(), step), forward)
+        sam_step(hand, optimizer, [b for k in range(2) for b in mine(k, step)], forward)
+    once, half, each = (full_state(stepper.engine) for stepper in steppers)
+    names = dict(hand.named_parameters())
+    worst = max((float((v - names[k].detach()).abs().max()) for k, v in once.items()), default=0.0)
+    return "holds", max([worst, *(float((half[k] - each[k]).abs().max()) for k in half)])
+
+
+def _once(every: bool, dtype: torch.dtype) -> Stepper:
+    model = mlp()
+    fully_shard(model[0], mp_policy=MixedPrecisionPolicy(dtype, torch.float32))
+    fully_shard(model, mp_policy=MixedPrecisionPolicy(dtype, torch.float32))
+    engine = fsdp2.over(model, sgd(model), reduce_every_micro_batch=every)
+    return Stepper(engine, algorithm("sam", rho=RHO), 0)
+
+
 def unused(**options: Any) -> tuple[str, float]:
     def make() -> nn.Module:
         model = mlp()
@@ -256,7 +300,11 @@ def cases(engine: str) -> dict[str, Callable[[], tuple[str, float]]]:
         **{f"state of {n}": lambda o=o: state(engine, o) for n, o in optimizers.items()},
     }
     if engine == "fsdp2":
-        found |= {"hybrid": kept_hybrid, "drifting hybrid": drifting_hybrid}
+        found |= {
+            "hybrid": kept_hybrid,
+            "drifting hybrid": drifting_hybrid,
+            "reduced once": reduced_once,
+        }
     if engine == "ddp":
         eager = lambda m: torch.compile(m, backend="eager")  # noqa: E731
 

@@ -200,7 +200,8 @@ def _engine(recipe: Recipe, setup: RunSetup, model: nn.Module) -> Engine:
     _warm_up(optimizer)
     clip_norm = recipe.train.clip_norm
     if setup.engine == "fsdp2":
-        return fsdp2.over(model, optimizer, clip_norm=clip_norm)
+        every = setup.reduce_each
+        return fsdp2.over(model, optimizer, clip_norm=clip_norm, reduce_every_micro_batch=every)
     return replicated.over(model, optimizer, dtype=_dtype(recipe), clip_norm=clip_norm)
 
 
@@ -267,4 +268,5 @@ def _dtype(recipe: Recipe) -> torch.dtype:
 
 
 def _config(recipe: Recipe) -> dict[str, Any]:
-    return engine_config(recipe.engine.model_copy(update={"name": "fsdp2"}))
+    found = engine_config(recipe.engine.model_copy(update={"name": "fsdp2"}))
+    return {key: value for key, value in found.items() if key != "reduce_every_micro_batch"}

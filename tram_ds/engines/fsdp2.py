@@ -48,8 +48,14 @@ class FSDP2:
 
     whole_gradients, separate, group = False, False, None
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        reduce_every_micro_batch: bool = True,
+    ):
         self.model: Any = model
+        self._every = reduce_every_micro_batch
         self.module: nn.Module = replicas.unwrapped(model)
         self._units = [m for m in model.modules() if isinstance(m, FSDPModule)]
         # a forward pass before wrap() may have left whole tensors in place of the shards
@@ -125,11 +131,17 @@ class FSDP2:
 
     def clear(self) -> None:
         self.torch.clear()
+        if not self._every:
+            # of a pass that raised before its last micro-batch
+            for p in (p for unit in self._units for p in _unit_parameters(unit)):
+                p.unsharded_accumulated_grad = None
+                if hasattr(p, "_unsharded_param"):  # only once it has been gathered
+                    p._unsharded_param.grad = None
 
     def ahead(self, last: bool, local_only: bool) -> None:
-        # Every micro-batch is reduce-scattered: waiting for the last would hold a full unsharded
-        # fp32 gradient per rank.
-        pass
+        if not self._every:
+            for unit in self._units:
+                unit.set_requires_gradient_sync(last, recurse=False)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -169,9 +181,15 @@ def over(
     *,
     clip_norm: float | None = None,
     schedule: Schedule | None = None,
+    reduce_every_micro_batch: bool = True,
 ) -> Engine:
-    """An engine over a fully_shard'ed model. Collective."""
-    return Engine(FSDP2(model, optimizer), clip_norm=clip_norm, schedule=schedule)
+    """An engine over a fully_shard'ed model. Collective.
+
+    reduce_every_micro_batch: False reduce-scatters a pass's gradient once, after its last
+    micro-batch, and until then every rank holds it unsharded, in fp32.
+    """
+    weights = FSDP2(model, optimizer, reduce_every_micro_batch)
+    return Engine(weights, clip_norm=clip_norm, schedule=schedule)
 
 
 def shard(
@@ -258,6 +276,10 @@ def _working_dtype(units: Sequence[FSDPModule]) -> torch.dtype:
     return units[0]._get_fsdp_state()._mp_policy.param_dtype or torch.float32
 
 
+def _unit_parameters(unit: FSDPModule) -> list[Any]:
+    return [p for group in unit._get_fsdp_state()._fsdp_param_groups for p in group.fsdp_params]
+
+
 def _fill(model: nn.Module, fill: Fill, device: torch.device | str) -> None:
     """This rank's shards of what was on meta: read, and nothing else of it."""
     # Buffers were never on meta. FSDP2 looks for new parameters at its first forward.
@@ -271,12 +293,18 @@ def _fill(model: nn.Module, fill: Fill, device: torch.device | str) -> None:
 def build(model: nn.Module, settings: Any) -> Engine:
     """See tram_ds.engines.build: shards block by block from the CPU, so a GPU never holds the whole
     model; from meta where `settings.fill` reads the values, so that the host never does."""
-    sharded = shard(
-        model, dtype=settings.dtype, device_type=settings.job.device.type, **settings.config
-    )
+    config = dict(settings.config)
+    every = config.pop("reduce_every_micro_batch", True)
+    sharded = shard(model, dtype=settings.dtype, device_type=settings.job.device.type, **config)
     assert isinstance(sharded, nn.Module)
     if settings.fill is not None:
         device = "cpu" if settings.config.get("offload") else settings.job.device
         _fill(sharded, settings.fill, device)
     optimizer = settings.optimizer(sharded)
-    return over(sharded, optimizer, clip_norm=settings.clip_norm, schedule=settings.schedule)
+    return over(
+        sharded,
+        optimizer,
+        clip_norm=settings.clip_norm,
+        schedule=settings.schedule,
+        reduce_every_micro_batch=every,
+    )

@@ -86,7 +86,8 @@ def traffic(setup: RunSetup, size: ModelSize, row: Algorithm, forwards: float) -
     fresh, stay = micros * (forwards + backwards + twice), micros * backwards + moves
     reduced = micros * backwards
     if setup.engine == "fsdp2":
-        found = _fsdp2(setup, fresh if setup.reshard else stay, reduced)
+        once = reduced if setup.reduce_each else each * backwards
+        found = _fsdp2(setup, fresh if setup.reshard else stay, once)
     elif setup.engine in ("replicated", "zero0"):
         passes = 1 if o.perturbation_scope == "rank" else backwards
         found = {"allreduce": each * passes * setup.gradient}

@@ -76,6 +76,9 @@ def _passes(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory
     states = _states(setup, size, row)
     seen = _references(setup, size, row)
     logits = _logits(setup, size, row)
+    summed = setup.micros > 1 and row.of(Climb).accumulation != "micro"
+    if setup.engine == "fsdp2" and summed and not setup.reduce_each:
+        states["gradients"] = FP32 * size.trained  # until the last micro-batch's backward
     early = states if setup.keeps_gradients or setup.micros > 1 else {**states, "gradients": 0}
     total, realised = _copies(setup, size, row)
     held = {"references": seen.weights + seen.heads, "ascent": total + realised}

@@ -14,6 +14,7 @@ class RunSetup:
     per parameter.
 
     bucket, live: elements of a reduction bucket, and of gathered parameters that ZeRO-3 may keep.
+    reduce_each: the gradient of every micro-batch is reduced, so that none is held unsharded.
     average: the recipe has the moving average of the weights scored instead of theta.
     """
 
@@ -25,6 +26,7 @@ class RunSetup:
     micros: int
     checkpointing: bool
     reshard: bool = True
+    reduce_each: bool = True
     offload_states: bool = False
     offload_parameters: bool = False
     bucket: int = 500_000_000
@@ -68,6 +70,7 @@ def setup_of(engine: str, config: dict[str, Any], **common: Any) -> RunSetup:
             engine,
             shards=group,
             reshard=config.get("reshard_after_forward", True),
+            reduce_each=config.get("reduce_every_micro_batch", True),
             offload_states=off,
             **common,
         )

@@ -17,6 +17,7 @@ FSDP2_KEYS: dict[str, type | tuple[type, ...]] = {
     "reshard_after_forward": bool,
     "shard_size": (int, type(None)),
     "offload": bool,
+    "reduce_every_micro_batch": bool,
 }
 
 OWNED = {  # key of a DeepSpeed config -> the recipe key that says it
