@@ -112,3 +112,14 @@ def test_other_content_of_the_same_data_is_another_table(tmp_path: Path) -> None
         (folder / "tracking.json").write_text(json.dumps(tags))
     found = [(title[-12:], count) for title, count in parts(tmp_path)]
     assert found == [("a" * 12, 2), ("b" * 12, 1)]
+
+
+def test_a_moving_average_is_a_row_beside_the_others(tmp_path: Path) -> None:
+    """Its weights are other weights, scored in the same way: one table, a row of its own name."""
+    for weights in ("last", "ema"):
+        recipe = made_runs.recipe({"name": "mesa"}, 0) | {"eval": {"weights": weights}}
+        made_runs.write(tmp_path, recipe, HOME)
+    assert [count for _, count in parts(tmp_path)] == [2]
+    (section,) = comparison.compare(runs.from_folders([f"{tmp_path}/*"])[0])
+    rows = [row for row, _ in section.blocks[0].rows]
+    assert rows == ["mesa (eval.weights=ema)", "mesa (eval.weights=last)"]

@@ -129,6 +129,9 @@ def test_a_frontier_has_base_at_five_rates_and_two_lengths(path):
         sized = row.radius == "relative" or row.radius_scale == "auto"
         assert sized == row.name.startswith("tram_"), "TRAM rows have a size"
     assert re.search(rf"\({3 * len(cells)} runs;", lines[1]), f"{3 * len(cells)} runs"
+    if path.stem != "frontier_e5":  # registered as it is
+        averaged = [r.algorithm for r in others if r.eval.weights == "ema"]
+        assert {"msam", "rwp"} <= rows and [(a.name, a.weight) for a in averaged] == [("mesa", 0.0)]
 
 
 def test_further_grids_follow_with_keys_of_their_own(place):

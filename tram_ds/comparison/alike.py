@@ -16,9 +16,11 @@ from tram_ds.recipe.task_section import TaskSection
 SECTIONS: dict[str, Any] = {"task": TaskSection, "model": ModelSection, "eval": EvalSection}
 DATA = ("task.data", "task.revision")
 CHOICE = ("task.train", "task.eval", "task.exclude")  # which columns there are
-# keys of these sections that say how a model is trained, not how it is scored
+# keys of these sections that say how a model is trained, not how it is scored; a moving average of
+# the weights is another model, scored in the same way
 TRAINING = (
     *CHOICE,
+    "eval.weights",
     "task.max_train_tokens",
     "model.activation_checkpointing",
     "model.compile",
