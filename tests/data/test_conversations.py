@@ -16,8 +16,8 @@ from tram_ds.data.chat import CHATML, Chat
 from tram_ds.data.choose import open_conversations
 from tram_ds.data.conversations import Contents, conversation, conversations
 from tram_ds.data.examples import open_examples
-from tram_ds.data.own_text import Reading
 from tram_ds.data.rows import Row
+from tram_ds.data.usable import Reading
 from tram_ds.runtime.errors import DataError
 
 tokenizer = tokenizer  # the fixture

@@ -13,7 +13,7 @@ import pytest
 
 from tests.data.test_m2d2 import offline_hub, put_in_hub_cache  # noqa: F401 (a fixture)
 from tram_ds.data.choose import open_conversations, open_source
-from tram_ds.data.own_text import Reading
+from tram_ds.data.usable import Reading
 from tram_ds.runtime.errors import DataError
 
 REPO = "somebody/talks"

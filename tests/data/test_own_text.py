@@ -13,7 +13,8 @@ import pytest
 from tests.data.test_rows import KINDS, write
 from tram_ds.data import own_text
 from tram_ds.data.choose import open_source
-from tram_ds.data.own_text import OwnText, Reading
+from tram_ds.data.own_text import OwnText
+from tram_ds.data.usable import Reading
 from tram_ds.runtime.errors import DataError
 
 TEXTS = [f"row {i} of {i % 7} things" for i in range(200)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tram_ds.data.bpe import train_tokenizer
-from tram_ds.data.windows import token_ids
+from tram_ds.data.windows import pieces, token_ids
 
 STEMS = ("tra", "mol", "quant", "field", "naïve", "字母", "sharp", "ε", "don't", "3.14", "word")
 TEXT = "".join(
@@ -88,6 +89,21 @@ def test_windows_give_the_tokens_of_the_whole(made):
         for window, overlap in ((900, 400), (1777, 500), (1 << 16, 1 << 12)):
             assert windowed(text, tokenizer, window, overlap)[0] == whole
     assert windowed(TEXT, tokenizer, 900, 400)[1] > 10  # in many pieces
+
+
+@pytest.mark.parametrize("made", [byte_bpe, llama, unigram, word_piece])
+def test_tokenising_goes_on_from_any_piece(made):
+    tokenizer = made()
+    for text in (TEXT, TEXT[:1000] + "x" * 3000 + TEXT[:2000]):
+        whole = list(pieces([text], tokenizer, None, 900, 400))
+        assert len(whole) > 3
+        for number, piece in enumerate(whole):
+            behind = text[piece.start :]
+            chunks = (behind[i : i + 97] for i in range(0, len(behind), 97))
+            again = list(pieces(chunks, tokenizer, replace(piece, ids=None), 900, 400))
+            for one, other in zip(whole[number:], again, strict=True):
+                assert (one.start, one.end, one.first) == (other.start, other.end, other.first)
+                assert one.ids.tolist() == other.ids.tolist()
 
 
 def test_the_dummy_prefix_is_there_once():

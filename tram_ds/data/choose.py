@@ -14,8 +14,10 @@ from tram_ds.data.generated_conversations import conversations_folder
 from tram_ds.data.hub import hub_folder
 from tram_ds.data.installed_docs import cached_folder
 from tram_ds.data.layout import Files, endings, files_of_repository, find_files, kinds
-from tram_ds.data.own_text import OwnText, Reading
+from tram_ds.data.own_text import OwnText
 from tram_ds.data.sources import HUB_ID, FolderSource, Source, refuse_revision
+from tram_ds.data.streamed import StreamedText
+from tram_ds.data.usable import Reading
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.paths import refuse_missing
 
@@ -57,6 +59,28 @@ def open_source(
         f"nothing), a data set of the hub (OWNER/NAME), nor a file or folder on this machine; give "
         f"a file ({kinds()}), or a folder that holds train.* or <domain>/train.*"
     )
+
+
+def open_stream(
+    data: str, revision: str | None = None, reading: Reading = PLAIN, files: str | None = None
+) -> StreamedText:
+    """The files of rows called `data`, to be read without being kept. DataError for anything
+    else."""
+    if _on_hub(data):
+        raise DataError(
+            f"task.streaming reads files on this machine, and task.data {data} is on the hub: "
+            "remove task.streaming, which downloads it once, or give task.data a folder with its "
+            "files"
+        )
+    _refuse_files(data, files)
+    refuse_revision(data, revision)
+    path = Path(data)
+    if data in ("installed_docs", "generated", HUB_ID) or not (path.exists() and find_files(path)):
+        raise DataError(
+            f"task.streaming is for files of rows, and task.data '{data}' is none on this machine: "
+            f"remove task.streaming, or give a file ({kinds()}), or a folder of them"
+        )
+    return StreamedText(data, reading, find_files(path))
 
 
 def open_conversations(

@@ -15,8 +15,9 @@ import numpy as np
 from tram_ds.data.cache import build_once, cache_root, digest_of
 from tram_ds.data.chat import Chat, Unmarkable
 from tram_ds.data.conversations import conversations
-from tram_ds.data.own_text import NAMED, OwnText
+from tram_ds.data.own_text import OwnText
 from tram_ds.data.tokenize import tokenizer_digest
+from tram_ds.data.usable import NAMED
 from tram_ds.runtime.errors import DataError
 
 VERSION = 1  # raise it when the rules change: it is part of the cache key

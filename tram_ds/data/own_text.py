@@ -7,19 +7,17 @@ gives. Rows that cannot be used are counted, and the first of them named.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tram_ds.data.cache import build_once, cache_root, digest_of
 from tram_ds.data.digests import file_digest
 from tram_ds.data.layout import Files, find_files, unread
-from tram_ds.data.rows import Row, lacks, read_rows
+from tram_ds.data.rows import read_rows
 from tram_ds.data.sources import (
     CHUNK,
     SPLITS,
@@ -28,59 +26,12 @@ from tram_ds.data.sources import (
     some,
     unknown_domain,
 )
+from tram_ds.data.usable import Count, Part, Reading, column_of_text, ended, lacking, side, usable
 from tram_ds.runtime.errors import DataError
-from tram_ds.runtime.wording import short
 
 VERSION = 2  # raise it when the rules change: it is part of the cache key
-NAMED = 3  # rows that are left out and named
 MOST = 200  # domains of a column
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is read of rows, and what is held out of them; the keys of `task` with these names."""
-
-    column: str = "text"
-    domain_column: str | None = None
-    held_out: float = 0.05
-    held_out_seed: int = 0
-
-
-# (row, task.column) -> (its text, nothing) or (nothing, why it has none)
-Part = Callable[[Row, str], tuple[str, str]]
-
-
-def column_of_text(row: Row, column: str) -> tuple[str, str]:
-    """The text under a column."""
-    text = row.values.get(column)
-    if text is None:
-        return "", f"no {column}"
-    if not isinstance(text, str):
-        return "", f"{column} is {short(text, 20)}, not text"
-    return text, "" if text.strip() else f"{column} is empty"
-
-
-@dataclass
-class Count:
-    """What was read: rows used, domain -> split -> how many, and those left out."""
-
-    used: dict[str, dict[str, int]] = field(default_factory=dict)
-    left_out: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def use(self, domain: str, split: str) -> None:
-        splits = self.used.setdefault(domain, {})
-        splits[split] = splits.get(split, 0) + 1
-
-    def leave(self, path: Path, row: Row, wrong: str) -> None:
-        self.left_out += 1
-        if len(self.first) < NAMED:
-            self.first.append(f"{path.name} {row.place}: {wrong}")
-
-    def sums(self) -> dict[str, int]:
-        """Split -> rows of all domains."""
-        counts = {split: [s.get(split, 0) for s in self.used.values()] for split in SPLITS}
-        return {split: sum(numbers) for split, numbers in counts.items() if sum(numbers)}
+COUNT = "count.json"  # beside the domains' folders
 
 
 class OwnText:
@@ -126,9 +77,9 @@ class OwnText:
         reading, count = self.reading, self.count
         rows = ", ".join(f"{number} {split}" for split, number in count.sums().items())
         said = {"rows": f"{rows} in {len(count.used)} domain{'s' * (len(count.used) != 1)}"}
-        lacking = {split for splits in self.files.values() for split in _lacking(splits)}
-        if lacking:
-            names = " and ".join(split for split in SPLITS if split in lacking)
+        missing = {split for splits in self.files.values() for split in lacking(splits)}
+        if missing:
+            names = " and ".join(split for split in SPLITS if split in missing)
             said["held_out"] = f"{reading.held_out:g} for {names}, seed {reading.held_out_seed}"
         if count.left_out:
             rows = f"{count.left_out} row{'s' * (count.left_out != 1)}"
@@ -143,7 +94,7 @@ class OwnText:
         for path in (path for splits in self.files.values() for _, path in _each(splits)):
             rows = read_rows(path, None) if missing else iter(())
             for row in rows:
-                text = "" if row.wrong else _ended(self.part(row, self.reading.column)[0])
+                text = "" if row.wrong else ended(self.part(row, self.reading.column)[0])
                 if text in missing:
                     found[text] = f"{path.name} {row.place}"
                     missing.discard(text)
@@ -186,9 +137,6 @@ class OwnText:
         return build_once(folder, build, lambda folder: (folder / COUNT).is_file())
 
 
-COUNT = "count.json"  # beside the domains' folders
-
-
 def write_text(folder: Path, files: Files, reading: Reading, part: Part) -> Count:
     """Writes `<domain>/<split>.txt` of the files' rows. DataError for a file without a row that can
     be used."""
@@ -197,9 +145,9 @@ def write_text(folder: Path, files: Files, reading: Reading, part: Part) -> Coun
         opened: dict[tuple[str, str], Any] = {}
         for name, splits in files.items():
             for split, path in _each(splits):
-                held = _lacking(splits) if split == "train" else []
-                for domain, text in _texts(path, name, reading, part, count):
-                    key = domain, _split(text, split, held, reading)
+                held = lacking(splits) if split == "train" else []
+                for _, domain, text in usable(path, name, reading, part, count):
+                    key = domain, side(text, split, held, reading)
                     if key not in opened:
                         _refuse_many(count, path, reading)
                         opened[key] = stack.enter_context(_created(folder / domain, key[1]))
@@ -226,84 +174,6 @@ def _refuse_many(count: Count, path: Path, reading: Reading) -> None:
             if column
             else f"{path.parent} holds more than {MOST} domains: give fewer files"
         )
-
-
-def _texts(
-    path: Path, name: str, reading: Reading, part: Part, count: Count
-) -> Iterator[tuple[str, str]]:
-    """(domain, text that ends with a newline) of each row of a file that can be used."""
-    usable, seen, own = 0, dict[str, None](), Count()
-    needed = _columns(reading, part)
-    for row in read_rows(path, needed if part is column_of_text else None):
-        if len(seen) < MOST:
-            seen.update(dict.fromkeys(row.values))
-        text, wrong = ("", row.wrong) if row.wrong else part(row, reading.column)
-        if wrong := wrong or _wrong(row, text, reading):
-            own.leave(path, row, wrong)
-            continue
-        usable += 1
-        domain = str(row.values[reading.domain_column]) if reading.domain_column else name
-        yield _domain(domain, path, row), _ended(text)
-    if not usable:
-        if seen and (missing := [column for column in needed if column not in seen]):
-            raise lacks(path, missing, list(seen))
-        columns = f"; its columns are {', '.join(seen)}" if seen else ""
-        raise DataError(
-            f"{path}: none of its {own.left_out} rows can be used: "
-            f"{'; '.join(own.first) or 'none'}{columns}"
-        )
-    count.left_out += own.left_out
-    count.first = (count.first + own.first)[:NAMED]
-
-
-def _ended(text: str) -> str:
-    return text if text.endswith("\n") else f"{text}\n"
-
-
-def _columns(reading: Reading, part: Part) -> list[str]:
-    """Those without which no row can be used."""
-    text = [reading.column] if part is column_of_text else []
-    return text + ([reading.domain_column] if reading.domain_column else [])
-
-
-def _wrong(row: Row, text: str, reading: Reading) -> str:
-    """Why a row that has its text cannot be used, or nothing."""
-    if reading.domain_column:
-        name = row.values.get(reading.domain_column)
-        if name is None:
-            return f"no {reading.domain_column}"
-        if not _is_name(name):
-            return f"{reading.domain_column} is {short(name, 20)}, no name"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "half a surrogate pair in its text"
-    return ""
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool) and bool(str(value).strip())
-
-
-def _domain(name: str, path: Path, row: Row) -> str:
-    try:
-        check_domain_name(name)
-    except DataError as error:
-        raise DataError(f"{path} {row.place}: {error}") from error
-    return name
-
-
-def _lacking(splits: dict[str, list[Path]]) -> list[str]:
-    """The held-out splits that a domain has no files of: they are taken from its train rows."""
-    return [split for split in ("valid", "test") if "train" in splits and split not in splits]
-
-
-def _split(text: str, split: str, held: list[str], reading: Reading) -> str:
-    """The split a row belongs to: by its text alone, so that equal rows are on one side."""
-    digest = hashlib.sha256(f"{reading.held_out_seed}\0{text}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    number = int(place / reading.held_out)
-    return held[number] if number < len(held) else split
 
 
 def _chunks(path: Path) -> Iterator[str]:

@@ -52,6 +52,17 @@ class Window:
         return None
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens of a document, and where tokenising can go on so that they come again: at
+    character `start`, in a window up to `end` whose tokens before `first` came before."""
+
+    ids: np.ndarray
+    start: int = 0
+    end: int = 0
+    first: int = 0
+
+
 def token_ids(
     chunks: Iterable[str], tokenizer: Any, window: int = WINDOW, overlap: int = OVERLAP
 ) -> Iterator[np.ndarray]:
@@ -60,46 +71,63 @@ def token_ids(
     A tokeniser without offsets (pure Python, no tokenizer.json) gets the document as a whole.
     DataError where no place to join is found within LONGEST characters.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        text = "".join(chunks)
-        if text:
-            yield np.asarray(_encode(tokenizer, [text])["input_ids"][0], dtype=np.int64)
-        return
+    if getattr(tokenizer, "is_fast", False):
+        yield from (piece.ids for piece in pieces(chunks, tokenizer, None, window, overlap))
+    elif text := "".join(chunks):
+        yield np.asarray(_encode(tokenizer, [text])["input_ids"][0], dtype=np.int64)
+
+
+def pieces(
+    chunks: Iterable[str],
+    tokenizer: Any,
+    after: Piece | None = None,
+    window: int = WINDOW,
+    overlap: int = OVERLAP,
+) -> Iterator[Piece]:
+    """The same of a tokeniser with offsets, with their places. after: the piece to begin with once
+    more, whose first character `chunks` begin with."""
     last: Window | None = None
-    windows = _cut(chunks, window, overlap)
+    begin = Piece(np.empty(0), end=window) if after is None else after
+    windows = _cut(chunks, begin, window, overlap)
     while some := list(islice(windows, AT_ONCE)):
         encodings = _encode(tokenizer, [text for _, text in some]).encodings
         for (start, text), encoding in zip(some, encodings, strict=True):
             new = Window(start, text, encoding)
             if last is None:
+                new.first = begin.first
                 last = new
             elif (join := _join(last, new)) is not None:
-                yield _ids(last, join[0])
+                yield _piece(last, join[0])
                 new.first = join[1]
                 last = new
             else:
                 last = _one(last, new, tokenizer)
     if last is not None:
-        yield _ids(last, len(last.encoding.ids))
+        yield _piece(last, len(last.encoding.ids))
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> Any:
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
 
 
-def _ids(window: Window, end: int) -> np.ndarray:
-    return np.asarray(window.encoding.ids[window.first : end], dtype=np.int64)
+def _piece(window: Window, end: int) -> Piece:
+    ids = np.asarray(window.encoding.ids[window.first : end], dtype=np.int64)
+    return Piece(ids, window.start, window.end, window.first)
 
 
-def _cut(chunks: Iterable[str], window: int, overlap: int) -> Iterator[tuple[int, str]]:
-    """(start, text) of windows that overlap; the last is shorter, and never all overlap."""
-    start, held = 0, ""
+def _cut(
+    chunks: Iterable[str], begin: Piece, window: int, overlap: int
+) -> Iterator[tuple[int, str]]:
+    """(start, text) of windows that overlap, the first of them where `begin` is; the last is
+    shorter, and never all overlap."""
+    start, size, held = begin.start, begin.end - begin.start, ""
     for chunk in chunks:
         held += chunk
-        while len(held) > window:
-            yield start, held[:window]
-            held = held[window - overlap :]
-            start += window - overlap
+        while len(held) > size:
+            yield start, held[:size]
+            held = held[size - overlap :]
+            start += size - overlap
+            size = window
     if held:
         yield start, held
 

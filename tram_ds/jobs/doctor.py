@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tram_ds.data.stream import number_of
 from tram_ds.jobs.check import Check, Context, Problem, existing
 from tram_ds.jobs.machine_checks import builds, communication, launcher, memory
 from tram_ds.jobs.storage_checks import disk, run_folder, tracking
@@ -49,7 +50,9 @@ def data(context: Context) -> str:
     """Files, columns, vocabulary: what the task itself checks. The first time it also fills the
     token cache."""
     task = tasks.build(context.recipe)
-    return f"{context.recipe.task.name}: {len(task.train_rows()):,} training rows"
+    rows = number_of(task.train_rows())
+    number = "training rows, streamed" if rows is None else f"{rows:,} training rows"
+    return f"{context.recipe.task.name}: {number}"
 
 
 def smoke(context: Context) -> str:

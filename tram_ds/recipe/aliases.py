@@ -82,6 +82,9 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "dataset_text_field": ("task.column", ""),  # TRL
     "val_set_size": ("task.held_out", "a share"),  # AX
     "validation_split_percentage": ("task.held_out", "a share: percentage / 100"),  # HF
+    "buffer_size": ("task.streaming.buffer", "rows of seq_len, in memory on each rank"),
+    "shuffle_buffer_size": ("task.streaming.buffer", "rows of seq_len, in memory on each rank"),
+    "pretraining_dataset": ("task.data", "and task.streaming={buffer: 10000}"),  # AX
     # where it runs
     "deepspeed": ("engine.config", "engine={name: zero, config: zero3.json}"),  # HF, AX
     "zero_optimization": ("engine.config", "engine={name: zero, config: zero3.json}"),  # DS

@@ -138,6 +138,12 @@ class Recipe(Section):
         if self.train.early_stopping is not None and self.eval.every_steps is None:
             text = "needs validation runs: set eval.every_steps, or this to null"
             problems.append(("train.early_stopping", text))
+        if self.train.epochs is not None and self.task.streaming is not None:
+            text = (
+                "task.streaming: how many rows there are is known only when all are read: set "
+                "train.steps instead"
+            )
+            problems.append(("train.epochs", text))
         chooses = self.eval.select == "best" or self.train.early_stopping is not None
         if self.eval.key != "validation_loss" and not chooses:
             text = "nothing goes by it: set eval.select=best or train.early_stopping, or remove it"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tram_ds.runtime.checked import NamedSection, NotNegative, Positive, chosen, refusal
+from tram_ds.runtime.checked import NamedSection, NotNegative, Positive, Section, chosen, refusal
 from tram_ds.runtime.paths import Place
 
 
@@ -18,11 +18,19 @@ def task_names() -> list[str]:
     return sorted(
         found.name
         for found in pkgutil.iter_modules(folder.__path__)
-        if found.name not in ("causal", "choose", "protocol")
+        if found.name not in ("causal", "choose", "protocol", "streaming")
     )
 
 
 ROWS = ("files", "column", "domain_column", "held_out", "held_out_seed")
+
+
+class StreamingSection(Section):
+    """Reading training rows where they are needed, instead of once into the cache."""
+
+    buffer: Positive = 10000
+    """Rows of seq_len that are shuffled among each other and held in memory, by every rank; 1 = the
+    order of the files."""
 
 
 class TaskSection(NamedSection):
@@ -60,6 +68,9 @@ class TaskSection(NamedSection):
     held_out_seed: NotNegative = 0
     """Which rows are held out; not train.seed, so that runs of several seeds are scored on the
     same."""
+    streaming: StreamingSection | None = None
+    """Of language_modeling, with files of rows: read and tokenise them while the run goes, keep
+    nothing of them (docs/data.md); null = read and tokenise them once, into task.cache_dir."""
     seq_len: Positive = 1024
     """Tokens per sequence: exactly (language_modeling, packed blocks) or at most (instruction and
     entailment, cut there)."""
@@ -89,6 +100,7 @@ class TaskSection(NamedSection):
         text_only = {"seq_len", "tokenizer"} if self.name == "image_classification" else set()
         if self.name != "language_modeling":
             text_only |= {"bos", "m2d2_ref", "max_train_tokens", "max_eval_tokens", "column"}
+            text_only |= {"streaming"}
         if self.name != "instruction":
             text_only |= {"chat_template", "packing"}
         if self.name not in ("language_modeling", "instruction"):
@@ -102,6 +114,21 @@ class TaskSection(NamedSection):
     @classmethod
     def _known(cls, value: str) -> str:
         return chosen(value, task_names())
+
+    @model_validator(mode="after")
+    def _streams(self) -> TaskSection:
+        if self.streaming is not None and self.domain_column is not None:
+            text = (
+                "which domains there are is known only when all rows are read: set task.streaming "
+                "to null, or give each domain a file or folder of its own"
+            )
+            raise refusal(("domain_column", text))
+        if self.streaming is not None and self.train == "all":
+            text = (
+                "a stream reads one domain after the other: name one, or set task.streaming to null"
+            )
+            raise refusal(("train", text))
+        return self
 
     @model_validator(mode="after")
     def _exclude_fits(self) -> TaskSection:

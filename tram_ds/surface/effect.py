@@ -19,6 +19,7 @@ from tram_ds.algorithms.bound import bind
 from tram_ds.algorithms.effect import Effect, measure
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.data.stream import Rows
 from tram_ds.engines import choose as engines
 from tram_ds.recipe.loading import load
 from tram_ds.recipe.recipe import Recipe, accumulation
@@ -67,9 +68,7 @@ def run_rows(chosen: Sequence[Recipe], asked: Options, local_rank: int | None) -
     return job, found
 
 
-def effect_of(
-    recipe: Recipe, task: Any, rows: Sequence[Any], job: Job, name: str, steps: int
-) -> Effect:
+def effect_of(recipe: Recipe, task: Any, rows: Rows, job: Job, name: str, steps: int) -> Effect:
     """Of step `steps` of a fresh model. Collective."""
     at_full_rate = recipe.model_copy(update={"schedule": ScheduleSection()})
     micros = accumulation(recipe, job.world_size)
@@ -79,7 +78,7 @@ def effect_of(
 
     def batches(step: int) -> list[dict[str, torch.Tensor]]:
         collated = [
-            task.collate([rows[i] for i in cut]) for cut in cuts(recipe, engine, step, len(rows))
+            task.collate([rows[i] for i in cut]) for cut in cuts(recipe, engine, step, rows)
         ]
         return [{k: v.to(engine.device) for k, v in batch.items()} for batch in collated]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tram_ds.data.alike import read_alike
+from tram_ds.data.stream import Rows, number_of
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.run_layout import RunFolder
@@ -66,14 +67,14 @@ def scored_rows(
     return read_alike(read, facts, world_size, f"task.data {recipe.task.data}")
 
 
-def training_rows(recipe: Recipe, world_size: int) -> tuple[Any, Sequence[Any]]:
+def training_rows(recipe: Recipe, world_size: int) -> tuple[Any, Rows]:
     """(the task, its training rows). Collective; DataError on all ranks."""
 
-    def read() -> tuple[Any, Sequence[Any]]:
+    def read() -> tuple[Any, Rows]:
         task = tasks.build(recipe)
         return task, task.train_rows()
 
-    def facts(found: tuple[Any, Sequence[Any]]) -> dict[str, Any]:
-        return {"training rows": len(found[1]), "content": found[0].data_digest()}
+    def facts(found: tuple[Any, Rows]) -> dict[str, Any]:
+        return {"training rows": number_of(found[1]), "content": found[0].data_digest()}
 
     return read_alike(read, facts, world_size, f"task.data {recipe.task.data}")

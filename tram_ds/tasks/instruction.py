@@ -21,8 +21,9 @@ from tram_ds.data.choose import open_conversations
 from tram_ds.data.conversations import Contents
 from tram_ds.data.domains import chosen, scored
 from tram_ds.data.examples import Example, Examples, open_examples
-from tram_ds.data.own_text import OwnText, Reading
+from tram_ds.data.own_text import OwnText
 from tram_ds.data.packing import Packs
+from tram_ds.data.usable import Reading
 from tram_ds.models.chunked import IGNORED, Chunked
 from tram_ds.models.config import load_config
 from tram_ds.models.output import Batch, Output

@@ -18,11 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tram_ds.data.choose import open_source
+from tram_ds.data.choose import open_source, open_stream
 from tram_ds.data.domains import chosen, scored
-from tram_ds.data.own_text import OwnText, Reading
+from tram_ds.data.own_text import OwnText
 from tram_ds.data.sources import Source
+from tram_ds.data.stream import Stream
+from tram_ds.data.streamed import StreamedText
 from tram_ds.data.tokenize import Blocks, blocks, tokenize
+from tram_ds.data.usable import Reading
 from tram_ds.models.chunked import IGNORED, Chunked
 from tram_ds.models.config import load_config
 from tram_ds.models.output import Batch, Output
@@ -30,6 +33,7 @@ from tram_ds.models.pretrained import load_model
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks import causal
 from tram_ds.tasks.protocol import Load
+from tram_ds.tasks.streaming import stream_of, streamed_tokens
 
 
 def build(recipe: Any, training: bool = True) -> LanguageModeling:
@@ -40,7 +44,10 @@ def build(recipe: Any, training: bool = True) -> LanguageModeling:
     """
     task = recipe.task
     reading = Reading(task.column, task.domain_column, task.held_out, task.held_out_seed)
-    source = open_source(task.data, task.cache_dir, task.revision, reading, task.files)
+    if task.streaming is None:
+        source = open_source(task.data, task.cache_dir, task.revision, reading, task.files)
+    else:
+        source = open_stream(task.data, task.revision, reading, task.files)
     train, evaluated = chosen(task, source.domains(), source.splits)
     return LanguageModeling(recipe, source, train, evaluated, training)
 
@@ -75,6 +82,7 @@ class LanguageModeling:
         self.bos = resolved_bos(self.settings.bos, self.tokenizer)
         self.block_prefix = self._bos_ids("block")
         self.tokens = cache(self._tokens)
+        self.stream = self._stream(recipe) if training else None
         if training:
             self.train_rows()
         if training and recipe.eval.every_steps:
@@ -85,9 +93,11 @@ class LanguageModeling:
     def model(self, load: Load = load_model) -> nn.Module:
         return load(AutoModelForCausalLM, self.model_section, seed=self.seed, **self.defaults)
 
-    def train_rows(self) -> Sequence[np.ndarray]:
+    def train_rows(self) -> Sequence[np.ndarray] | Stream:
         """Rows (seq_len,) int64 of the training domains, one after the other, without shorter last
         rows."""
+        if self.stream is not None:
+            return self.stream
         limit = self.settings.max_train_tokens
         share = limit // len(self.train_domains) if limit else None
         parts = [
@@ -165,13 +175,27 @@ class LanguageModeling:
     def said(self) -> dict[str, str]:
         """What the numbers depend on and the recipe leaves to tokeniser and files: `bos`, as
         resolved, and the rows that were read."""
-        own = self.source.said() if isinstance(self.source, OwnText) else {}
-        return {"bos": self.bos, **own}
+        own = self.source.said() if isinstance(self.source, OwnText | StreamedText) else {}
+        streaming = {} if self.stream is None else {"streaming": self.stream.said()}
+        return {"bos": self.bos, **streaming, **own}
 
     def data_digest(self) -> str:
         """sha256 (hex) of all the text that is read: the training domains' train where there is
         training, the scored ones' valid and test."""
         return causal.read_digest(self.source, self.trained_on, self.eval_domains)
+
+    def _stream(self, recipe: Any) -> Stream | None:
+        """The training rows, where task.streaming asks for it."""
+        if not isinstance(self.source, StreamedText):
+            return None
+        return stream_of(
+            self.source,
+            self.train_domains[0],
+            self.tokenizer,
+            recipe,
+            self._bos_ids("document"),
+            self.block_prefix,
+        )
 
     def _rows(self, domain: str, split: str, max_tokens: int | None, keep_partial: bool) -> Blocks:
         tokens = self.tokens(domain, split, max_tokens)
@@ -188,6 +212,10 @@ class LanguageModeling:
         return rows
 
     def _tokens(self, domain: str, split: str, max_tokens: int | None) -> np.ndarray:
+        if isinstance(self.source, StreamedText):
+            return streamed_tokens(
+                self.source, domain, split, self.tokenizer, max_tokens, self._bos_ids("document")
+            )
         return tokenize(
             self.source,
             domain,

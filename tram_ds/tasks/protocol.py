@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from tram_ds.data.stream import Rows
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import load_model
 
@@ -33,9 +34,9 @@ class Task(Protocol):
         from `model.init`. load: load_stored leaves those of `model.path` in their files."""
         ...
 
-    def train_rows(self) -> Sequence[Any]:
+    def train_rows(self) -> Rows:
         """Training rows, addressable by index; the order they are read in belongs to
-        data/order.py."""
+        data/order.py. Or a data.stream.Stream, which has its own."""
         ...
 
     def eval_sets(self, split: Literal["validation", "test"]) -> Mapping[str, Sequence[Any]]:

@@ -16,7 +16,7 @@ from tram_ds.algorithms.effect import measure
 from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.algorithms.self_check import self_check
 from tram_ds.algorithms.step import StepReport
-from tram_ds.data.order import batch_indices
+from tram_ds.data.stream import Rows, positions
 from tram_ds.engines.protocol import Engine
 from tram_ds.evaluation.measured import value_of
 from tram_ds.models.output import Batch
@@ -162,7 +162,7 @@ class Loop:
         # cut=cut: a lambda looks its names up when it runs, and by then the loop has moved on
         return [
             pool.submit(lambda cut=cut: self.run.task.collate([self.run.rows[i] for i in cut]))
-            for cut in cuts(self.run.recipe, self.run.stepper.engine, step, len(self.run.rows))
+            for cut in cuts(self.run.recipe, self.run.stepper.engine, step, self.run.rows)
         ]
 
     def take(
@@ -214,10 +214,10 @@ class Loop:
         self.throughput.restart()
 
 
-def cuts(recipe: Recipe, engine: Engine, step: int, rows: int) -> list[list[int]]:
+def cuts(recipe: Recipe, engine: Engine, step: int, rows: Rows) -> list[list[int]]:
     """Row numbers of this rank's micro-batches of step `step`."""
     train, micros = recipe.train, accumulation(recipe, engine.world_size)
-    indices = batch_indices(train.seed, step, train.global_batch, rows)
+    indices = positions(rows, train.seed, step, train.global_batch)
     return [
         indices[j * train.micro_batch : (j + 1) * train.micro_batch]
         for j in range(engine.rank * micros, (engine.rank + 1) * micros)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +12,7 @@ import torch
 
 from tram_ds.checkpoint.changes import another, finished
 from tram_ds.data.alike import read_alike
+from tram_ds.data.stream import Rows, number_of
 from tram_ds.engines import choose as engines
 from tram_ds.evaluation import measured, samples
 from tram_ds.models.pretrained import load_outline
@@ -61,7 +62,7 @@ class Opened:
     stop: StopRequest
     watchdog: Watchdog
     task: Any
-    rows: Sequence[Any]
+    rows: Rows
     total_steps: int
     lock: RunLock | None
 
@@ -103,17 +104,19 @@ def opened(recipe: Recipe, request: Request) -> Iterator[Opened | None]:
         yield Opened(recipe, request, job, folder, engine, stop, watchdog, task, rows, total, lock)
 
 
-def read_data(recipe: Recipe, job: Job) -> tuple[Any, Sequence[Any], int]:
+def read_data(recipe: Recipe, job: Job) -> tuple[Any, Rows, int]:
     """(task, its training rows, steps of the whole run), the same on all ranks. Rank 0 says what
     the task resolved. Collective."""
 
     unmeasured: list[str] = []
 
-    def read() -> tuple[Any, Sequence[Any], int]:
+    def read() -> tuple[Any, Rows, int]:
         task = tasks.build(recipe)
         rows, train = task.train_rows(), recipe.train
-        # rounded up: the last step of the last epoch may read rows of a next one
-        total = train.steps or -(-len(rows) * (train.epochs or 1) // train.global_batch)
+        # rounded up: the last step of the last epoch may read rows of a next one; a stream, whose
+        # rows nobody has counted, has train.steps
+        passed = (number_of(rows) or 0) * (train.epochs or 1)
+        total = train.steps or -(-passed // train.global_batch)
         check_length(recipe, total)
         unmeasured[:] = measured.check(recipe, task)
         samples.check(recipe, task)
@@ -121,9 +124,9 @@ def read_data(recipe: Recipe, job: Job) -> tuple[Any, Sequence[Any], int]:
             task.model(load_outline)  # targets that are not there, before a folder is made
         return task, rows, total
 
-    def facts(found: tuple[Any, Sequence[Any], int]) -> dict[str, Any]:
+    def facts(found: tuple[Any, Rows, int]) -> dict[str, Any]:
         task, rows, total = found
-        return {"training rows": len(rows), "steps": total, "content": task.data_digest()}
+        return {"training rows": number_of(rows), "steps": total, "content": task.data_digest()}
 
     task, rows, total = read_alike(read, facts, job.world_size, f"task.data {recipe.task.data}")
     if job.rank == 0 and hasattr(task, "said"):

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tram_ds.data.stream import number_of
 from tram_ds.evaluation.measured import ZERO_SHOT
 from tram_ds.recipe.numbers import deciding
 from tram_ds.recipe.recipe import Recipe, dump, to_dict
@@ -126,10 +127,11 @@ def start_tracking(run: Run, went_back: bool) -> tracking.Tracker:
         "world_size": run.job.world_size,
         "launcher": run.job.launcher,
         "device": run.job.device.type,
-        "train_rows": len(run.rows),
         "git_commit": git_commit(),
         "data_digest": digest,
     }
+    if (rows := number_of(run.rows)) is not None:
+        tags["train_rows"] = rows
     parent = f"{recipe.name}-{recipe.algorithm.name}"
     where = tracked_at(recipe)
     print(f"tracking: {where.told}")

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from tram_ds.checkpoint.resume import Resumed, Saver, resume
+from tram_ds.data.stream import Stream
 from tram_ds.evaluation.evaluator import Scores
 from tram_ds.recipe.recipe import Recipe, dump, to_dict
 from tram_ds.runtime.exits import CODES, DONE, CheckpointError, PeerLost
@@ -95,6 +96,8 @@ def go_on(run: Run) -> bool:
         )
     if found is not None:
         run.early_stopping.load(found.manifest)
+        if isinstance(run.rows, Stream):
+            run.rows.load(found.manifest)
     run.evaluator.go_back_to(run.stepper.steps, run.total_steps)
     if run.job.rank == 0:
         print("\n".join(_told(run.folder, found)))
@@ -119,8 +122,10 @@ def loop(run: Run, saver: Saver, records: Records) -> int:
             run.folder.metrics.name,
             lambda: saver.peers.every(f"writing {run.folder.metrics.name}", records.flush),
         )
-        counts = run.early_stopping.state()
-        saver.save(asynchronous=run.recipe.checkpoint.asynchronous, also=counts)
+        also = run.early_stopping.state()
+        if isinstance(run.rows, Stream):
+            also |= run.rows.kept_at(run.stepper.steps * run.recipe.train.global_batch)
+        saver.save(asynchronous=run.recipe.checkpoint.asynchronous, also=also)
 
     code = Loop(run, records.add, save).train()
     saver.wait()
