@@ -90,16 +90,33 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         ran(SCRIPT, tmp_path / "again", checkpoint, monkeypatch=monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    trained(folder, max_steps=1, save_strategy="steps", save_steps=1).train()
+    return folder / "checkpoint-1"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"algorithm": "asam"}, "of algorithm 'sam' and this run of 'asam'"), ({"seed": 1}, "seed")],
+    [
+        ({"algorithm": "asam"}, r"algorithm\.name: 'sam' -> 'asam'"),
+        ({"algorithm": {"name": "sam", "rho": 0.2}}, r"algorithm\.rho: None -> 0\.2"),
+        ({"seed": 1}, "seed: 42 -> 1"),
+        ({"max_grad_norm": 0.1}, r"clip_norm: 1\.0 -> 0\.1"),
+        # of these Trainer itself would take the checkpoint's, without a word
+        (
+            {"weight_decay": 0.1, "learning_rate": 1e-3},
+            r"optimizer\.lr: 5e-05 -> 0\.001; optimizer\.weight_decay: 0\.0 -> 0\.1",
+        ),
+        ({"optim": "sgd"}, r"\(optimizer: AdamW -> SGD\)"),
+    ],
 )
 def test_a_resume_as_another_run_is_refused(
-    tmp_path: Path, change: dict[str, Any], message: str
+    tmp_path: Path, checkpoint: Path, change: dict[str, Any], message: str
 ) -> None:
-    trained(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     with pytest.raises(ValueError, match=message):
-        trained(tmp_path, max_steps=2, **change).train(str(tmp_path / "checkpoint-1"))
+        trained(tmp_path, max_steps=2, **change).train(str(checkpoint))
 
 
 def test_it_is_the_step_by_hand_in_plain_torch(tmp_path: Path, windows: list[list[Any]]) -> None:

@@ -10,6 +10,7 @@ from tram_ds.algorithms.step import StepReport
 from tram_ds.algorithms.stepper import UserForward, wrap
 from tram_ds.integrations import saved
 from tram_ds.integrations.refusals import refuse_accelerator
+from tram_ds.integrations.same_run import made
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,6 +51,7 @@ class AcceleratedStepper:
         self.stepper = wrap(
             model, optimizer.optimizer, algorithm, seed=seed, clip_norm=clip_norm, **options
         )
+        self._made = made(optimizer.optimizer)
         self._batches: list[Any] = []
         accelerator.register_save_state_pre_hook(self._save)
         accelerator.register_load_state_pre_hook(self._load)
@@ -69,9 +71,9 @@ class AcceleratedStepper:
         return report
 
     def _save(self, _models: Any, _weights: Any, folder: str) -> None:
-        saved.save(self.stepper, Path(folder))
+        saved.save(self.stepper, Path(folder), self._made)
 
     def _load(self, _models: Any, folder: str) -> None:
         """Before accelerate loads weights and optimizer, which nothing here depends on."""
-        saved.load(self.stepper, Path(folder))
+        saved.load(self.stepper, Path(folder), self._made)
         self._batches = []

@@ -18,6 +18,7 @@ from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.algorithms.stepper import Stepper, wrap
 from tram_ds.integrations import saved
 from tram_ds.integrations.refusals import refuse_lightning
+from tram_ds.integrations.same_run import made
 
 
 class TramCallback(Callback):
@@ -44,6 +45,7 @@ class TramCallback(Callback):
         self._probe = EpsilonProbe(full=False)
         self._batches: list[Any] = []
         self._loaded: dict[str, Any] | None = None
+        self._made: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -60,6 +62,10 @@ class TramCallback(Callback):
             del pl_module.training_step, pl_module.optimizer_step
             trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward = False
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The optimizer is made, and not loaded yet."""
+        self._made = made(trainer.optimizers[0])
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The model is wrapped, weights and optimizer are loaded."""
         options, clip_norm = self.options, trainer.gradient_clip_val or None
@@ -73,7 +79,8 @@ class TramCallback(Callback):
         )
         if self._loaded is not None:
             there = self._loaded
-            saved.continued(self.stepper, there["told"], there["pieces"], "the checkpoint")
+            where = "the checkpoint"
+            saved.continued(self.stepper, there["told"], there["pieces"], where, self._made)
             self._loaded = None
         elif trainer.global_step:
             raise ValueError(
@@ -94,7 +101,7 @@ class TramCallback(Callback):
         if self.stepper is None:
             return {}
         pieces = {name: piece.clone() for name, piece in saved.pieces(self.stepper).items()}
-        return {"told": saved.told(self.stepper), "pieces": pieces}
+        return {"told": saved.told(self.stepper, self._made), "pieces": pieces}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict or None

@@ -20,21 +20,25 @@ from tram_ds.algorithms import references
 from tram_ds.algorithms.stepper import State, Stepper
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards, Span
+from tram_ds.integrations.same_run import about, differences
 from tram_ds.runtime.peers import Peers
 
+Made = Mapping[str, Any]  # an optimizer, as same_run.made() has it
 
-def save(stepper: Stepper, folder: Path) -> None:
-    """Writes this rank's file, if it has one, into `folder`, which is made."""
+
+def save(stepper: Stepper, folder: Path, optimizer: Made) -> None:
+    """Writes this rank's file, if it has one, into `folder`, which is made. optimizer: as
+    same_run.made() has it."""
     from safetensors.torch import save_file
 
     engine = stepper.engine
     if engine.shard_group is None and engine.rank:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(pieces(stepper), place(engine, folder), {"tram": told(stepper)})
+    save_file(pieces(stepper), place(engine, folder), {"tram": told(stepper, optimizer)})
 
 
-def load(stepper: Stepper, folder: Path) -> None:
+def load(stepper: Stepper, folder: Path, optimizer: Made) -> None:
     """Continues from what save() wrote; weights and optimizer are loaded already. Collective.
 
     ValueError, on every rank, as continued() has it, or where a file is missing or damaged: the
@@ -43,7 +47,7 @@ def load(stepper: Stepper, folder: Path) -> None:
     state: State | None = None
     wrong = ""
     try:
-        state = _found(stepper, place(stepper.engine, folder))
+        state = _found(stepper, place(stepper.engine, folder), optimizer)
     except ValueError as error:
         wrong = str(error)
     peers = Peers(stepper.engine.world_size)
@@ -55,7 +59,7 @@ def load(stepper: Stepper, folder: Path) -> None:
     stepper.load(state)
 
 
-def _found(stepper: Stepper, path: Path) -> State:
+def _found(stepper: Stepper, path: Path, optimizer: Made) -> State:
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
@@ -73,7 +77,7 @@ def _found(stepper: Stepper, path: Path) -> State:
         raise ValueError(
             f"{path} cannot be read ({error}): resume from an earlier checkpoint of the run"
         ) from error
-    return _state(stepper, told, read, str(path))
+    return _state(stepper, told, read, str(path), optimizer)
 
 
 def pieces(stepper: Stepper) -> dict[str, Tensor]:
@@ -85,27 +89,30 @@ def pieces(stepper: Stepper) -> dict[str, Tensor]:
     }
 
 
-def told(stepper: Stepper) -> str:
+def told(stepper: Stepper, optimizer: Made) -> str:
     """Everything else, as JSON."""
     state = stepper.state()
     rest = {"step": state.step, "base_steps": state.base_steps, "radius": state.radius}
-    return json.dumps(about(stepper) | rest)
+    return json.dumps(about(stepper, optimizer) | rest)
 
 
-def continued(stepper: Stepper, told: str, there: Mapping[str, Tensor], where: str) -> None:
+def continued(
+    stepper: Stepper, told: str, there: Mapping[str, Tensor], where: str, optimizer: Made
+) -> None:
     """Continues from told() and pieces(); weights and optimizer are loaded already. ValueError
-    where they are of another algorithm, seed, model or sharding."""
-    stepper.load(_state(stepper, told, there, where))
+    where they are of another run (same_run), model or sharding."""
+    stepper.load(_state(stepper, told, there, where, optimizer))
 
 
-def _state(stepper: Stepper, told: str, there: Mapping[str, Tensor], where: str) -> State:
+def _state(
+    stepper: Stepper, told: str, there: Mapping[str, Tensor], where: str, optimizer: Made
+) -> State:
     then = json.loads(told)
-    for name, now in about(stepper).items():
-        if then[name] != now:
-            raise ValueError(
-                f"{where} is of {name} {then[name]!r} and this run of {now!r}: resume with "
-                f"{then[name]!r}, or start a new run with the model of the checkpoint"
-            )
+    if lines := differences(then, about(stepper, optimizer)):
+        raise ValueError(
+            f"{where} is of another run ({'; '.join(lines)}): resume with what that had, or start "
+            "a new run with the model of the checkpoint"
+        )
     names = references.names(stepper.algorithm)
     weights = {name: _read(there, name, stepper.engine, where) for name in names}
     rest = {key: then[key] for key in ("step", "base_steps", "radius")}
@@ -116,11 +123,6 @@ def needed(stepper: Stepper) -> list[str]:
     """The keys of pieces(), before there are any."""
     names = references.names(stepper.algorithm)
     return [key(name, span) for name in names for span in stepper.engine.layout]
-
-
-def about(stepper: Stepper) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that saved."""
-    return {"algorithm": stepper.algorithm.name, "seed": stepper.seed}
 
 
 def place(engine: Engine, folder: Path) -> Path:

@@ -20,6 +20,7 @@ from tram_ds.algorithms.stepper import Stepper, UserForward, wrap
 from tram_ds.integrations import saved
 from tram_ds.integrations.own_loss import forward_of, refuse_other_loss
 from tram_ds.integrations.refusals import refuse
+from tram_ds.integrations.same_run import made
 
 
 class TramTrainer(Trainer):
@@ -50,11 +51,12 @@ class TramTrainer(Trainer):
         self._probe = EpsilonProbe(full=False)
         self._window: list[Any] = []
         self._resumed: str | None = None
+        self._made: dict[str, Any] | None = None
         refuse(self, own_forward=forward is not None)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self.stepper, self.report, self._window, self._resumed = None, None, [], None
-        self.skipped_steps = 0
+        self.skipped_steps, self._made = 0, None
         # a step that raised has left it, and accelerate loads no optimizer into one that may not
         # step
         self._synchronised()
@@ -108,25 +110,34 @@ class TramTrainer(Trainer):
         bare: Any = self.accelerator.unwrap_model(model)
         forward = self.forward or forward_of(bare)
         if self.stepper is None:
-            optimizer: Any = self.optimizer
+            if self._made is None:
+                self._made = made(self._bare_optimizer)
             self.stepper = wrap(
                 model,
-                optimizer.optimizer,  # what accelerate has wrapped
+                self._bare_optimizer,
                 self.algorithm,
                 seed=self.args.seed,
                 clip_norm=self.args.max_grad_norm or None,
             )
             if self._resumed is not None:
-                saved.load(self.stepper, Path(self._resumed))
+                saved.load(self.stepper, Path(self._resumed), self._made)
             if self.forward is None:
                 refuse_other_loss(forward, model, window[0])
         return self.stepper, forward
 
+    @property
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        """What accelerate has wrapped."""
+        optimizer: Any = self.optimizer
+        return optimizer.optimizer
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.stepper is not None:
-            saved.save(self.stepper, Path(output_dir))
+            assert self._made is not None
+            saved.save(self.stepper, Path(output_dir), self._made)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self._made = made(self._bare_optimizer)
         super()._load_optimizer_and_scheduler(checkpoint)
         self._resumed = checkpoint
