@@ -103,14 +103,15 @@ def test_the_summary_of_known_scores(known: Path) -> None:
     assert text(block, "adam", "geometric") == f"{(20 * 22 * 40 * 42) ** 0.25:.2f}"
 
 
-def test_n_is_what_was_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("none", [None, math.inf, math.nan])
+def test_n_is_what_was_counted(tmp_path: Path, none: float | None) -> None:
     """Four seeds, the third without a number in far: 40, 41, -, 43."""
     for seed in range(4):
         far = {} if seed == 2 else {"far": 40.0 + seed}
         folder = made_runs.write(tmp_path, made_runs.recipe("sam", seed), HOME | far)
         if seed == 2:
             results = json.loads((folder / "results.json").read_text())
-            results["scores"]["test"]["far"]["perplexity"] = None
+            results["scores"]["test"]["far"]["perplexity"] = none
             (folder / "results.json").write_text(json.dumps(results))
     block = tables.scores(table(tmp_path))
     assert text(block, "sam", "far").startswith("41.33") and "(n = 3)" in text(block, "sam", "far")
@@ -382,6 +383,17 @@ def test_formats_hold_the_same_numbers(apart: Path) -> None:
     assert "7.00 ± 2.00 *" in plain and "\x1b" not in plain
     assert "\x1b[" in render([block], "terminal", colour=True)
     assert max(map(len, plain.splitlines())) < 100
+
+
+def test_a_name_is_never_taken_for_markup(tmp_path: Path) -> None:
+    """`d` and `[red]d` are two domains, and a `|` ends no cell."""
+    scores = {"home": 10.0, "d": 20.0, "[red]d": 30.0, "a|b": 40.0}
+    made_runs.write(tmp_path, made_runs.recipe("sam", 0), scores)
+    block = tables.scores(table(tmp_path))
+    (head,) = [line for line in render([block], "terminal").splitlines() if "method" in line]
+    assert [part.strip() for part in head.strip("┃").split("┃")] == ["method", *block.columns]
+    head, ruler = render([block], "markdown").splitlines()[2:4]
+    assert r"| a\|b |" in head and ruler.count("|") == head.count("|") - 1
 
 
 def test_what_cannot_be_read_is_left_out_and_said(known: Path) -> None:

@@ -90,6 +90,11 @@ def test_table_marks_the_training_domain_and_averages_the_others():
     assert text.index("Math") < text.index("Art") < text.index("Law") and "lower is better" in text
 
 
+def test_a_domain_called_as_a_style_keeps_its_name():
+    text = results_text({}, {"[red]d": 20.0, "d": 30.0}, train_domains=["d"])
+    assert row(text, "[red]d") == ["[red]d", "-", "20.00", "-"]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_table_with_missing_and_non_finite_values(value):
     text = results_text(

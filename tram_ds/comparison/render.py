@@ -60,7 +60,11 @@ def _terminal(block: Block, colour: bool) -> str:
     # as wide as it needs: a terminal folds lines, and a column cut short would lose digits
     out = io.StringIO()
     console = Console(
-        file=out, width=1000, force_terminal=colour, color_system="standard" if colour else None
+        file=out,
+        width=1000,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        markup=False,  # `[red]` in the name of a domain or a variant is its name
     )
     console.print(Text(block.title, style="bold"), table, sep="\n")
     lines = [line.rstrip() for line in out.getvalue().rstrip("\n").split("\n")]
@@ -68,13 +72,19 @@ def _terminal(block: Block, colour: bool) -> str:
 
 
 def _markdown(block: Block) -> str:
+    def plain(text: str) -> str:
+        return text.replace("|", "\\|")
+
     def cell(c: Cell) -> str:
-        text = c.text.replace("|", "\\|")
+        text = plain(c.text)
         return {"best": f"**{text}**", "worst": f"_{text}_"}.get(c.mark, text)
 
-    lines = [f"### {block.title}", "", "| " + " | ".join([block.corner, *block.columns]) + " |"]
+    head = map(plain, [block.corner, *block.columns])
+    lines = [f"### {block.title}", "", "| " + " | ".join(head) + " |"]
     lines.append("|---|" + "---:|" * len(block.columns))
-    lines += ["| " + " | ".join([label, *map(cell, cells)]) + " |" for label, cells in block.rows]
+    lines += [
+        "| " + " | ".join([plain(label), *map(cell, cells)]) + " |" for label, cells in block.rows
+    ]
     notes = _notes(block, "**best**, _worst_")
     return "\n".join(lines + ([""] if notes else []) + [f"- {note}" for note in notes])
 

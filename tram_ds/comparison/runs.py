@@ -97,8 +97,8 @@ class Run:
     def values(
         self, metric: str, column: Callable[[str], str] = str, scores: Scores | None = None
     ) -> dict[str, float]:
-        """column of the domain -> the score, accuracies in percent; a missing number is NaN.
-        CompareError where two domains would be one column."""
+        """column of the domain -> the score, accuracies in percent; a missing or infinite number
+        is NaN. CompareError where two domains would be one column."""
         if metric in ANALYSES:
             found = {d: float(v) for d, v in self.analyses.get(metric, {}).items()}
         else:
@@ -107,7 +107,10 @@ class Run:
                 d: math.nan if m.get(metric) is None else factor * float(m[metric])
                 for d, m in (self.scores if scores is None else scores).items()
             }
-        named = {column(domain): value for domain, value in found.items()}
+        named = {
+            column(domain): value if math.isfinite(value) else math.nan
+            for domain, value in found.items()
+        }
         if len(named) < len(found):
             raise CompareError(
                 f"{self.where}: two of its domains would be one column of this table: "

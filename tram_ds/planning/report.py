@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tram_ds.planning import plan as planning
@@ -72,7 +73,7 @@ def show(recipe: Recipe, world: int, assumed: Assumed, console: Console | None =
     own = next(p for p in plans if p.algorithm == recipe.algorithm.name)
     setup, size = own.setup, own.size
     console.print(
-        f"[bold]{recipe.name}[/]: {size.parameters:,} parameters"
+        f"[bold]{escape(recipe.name)}[/]: {size.parameters:,} parameters"
         f"{_trained(size)}, {setup.engine} on {world} "
         "GPU(s), "
         f"{'bf16' if setup.half else 'fp32'} working copy, micro_batch {recipe.train.micro_batch} "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tram_ds.data.m2d2_names import short_names
@@ -68,7 +69,7 @@ def table(report: Mapping[str, Any]) -> Table:
     mean rise at the line's ends."""
     there = [name for name in WHAT if any(name in found for found in report["domains"].values())]
     shown = Table(
-        title=f"{report['recipe']}, {report['algorithm']}, seed {report['seed']}: "
+        title=f"{escape(report['recipe'])}, {report['algorithm']}, seed {report['seed']}: "
         f"{report['split']} (* trained on)"
     )
     shown.add_column("domain")
@@ -81,7 +82,7 @@ def table(report: Mapping[str, Any]) -> Table:
     names = short_names(values)
     for domain, cells in values.items():
         mark = "*" if domain in report["train_domains"] else ""
-        shown.add_row(f"{names[domain]}{mark}", *map(_text, cells))
+        shown.add_row(f"{escape(names[domain])}{mark}", *map(_text, cells))
     others = [cells for domain, cells in values.items() if domain not in report["train_domains"]]
     if others:
         shown.add_section()

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
@@ -156,7 +157,7 @@ def results_table(
     )
     for domain in domains:
         name = f"{domain} (trained)" if domain in train_domains else domain
-        table.add_row(name, *_cells(before.get(domain), after.get(domain), lower))
+        table.add_row(escape(name), *_cells(before.get(domain), after.get(domain), lower))
     others = [
         domain
         for domain in domains

@@ -90,9 +90,10 @@ def go_on(run: Run) -> bool:
         fallback=run.request.fallback,
     )
     if found and run.stepper.steps > run.total_steps:
+        key = "steps" if run.recipe.train.steps else "epochs"
         raise CheckpointError(
             f"{found.path} is beyond the {run.total_steps} steps asked for: choose another "
-            "run_dir, or more train.steps"
+            f"run_dir, or more train.{key}"
         )
     if found is not None:
         run.early_stopping.load(found.manifest)
