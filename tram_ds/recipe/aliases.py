@@ -1,11 +1,14 @@
 """Names that people bring with them: of Hugging Face's Trainer (HF), DeepSpeed's config (DS),
-axolotl (AX), torchtune (TT) and TRL. Each leads to ours, with the conversion where the unit or the
-meaning differs. Nothing is translated in silence: a recipe has one word for one thing."""
+axolotl (AX), torchtune (TT), TRL, Lightning (PL) and accelerate (AC). Each leads to ours, with the
+conversion where the unit or the meaning differs. Nothing is translated in silence: a recipe has one
+word for one thing."""
 
 from __future__ import annotations
 
 BATCH = "global_batch counts over all ranks: per device x devices x accumulation"
 HALF = "parameters and perturbation vanish in fp16: use model.dtype=bfloat16, masters stay fp32"
+LAUNCHED = "the launcher says it: torchrun --nproc_per_node N, deepspeed --num_gpus N, srun"
+OFFLOAD = "engine={name: zero, config: zero2_offload.json}"
 LORA = "model.lora={r: 16, alpha: 32, targets: [q_proj, v_proj]}, or {} for the defaults"
 
 ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
@@ -21,26 +24,36 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "warmup_ratio": ("schedule.warmup_steps", "in steps: warmup_ratio x train.steps"),  # HF, AX
     "cosine_min_lr_ratio": ("schedule.end_lr", "a rate: ratio x optimizer.lr"),  # AX
     "optim": ("optimizer.name", "sgd, adam or adamw"),  # HF
+    "warmup": ("schedule.warmup_steps", "steps"),  # nanoGPT and its kind
+    "min_lr": ("schedule.end_lr", "a rate"),
+    "beta1": ("optimizer.betas", "both: [beta1, beta2]"),
+    "beta2": ("optimizer.betas", "both: [beta1, beta2]"),
+    "epsilon": ("optimizer.eps", ""),
     "adam_beta1": ("optimizer.betas", "both: [beta1, beta2]"),  # HF, AX
     "adam_beta2": ("optimizer.betas", "both: [beta1, beta2]"),  # HF, AX
     "adam_epsilon": ("optimizer.eps", ""),  # HF, AX
     "weight_decay": ("optimizer.weight_decay", ""),  # HF
     "max_grad_norm": ("train.clip_norm", "null: none, which is the default"),  # HF, TRL
     "gradient_clipping": ("train.clip_norm", "null: none, which is the default"),  # DS, AX
+    "gradient_clip_val": ("train.clip_norm", "null: none, which is the default"),  # PL
     "clip_grad_norm": ("train.clip_norm", "null: none, which is the default"),  # TT
     # how much
     "per_device_train_batch_size": ("train.micro_batch", BATCH),  # HF, TRL
+    "per_gpu_train_batch_size": ("train.micro_batch", BATCH),  # HF of old
     "train_micro_batch_size_per_gpu": ("train.micro_batch", BATCH),  # DS
     "micro_batch_size": ("train.micro_batch", BATCH),  # AX
     "batch_size": ("train.micro_batch", BATCH),  # TT
     "gradient_accumulation_steps": ("train.global_batch", BATCH),  # HF, DS, AX, TT
+    "accumulate_grad_batches": ("train.global_batch", BATCH),  # PL
     "train_batch_size": ("train.global_batch", ""),  # DS
     "per_device_eval_batch_size": ("eval.batch", ""),  # HF
     "eval_batch_size": ("eval.batch", ""),  # AX
     "num_train_epochs": ("train.epochs", ""),  # HF, TRL
     "num_epochs": ("train.epochs", ""),  # AX
+    "max_epochs": ("train.epochs", ""),  # PL
     "max_steps": ("train.steps", "optimizer steps"),  # HF, AX
     "max_steps_per_epoch": ("train.steps", "of the whole run"),  # TT
+    "label_smoothing_factor": ("", "the loss is the model's cross-entropy, without smoothing"),
     "random_seed": ("train.seed", ""),
     "data_seed": ("train.seed", ""),  # HF
     # the model
@@ -50,13 +63,19 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "model_revision": ("model.revision", ""),  # TRL
     "torch_dtype": ("model.dtype", "float32 or bfloat16"),  # HF
     "bf16": ("model.dtype", "model.dtype=bfloat16; masters stay fp32"),  # HF, DS, AX
+    "bf16_full_eval": ("model.dtype", "model.dtype=bfloat16, for training too"),  # HF
+    "mixed_precision": ("model.dtype", "model.dtype=bfloat16; masters stay fp32"),  # AC
+    "precision": ("model.dtype", "model.dtype=bfloat16; masters stay fp32"),  # PL
     "fp16": ("model.dtype", HALF),  # HF, DS, AX
     "tf32": ("", "torch's own setting is taken; model.dtype says float32 or bfloat16"),  # HF
     "gradient_checkpointing": ("model.activation_checkpointing", ""),  # HF, AX, TRL
     "enable_activation_checkpointing": ("model.activation_checkpointing", ""),  # TT
     "attn_implementation": ("model.attention", "sdpa, eager or flash_attention_2"),  # HF
+    "use_flash_attention_2": ("model.attention", "model.attention=flash_attention_2"),  # HF
     "flash_attention": ("model.attention", "model.attention=flash_attention_2"),  # AX
     "torch_compile": ("model.compile", ""),  # HF, AX
+    "use_liger_kernel": ("model.logits", "chunks, the default, never holds all of them"),  # HF
+    "trust_remote_code": ("", "code of a model repository is never run"),  # HF
     "load_in_8bit": ("", "quantised weights lose the perturbation: model.dtype=bfloat16"),  # HF
     "load_in_4bit": ("", "quantised weights lose the perturbation: model.dtype=bfloat16"),  # HF
     "lora_r": ("model.lora.r", ""),  # AX, TRL
@@ -64,6 +83,8 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "lora_alpha": ("model.lora.alpha", ""),  # AX, TT, TRL
     "lora_dropout": ("model.lora.dropout", ""),  # AX, TT, TRL
     "lora_target_modules": ("model.lora.targets", "null: every linear layer"),  # AX, TRL
+    "target_modules": ("model.lora.targets", "null: every linear layer"),  # peft
+    "lora_target_linear": ("model.lora.targets", "null, the default: every linear layer"),  # AX
     "lora_attn_modules": ("model.lora.targets", "names as in the model: q_proj, v_proj"),  # TT
     "use_dora": ("model.lora.dora", ""),  # TT, TRL
     "adapter": ("model.lora", LORA),  # AX
@@ -73,6 +94,16 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "dataset_name": ("task.data", ""),  # TRL
     "datasets": ("task.data", "one name or folder"),  # AX
     "dataset": ("task.data", "one name or folder"),  # TT
+    "train_file": ("task.data", "a folder that holds train.* (docs/data.md)"),  # HF
+    "validation_file": ("task.data", "a folder that holds valid.* too (docs/data.md)"),  # HF
+    "test_file": ("task.data", "a folder that holds test.* too (docs/data.md)"),  # HF
+    "data_path": ("task.data", "a file or folder"),
+    "data_dir": ("task.data", "a file or folder"),
+    "dataloader_num_workers": ("", "batches are read ahead in the background: nothing to set"),
+    "sample_packing": ("task.packing", "of instruction; text always fills its blocks"),  # AX
+    "train_on_inputs": ("", "instruction counts the answers' tokens alone"),  # AX, TT
+    "assistant_only_loss": ("", "instruction counts the answers' tokens alone"),  # TRL
+    "model_max_length": ("task.seq_len", "tokens"),
     "max_seq_length": ("task.seq_len", "tokens"),  # TRL
     "max_length": ("task.seq_len", "tokens"),  # TRL
     "sequence_len": ("task.seq_len", "tokens"),  # AX
@@ -88,16 +119,34 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     # where it runs
     "deepspeed": ("engine.config", "engine={name: zero, config: zero3.json}"),  # HF, AX
     "zero_optimization": ("engine.config", "engine={name: zero, config: zero3.json}"),  # DS
+    "zero_stage": ("engine.config", "engine={name: zero, config: zero3.json}"),  # AC
+    "offload_optimizer": ("engine.config", OFFLOAD),  # DS
+    "offload_param": ("engine.config", "engine={name: zero, config: zero3_offload.json}"),  # DS
+    "cpu_offload": ("engine.config", OFFLOAD),
+    "strategy": ("engine.name", "auto, replicated, fsdp2 or zero"),  # PL
+    "devices": ("", LAUNCHED),  # PL
+    "num_nodes": ("", LAUNCHED),  # PL
+    "num_processes": ("", LAUNCHED),  # AC
+    "nproc_per_node": ("", LAUNCHED),
     "fsdp": ("engine.name", "engine=fsdp2"),  # HF, AX
     "fsdp_config": ("engine.config", "engine={name: fsdp2, config: shard.yaml}"),  # HF, AX
     # what it leaves
     "output_dir": ("run_dir", "the run's folder"),  # HF, AX, TT, TRL
+    "logging_dir": ("run_dir", "the run's folder"),  # HF
+    "log_interval": ("train.log_every", "steps"),
     "logging_steps": ("train.log_every", "steps"),  # HF
     "log_every_n_steps": ("train.log_every", "steps"),  # TT
     "steps_per_print": ("train.log_every", "steps"),  # DS
     "save_steps": ("checkpoint.every_steps", "steps; checkpoint.every_minutes too"),  # HF, AX
+    "save_strategy": ("checkpoint.every_steps", "steps; checkpoint.every_minutes too"),  # HF
+    "save_interval": ("checkpoint.every_steps", "steps; checkpoint.every_minutes too"),
     "save_total_limit": ("checkpoint.keep", ""),  # HF, AX
     "eval_steps": ("eval.every_steps", "steps"),  # HF
+    "eval_strategy": ("eval.every_steps", "steps; null: no validation runs"),  # HF
+    "evaluation_strategy": ("eval.every_steps", "steps; null: no validation runs"),  # HF of old
+    "eval_interval": ("eval.every_steps", "steps"),
+    "eval_on_start": ("eval.initial", ""),  # HF
+    "max_new_tokens": ("eval.generate.max_tokens", ""),
     "evals_per_epoch": ("eval.every_steps", "in steps"),  # AX
     "load_best_model_at_end": ("eval.select", "eval.select=best"),  # HF
     "metric_for_best_model": ("eval.key", "validation_loss or validation/DOMAIN/METRIC"),  # HF
@@ -105,6 +154,9 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "early_stopping_patience": ("train.early_stopping.patience", "validation runs"),  # HF, AX
     "early_stopping_threshold": ("train.early_stopping.min_delta", ""),  # HF
     "report_to": ("tracking.enabled", "MLflow: tracking.enabled, tracking.uri"),  # HF
+    "wandb_project": ("tracking.experiment", "MLflow is what is written to"),  # AX
+    "push_to_hub": ("", "a command afterwards: tram export RUN --out FOLDER --push OWNER/NAME"),
+    "hub_model_id": ("", "a command afterwards: tram export RUN --out FOLDER --push OWNER/NAME"),
     "run_name": ("name", ""),  # HF
     "mlflow_experiment_name": ("tracking.experiment", ""),  # AX
     "mlflow_tracking_uri": ("tracking.uri", ""),  # AX
@@ -113,6 +165,8 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     # the method
     "rho": ("algorithm.rho", ""),
     "sam_rho": ("algorithm.rho", ""),
+    "adaptive": ("algorithm.name", "algorithm=asam"),  # SAM's reference code
+    "ema_decay": ("algorithm.decay", "of mesa and asam_mesa"),
 }
 
 VALUES: dict[str, dict[str, str]] = {  # our key -> their value -> ours, or why not
