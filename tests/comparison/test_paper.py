@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+import re
 from typing import Any
 
 import pytest
 from scipy import stats
 
+from tests.ranks import ROOT
 from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.cli import main as tram
 from tram_ds.comparison import correlation, lines, paper, paper_marks, tables
 from tram_ds.comparison.layouts import TABLES, paper_layout
 from tram_ds.data.m2d2_names import PAPER
@@ -112,6 +117,26 @@ def test_the_papers_rows_off_their_own_line(name: str, row: str, off: str, t: st
     wanted = 100 * (y[row] - fitted.intercept - fitted.slope * x[row])
     assert cells["off the line"].value == pytest.approx(wanted)
     assert len(by_domain.columns) == 10 and len(by_domain.rows) == len(block.rows)
+
+
+def test_the_command_prints_what_the_docs_say(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row of the table in docs/comparing.md, by the command that stands above it."""
+    text = (ROOT / "docs" / "comparing.md").read_text()
+    text = text[text.index("## The paper's own numbers") :]
+    said = re.findall(r"^\| (M2D2 .*?) \| (.*?) \| (.*? %) \| (.*?) \|$", text, re.MULTILINE)
+    assert len(said) == 5 and "launch/compare.py --paper --only line,line_domains" in text
+    assert tram.main(["compare", "--paper", "--only", "line", "--format", "csv"]) == 0
+    found = {}
+    for row in csv.DictReader(io.StringIO(capsys.readouterr().out)):
+        title = row["title"].partition(": off the line")[0]
+        found[title, row["row"], row["column"]] = row["text"]
+    table = {
+        f"{title.partition(', ')[2].replace(' perplexity', '')}": title for title, _, _ in found
+    }
+    for title, rows, off, t in said:
+        for row in re.findall("`(.*?)`", rows):
+            there = table[title]
+            assert (found[there, row, "off the line"], found[there, row, "t"]) == (off, t)
 
 
 def test_an_earlier_method_is_held_against_the_others() -> None:

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import math
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pandas as pd
@@ -481,3 +481,20 @@ def test_an_interval_over_few_seeds_is_not_shown(tmp_path: Path, seeds: int, sho
     block = versus.significance(table(tmp_path), "adam", 0.01)
     assert text(block, "tram_x", "95 % bootstrap").startswith("[") == shown
     assert any("resamples the seeds" in note and "below 5" in note for note in block.notes)
+
+
+def test_another_model_than_the_papers_is_said(tmp_path: Path) -> None:
+    """Runs on the paper's languages are held against its table, whatever model they are of."""
+    for algorithm, model in (("base", "study/e5-xnli"), ("tram_x", "FacebookAI/xlm-roberta-base")):
+        made = made_runs.recipe(algorithm, 0, "entailment", data="facebook/xnli", train="en")
+        made["model"] = {"path": model, "init": None}
+        folder = tmp_path / PurePath(model).name
+        made_runs.write(folder, made, {"en": 0.8, "sw": 0.6, "ur": 0.5}, "accuracy")
+    other, same = (
+        comparison.compare(runs.from_folders([f"{tmp_path}/{name}/*"])[0])[0]
+        for name in ("e5-xnli", "xlm-roberta-base")
+    )
+    (said,) = [b.notes for b in other.blocks if b.name == "difference"]
+    assert said[-1] == "the paper's model is xlm-roberta-base; runs here are of study/e5-xnli"
+    (said,) = [b.notes for b in same.blocks if b.name == "difference"]
+    assert not any("model" in note for note in said)

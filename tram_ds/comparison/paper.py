@@ -26,6 +26,14 @@ TITLES = {
     "cka": "Table 6b, XNLI CKA against the pre-trained model",
 }
 
+# models that the numbers are of, by the last part of their name on the hub
+MODELS = {
+    "m2d2_s2orc": "gpt2",
+    "m2d2_wiki": "gpt2",
+    "gpt2xl": "gpt2-xl",
+    "xnli": "xlm-roberta-base",
+    "distance": "xlm-roberta-base",
+}
 # seeds that the numbers are means of, where the paper says so
 RUNS = {"m2d2_s2orc": 1, "m2d2_wiki": 1, "gpt2xl": 1, "xnli": 20, "vision": 5, "distance": 20}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 
 import numpy as np
 import pandas as pd
@@ -159,6 +160,20 @@ def recomputed(layout: Layout) -> Frame:
     return pd.DataFrame({"printed": layout.paper["zs_avg"], "recomputed": again})
 
 
+def _other_models(table: Table) -> tuple[str, ...]:
+    """A note where runs are of another model than the paper's rows, by its name."""
+    wanted = paper.MODELS.get(table.layout.name)
+    models = {
+        str(run.recipe["model"].get("path") or "a new model")
+        for runs in table.runs.values()
+        for run in runs
+    }
+    others = sorted(name for name in models if PurePath(name).name != wanted)
+    if wanted is None or not others:
+        return ()
+    return (f"the paper's model is {wanted}; runs here are of {', '.join(others)}",)
+
+
 def against_paper(table: Table) -> Block | None:
     """Ours minus the paper's. The average is compared over the columns that ours has."""
     layout, means = table.layout, table.means()
@@ -175,6 +190,7 @@ def against_paper(table: Table) -> Block | None:
             f"{layout.summary} of both over the {sum(c in layout.zero_shot for c in columns)} "
             "domains that are here",
         )
+    notes += _other_models(table)
     methods = [m for m in means.index if m in theirs.index]
     rows = [
         (
