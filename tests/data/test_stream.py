@@ -22,6 +22,8 @@ from tram_ds.data.usable import Reading
 from tram_ds.runtime.errors import DataError
 
 TEXTS = [f"row {i} has {'many ' * (i % 9)}words\nand {i % 7} lines" for i in range(300)]
+# which two windows cannot be joined in
+TEXTS[200] = "x" * 2000
 READING = Reading(held_out=0.1)
 SEED, GLOBAL, WIDTH = 5, 4, 16
 DOCUMENT = (256,)
@@ -153,6 +155,22 @@ def test_what_comes_before_a_checkpoint_is_not_read_again(folder, tokenizer):
     stream.load(kept)
     same([stream[i] for i in range(at, at + 60)], expected)
     assert source.said()["left_out"].startswith("1 row so far: train-0.jsonl line 121")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "kind"),
+    [(".jsonl", "json"), (".json", "json"), (".csv", "csv"), (".parquet", "parquet")],
+)
+def test_the_rows_are_those_that_datasets_streams(tmp_path, ending, kind):
+    from datasets import load_dataset
+
+    path = write(tmp_path / f"a{ending}", TEXTS)
+    theirs = load_dataset(
+        kind, data_files=str(path), split="train", streaming=True, cache_dir=str(tmp_path / "c")
+    )
+    source = open_stream(str(path), reading=Reading(held_out=1e-9))
+    assert list(source.read("a", "train")) == [f"{row['text']}\n" for row in theirs]
 
 
 def test_positions_that_are_gone_are_read_again(folder, tokenizer):

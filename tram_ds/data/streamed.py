@@ -25,17 +25,19 @@ from tram_ds.runtime.errors import DataError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a text's tokens go on: after `taken` of those of the piece with this window, whose
-    first character is the one `behind` the beginning of a row of a file (both from 0).
+    """Where a text's tokens go on: behind `taken` tokens of a piece (tram_ds.data.windows).
 
-    left_out, named: of the rows before that one; of all where they were counted, in an earlier
-    pass.
+    window: the piece's, as (its first character, the tokens of it that come before the piece); it
+    begins `behind` characters into row `row` of file `file`, both from 0. None: nothing was taken.
+
+    left_out, named: of the rows before that one; of all of them where they were counted, in an
+    earlier pass.
     """
 
     file: int = 0
     row: int = 0
     behind: int = 0
-    window: tuple[int, int, int] | None = None
+    window: tuple[int, int] | None = None
     taken: int = 0
     left_out: int = 0
     named: tuple[str, ...] = ()
@@ -196,7 +198,7 @@ class Tape:
             row.file,
             row.row,
             piece.start - row.character,
-            (piece.start, piece.end, piece.first),
+            (piece.start, piece.first),
             self.taken,
             known.left_out,
             known.named,

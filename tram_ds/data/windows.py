@@ -55,11 +55,10 @@ class Window:
 @dataclass(frozen=True)
 class Piece:
     """Consecutive tokens of a document, and where tokenising can go on so that they come again: at
-    character `start`, in a window up to `end` whose tokens before `first` came before."""
+    character `start`, in a window whose tokens before `first` came before."""
 
     ids: np.ndarray
     start: int = 0
-    end: int = 0
     first: int = 0
 
 
@@ -87,8 +86,8 @@ def pieces(
     """The same of a tokeniser with offsets, with their places. after: the piece to begin with once
     more, whose first character `chunks` begin with."""
     last: Window | None = None
-    begin = Piece(np.empty(0), end=window) if after is None else after
-    windows = _cut(chunks, begin, window, overlap)
+    begin = Piece(np.empty(0)) if after is None else after
+    windows = _cut(chunks, begin.start, window, overlap)
     while some := list(islice(windows, AT_ONCE)):
         encodings = _encode(tokenizer, [text for _, text in some]).encodings
         for (start, text), encoding in zip(some, encodings, strict=True):
@@ -112,22 +111,19 @@ def _encode(tokenizer: Any, texts: list[str]) -> Any:
 
 def _piece(window: Window, end: int) -> Piece:
     ids = np.asarray(window.encoding.ids[window.first : end], dtype=np.int64)
-    return Piece(ids, window.start, window.end, window.first)
+    return Piece(ids, window.start, window.first)
 
 
-def _cut(
-    chunks: Iterable[str], begin: Piece, window: int, overlap: int
-) -> Iterator[tuple[int, str]]:
-    """(start, text) of windows that overlap, the first of them where `begin` is; the last is
-    shorter, and never all overlap."""
-    start, size, held = begin.start, begin.end - begin.start, ""
+def _cut(chunks: Iterable[str], start: int, window: int, overlap: int) -> Iterator[tuple[int, str]]:
+    """(start, text) of windows that overlap, the first of them from character `start` on, where
+    `chunks` begin; the last is shorter, and never all overlap."""
+    held = ""
     for chunk in chunks:
         held += chunk
-        while len(held) > size:
-            yield start, held[:size]
-            held = held[size - overlap :]
-            start += size - overlap
-            size = window
+        while len(held) > window:
+            yield start, held[:window]
+            held = held[window - overlap :]
+            start += window - overlap
     if held:
         yield start, held
 
