@@ -176,6 +176,19 @@ def test_what_people_wrote_into_the_description_stays(tmp_path: Path, uri: str) 
             "sqlite:////data/mlflow.db  (mlflow ui --backend-store-uri sqlite:////data/mlflow.db)",
         ),
         ("http://name:word@tracking", None, "http://<redacted>@tracking"),
+        (
+            "postgresql://me:word@db/mlflow",
+            "3",
+            "mlflow ui --backend-store-uri 'postgresql://<redacted>@db/mlflow', then "
+            "http://127.0.0.1:5000/#/experiments/3/runs?workflowType=machine_learning",
+        ),
+        (
+            "file:///data/runs",
+            None,
+            "file:///data/runs  (mlflow ui --backend-store-uri file:///data/runs)",
+        ),
+        ("databricks", None, "databricks"),
+        ("databricks://profile", "3", "databricks://profile, experiment 3"),
     ],
 )
 def test_where_the_runs_are_looked_at(uri: str, number: str | None, page: str) -> None:

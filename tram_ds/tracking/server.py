@@ -158,8 +158,10 @@ def find_parent(client: MlflowClient, experiment_id: str, state: State, note: st
 def runs_page(uri: str, experiment_id: str | None) -> str:
     """Where the runs are looked at: the page of the experiment's table, which MLflow 3 does not
     open by itself; for a database also what serves it."""
-    server = "://" in uri and not uri.startswith("sqlite")
     shown = redact(uri)
+    if uri.startswith("databricks"):  # its pages are those of a workspace, which serves itself
+        return f"{shown}, experiment {experiment_id}" if experiment_id else shown
+    server = uri.startswith(("http://", "https://"))
     serve = "" if server else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
     if experiment_id is None:
         return shown if server else f"{shown}  ({serve})"
