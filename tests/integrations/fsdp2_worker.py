@@ -34,6 +34,9 @@ def main(out: str, folder: str) -> None:
         "Trainer, bf16": of_arguments(
             f"{folder}/half", "SHARDED_STATE_DICT", use_cpu=True, bf16=True
         ),
+        "Trainer, recomputed": of_arguments(
+            f"{folder}/recomputed", "FULL_STATE_DICT", gradient_checkpointing=True
+        ),
     }
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(found))

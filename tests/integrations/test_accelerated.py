@@ -15,7 +15,7 @@ from tests.integrations.plain import equal, factor, made, ran
 from tests.wrap.hand import batches, forward, mlp, sgd
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.integrations import AcceleratedStepper, causal_lm
-from tram_ds.integrations.refusals import refuse_accelerator
+from tram_ds.integrations.refusals import refuse_accelerator, refuse_recomputation
 
 SCRIPT = Path(__file__).parent / "examples" / "accelerate_loop.py"
 
@@ -90,6 +90,18 @@ def test_a_way_to_train_that_is_no_ddp_is_refused(change: dict[str, Any], messag
     now.state = now
     with pytest.raises(ValueError, match=message):
         refuse_accelerator(now)
+
+
+def test_recomputation_with_other_masks_is_refused() -> None:
+    plugin = SimpleNamespace(fsdp_version=2, activation_checkpointing=True)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    model = mlp(torch.nn.Dropout(0.1))
+    with pytest.raises(ValueError, match=r"other dropout masks .*gradient_checkpointing=True"):
+        refuse_recomputation(accelerator, model)
+    refuse_recomputation(accelerator, model.eval())  # it draws none
+    refuse_recomputation(accelerator, mlp())
+    plugin.activation_checkpointing = False
+    refuse_recomputation(accelerator, model.train())
 
 
 def test_fsdp_that_accelerate_would_leave_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,13 @@ def under_fsdp2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return ranks.run("tests.integrations.fsdp2_worker", str(tmp_path_factory.mktemp("runs")))
 
 
-CASES = ("accelerate", "Trainer, sharded files", "Trainer, whole files", "Trainer, bf16")
+CASES = (
+    "accelerate",
+    "Trainer, sharded files",
+    "Trainer, whole files",
+    "Trainer, bf16",
+    "Trainer, recomputed",
+)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tram_ds.algorithms.step import StepReport
 from tram_ds.algorithms.stepper import UserForward, wrap
 from tram_ds.integrations import saved
-from tram_ds.integrations.refusals import refuse_accelerator
+from tram_ds.integrations.refusals import refuse_accelerator, refuse_recomputation
 from tram_ds.integrations.same_run import made
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class AcceleratedStepper:
         if not self.accelerator.sync_gradients:
             return None
         batches, self._batches = self._batches, []
+        refuse_recomputation(self.accelerator, self.stepper.engine.module)
         report = self.stepper.step(batches, forward)
         self.optimizer._is_overflow = report.skipped  # what accelerate's schedulers ask
         return report

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from tram_ds.algorithms.said import dropout_is_active
+
 FORWARD = "pass forward=, (model, batch) -> (loss_sum, count, logits (N, C)), with the loss"
 
 
@@ -24,6 +26,19 @@ def refuse_accelerator(accelerator: Any) -> None:
     for wrong, message in _accelerator(accelerator):
         if wrong:
             raise ValueError(message)
+
+
+def refuse_recomputation(accelerator: Any, model: Any) -> None:
+    """ValueError where accelerate recomputes activations that dropout has passed: it draws other
+    masks for them. model: as it trains, in train mode."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if getattr(plugin, "activation_checkpointing", False) and dropout_is_active(model):
+        raise ValueError(
+            "activation_checkpointing of accelerate's FSDP plugin recomputes a block with other "
+            "dropout masks than its loss had, so that the gradient is of neither: leave it out and "
+            "set gradient_checkpointing=True of TrainingArguments "
+            "(model.gradient_checkpointing_enable()), or dropout 0 in the model's config"
+        )
 
 
 def refuse_lightning(trainer: Any, module: Any) -> None:

@@ -19,7 +19,7 @@ from tram_ds.algorithms.step import StepReport
 from tram_ds.algorithms.stepper import Stepper, UserForward, wrap
 from tram_ds.integrations import saved
 from tram_ds.integrations.own_loss import forward_of, refuse_other_loss
-from tram_ds.integrations.refusals import refuse
+from tram_ds.integrations.refusals import refuse, refuse_recomputation
 from tram_ds.integrations.same_run import made
 
 
@@ -110,6 +110,7 @@ class TramTrainer(Trainer):
         bare: Any = self.accelerator.unwrap_model(model)
         forward = self.forward or forward_of(bare)
         if self.stepper is None:
+            refuse_recomputation(self.accelerator, model)
             if self._made is None:
                 self._made = made(self._bare_optimizer)
             self.stepper = wrap(
