@@ -100,7 +100,7 @@ def test_power_against_simulated_tests() -> None:
     # three deviations of the count, and what Welch's degrees of freedom leave out
     assert of.power(n) == pytest.approx(rejected.mean(), abs=3 * 0.5 / draws**0.5 + 0.01)
     assert replace(of, value=-10.0).power(2) == pytest.approx(1.0, abs=0.01)
-    needed = of.seeds_needed
+    needed = of.seeds_needed()
     assert needed is not None and of.power(needed) >= 0.8 > of.power(needed - 1)
 
 
@@ -147,14 +147,14 @@ def test_one_seed_says_nothing_of_noise() -> None:
     assert verdict(of, of.p, 0.01) == "not separable: one seed a base arm"
     assert np.isnan(single.band(np.array([2.5]), resamples=10)).all()
     alone = residuals(sweep(rng), [arm(rng, 2.58, -0.02, seeds=1)], resamples=100)[0][0]
-    assert alone.p is None and alone.seeds_needed in range(2, 6)
+    assert alone.p is None and alone.seeds_needed() in range(2, 6)
     assert verdict(alone, None, 0.01).startswith("not separable at 1 seed; ")
 
 
 def test_what_no_base_run_reaches_has_no_residual() -> None:
     rng = np.random.default_rng(6)
     of = residuals(sweep(rng), [arm(rng, 2.2)], resamples=10)[0][0]
-    assert np.isnan(of.value) and of.p is None and of.seeds_needed is None
+    assert np.isnan(of.value) and of.p is None and of.seeds_needed() is None
     assert verdict(of, of.p, 0.01) == "no base run is like it in-domain"
 
 
@@ -164,10 +164,22 @@ def test_verdicts() -> None:
     assert verdict(replace(of, value=0.02), 0.001, 0.01) == "off, worse"
     assert verdict(replace(of, value=-0.02), 0.001, 0.01) == "off, better"
     loose = replace(of, own=1e-3, base=1e-3)
-    needed = replace(loose, value=-0.02).seeds_needed
+    needed = replace(loose, value=-0.02).seeds_needed()
     said = verdict(replace(loose, value=-0.02), 0.6, 0.01)
     assert said == f"not separable at 3 seeds; {needed} would separate it"
     assert verdict(replace(loose, value=0.0), 1.0, 0.01).endswith("; nor would 1000 be")
+
+
+def test_seeds_needed_are_those_of_the_corrected_test() -> None:
+    """A residual that seven rows looked at together leave untold is not told by as many seeds."""
+    of = Residual(3, -0.01, 3.0, own=1.6e-5, base=1.2e-5, seeds=3, arms=5, base_df=10)
+    assert of.p is not None and of.p < 0.05 < 7 * of.p
+    needed = of.seeds_needed(7)
+    assert needed is not None and needed > 3
+    level = 1 - 0.05 / 7
+    assert of.power(needed, level) >= 0.8 > of.power(needed - 1, level)
+    said = verdict(of, 7 * of.p, 0.001, 7)
+    assert said == f"not separable at 3 seeds; {needed} would separate it"
 
 
 def test_runs_that_are_equal_are_told_from_those_that_are_not() -> None:

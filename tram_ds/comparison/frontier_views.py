@@ -76,7 +76,7 @@ def _rows(found: Sides, shown: Shown) -> list[tuple[str, list[Cell]]]:
         cells = [Cell("no frontier: see the notes"), *[Cell(NONE)] * 3]
         if name in shown:
             of = shown[name][0]
-            said = verdict(of, corrected[name], MARGIN[scale.log])
+            said = verdict(of, corrected[name], MARGIN[scale.log], len(shown))
             domains = _interval(of.over_domains, of, scale) if of.of_domains > 1 else Cell(NONE)
             off = in_unit(of.value, of.level, scale, 2)
             cells = [Cell(said), off, _interval(of.interval, of, scale), domains]
@@ -131,7 +131,8 @@ def _told(layout: Layout, found: Sides, rows: int) -> list[str]:
         f"frontier: monotone spline of zero-shot on in-domain {what} through the base arms of as "
         f"many steps ({'; '.join(arms) or 'none'}); off it in {sign}",
         f"verdict: at 5 %, corrected for {rows} rows (Holm); on: the interval lies within {near}; "
-        "seeds needed: for 80 % power at the residual observed, by the row and every base arm",
+        "seeds needed: for 80 % power at the residual observed, corrected for as many rows, by the "
+        "row and every base arm",
         "intervals take the runs of one seed for independent; what they share makes them too wide",
         "seeds and domains are drawn, single rows of a test set are not: runs keep one score a "
         "domain; the sampling error of a small set, which all rows share, is in no interval",

@@ -75,36 +75,36 @@ class Residual:
             return 0.0 if abs(self.value) > ROUNDING else 1.0
         return float(2 * stats.t.sf(abs(self.value) / se, df))
 
-    def power(self, n: int) -> float:
-        """The chance that an interval over n seeds, of the method and of every base arm, leaves
-        zero out if the residual is what was observed."""
+    def power(self, n: int, level: float = LEVEL) -> float:
+        """The chance that an interval of this level over n seeds, of the method and of every base
+        arm, leaves zero out if the residual is what was observed."""
         se, df = self._error(n, n, n - 1, self.arms * (n - 1))
         if se == 0.0:
-            return 1.0 if abs(self.value) > ROUNDING else 1 - LEVEL
-        edge = stats.t.ppf(0.5 + LEVEL / 2, df)
+            return 1.0 if abs(self.value) > ROUNDING else 1 - level
+        edge = stats.t.ppf(0.5 + level / 2, df)
         away = abs(self.value) / se
         found = float(stats.nct.sf(edge, df, away) + stats.nct.cdf(-edge, df, away))
         # so far away that scipy has no number, the noise of the deviation alone decides
         return found if math.isfinite(found) else float(stats.chi2.cdf(df * (away / edge) ** 2, df))
 
-    @property
-    def seeds_needed(self) -> int | None:
-        """The fewest seeds with 80 % power for the observed residual; None if more than MOST, or
-        where the noise is not known."""
+    def seeds_needed(self, rows: int = 1) -> int | None:
+        """The fewest seeds with 80 % power for the observed residual where so many rows are looked
+        at together (Bonferroni); None if more than MOST, or where the noise is not known."""
+        level = 1 - (1 - LEVEL) / rows
         if not math.isfinite(self.value + self.own + self.base):
             return None
         low, high = 2, MOST
-        if not self.power(high) >= POWER:
+        if not self.power(high, level) >= POWER:
             return None
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.power(middle) >= POWER else (middle + 1, high)
+            low, high = (low, middle) if self.power(middle, level) >= POWER else (middle + 1, high)
         return low
 
 
-def verdict(of: Residual, p: float | None, margin: float) -> str:
-    """In words. p: corrected for how many were looked at. margin: a residual within it is none
-    that matters."""
+def verdict(of: Residual, p: float | None, margin: float, rows: int = 1) -> str:
+    """In words. p: corrected for how many rows were looked at. margin: a residual within it is
+    none that matters."""
     if not math.isfinite(of.value):
         return "no base run is like it in-domain"
     if of.base_df < 1:
@@ -114,7 +114,7 @@ def verdict(of: Residual, p: float | None, margin: float) -> str:
         return f"off, {'better' if of.value < 0 else 'worse'}"
     if -margin < low and high < margin:
         return "on"
-    needed = of.seeds_needed
+    needed = of.seeds_needed(rows)
     more = f"{needed} would separate it" if needed else f"nor would {MOST} be"
     return f"not separable at {of.n} seed{'s' * (of.n != 1)}; {more}"
 
