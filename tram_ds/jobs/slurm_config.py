@@ -19,6 +19,7 @@ from pydantic import (
 
 from tram_ds.jobs.container import PYXIS_IMAGE, Container, Expanded, Line
 from tram_ds.jobs.shell import check_setup, secret_in, secret_name
+from tram_ds.jobs.written import refuse_set, refuse_written, refuse_written_of_a_step
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.file import CONFIGS, RecipeError
@@ -193,6 +194,13 @@ class Slurm(Section):
                 "not: use slurm.container"
             )
             raise refusal(("", text))
+        refuse_written(options)
+        return options
+
+    @field_validator("srun_options")
+    @classmethod
+    def _the_step_is_ours(cls, options: list[str]) -> list[str]:
+        refuse_written_of_a_step(options)
         return options
 
     @field_validator("env")
@@ -201,6 +209,7 @@ class Slurm(Section):
         for name, value in env.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise refusal((name, "is not the name of an environment variable"))
+            refuse_set(name)
             if secret_name(name, value):
                 raise refusal((name, SECRET))
         return env
