@@ -78,6 +78,20 @@ def test_what_eight_ranks_send_and_compute(row: str, forwards: int, backwards: i
     assert found.flops == pytest.approx(planned.hardware_flops / WORLD, rel=0.02)
 
 
+@pytest.mark.parametrize(("row", "gathers", "backwards"), [("base", 2, 1), ("tram_prev", 5, 2)])
+def test_an_untied_models_embedding_and_head_are_gathered_apart(
+    row: str, gathers: int, backwards: int
+) -> None:
+    """Three units beside the blocks: the root, the embedding, the head. The vocabulary is most of
+    this model, and the plan knows what the moments hold of it."""
+    large = recipe(row, n_embd=128, vocab_size=32768, tie_word_embeddings=False)
+    found, planned = trace.trace(large, WORLD), plan.plan(large, WORLD)
+    assert found.calls["allgather"] == gathers * (LAYERS + 3)
+    assert found.calls["reduce_scatter"] == backwards * (LAYERS + 3)
+    assert planned.cost.sent == found.bytes
+    assert planned.memory.total == pytest.approx(found.total, rel=0.1), planned.memory
+
+
 def test_a_gradient_that_is_reduced_once_is_held_whole_until_then(tmp_path: Path) -> None:
     """Three micro-batches: each gathers, and the third's backward reduces, of both passes."""
     (tmp_path / "once.yaml").write_text("reduce_every_micro_batch: false\n")

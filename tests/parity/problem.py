@@ -55,7 +55,7 @@ def optimizer(row: str, lr: float = LR) -> Callable[[Any], torch.optim.Optimizer
     return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=momentum)
 
 
-def model(dropout: float = 0.0) -> GPT2LMHeadModel:
+def model(dropout: float = 0.0, tied: bool = True) -> GPT2LMHeadModel:
     """fp32; vocabulary 19 and width 10 divide by nothing, so every sharded engine pads."""
     torch.manual_seed(0)
     drop = {name: dropout for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
@@ -69,7 +69,12 @@ def model(dropout: float = 0.0) -> GPT2LMHeadModel:
         "eos_token_id": 0,
     }
     config = GPT2Config(
-        **size, **drop, initializer_range=0.3, use_cache=False, attn_implementation="eager"
+        **size,
+        **drop,
+        initializer_range=0.3,
+        use_cache=False,
+        attn_implementation="eager",
+        tie_word_embeddings=tied,
     )
     gpt2 = GPT2LMHeadModel(config).train()
     # a nonzero start everywhere: T = |theta| must not freeze a bias at 0

@@ -147,8 +147,10 @@ class Oracle:
                 / positions
             )
         total = loss + self.weight * d if penalty else loss
+        # zeros of an untied embedding below the noise
+        g = torch.autograd.grad(total, list(theta.values()), materialize_grads=True)
         return (
-            dict(zip(theta, torch.autograd.grad(total, list(theta.values())), strict=True)),
+            dict(zip(theta, g, strict=True)),
             loss.detach(),
             d.detach(),
         )

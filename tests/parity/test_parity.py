@@ -17,12 +17,14 @@ pytestmark = pytest.mark.parity
 TOLERANCE = 1e-6  # relative, fp32 against float64
 # for layouts that differ from a matrix engine in memory only
 SOME = ("asam", "tram_prev", "tram_x", "asam_mesa")
+# every use of the output head's weight: read, copied, kept from pass 1 to 2, and in two graphs
+UNTIED = ("base", "tram_prev", "tram_x", "asam_r3f", "functional_sam")
 
 
 @functools.cache
 def rows(engine: str) -> dict[str, dict[str, float]]:
     world = {"single": 1, "fsdp2_hybrid": 4}.get(engine, 2)
-    algorithms = () if engine in build.MATRIX else SOME
+    algorithms = () if engine in build.MATRIX else UNTIED if "untied" in engine else SOME
     return ranks.run("tests.parity.worker", engine, *algorithms, world=world)
 
 
@@ -74,6 +76,20 @@ def test_adapters_equal_the_oracle_and_the_base_stays(engine: str, algorithm: st
     row = rows(engine)[f"{algorithm}/adapted"]
     check(row)
     assert row["frozen"] == 0.0
+
+
+@pytest.mark.parametrize("form", (2, "lean"))
+@pytest.mark.parametrize("algorithm", UNTIED)
+def test_an_embedding_and_a_head_of_their_own_equal_the_oracle(
+    algorithm: str, form: int | str
+) -> None:
+    """Untied, they are units of FSDP2 of their own, which are gathered apart from the root."""
+    check(rows("fsdp2_untied")[f"{algorithm}/{form}"])
+
+
+def test_an_embedding_that_gets_no_gradient_equals_the_oracle() -> None:
+    """Untied, the word embedding below the noise of the descent learns nothing."""
+    check(rows("fsdp2_untied")["tram_x/descent_noise"])
 
 
 @pytest.mark.slow

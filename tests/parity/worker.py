@@ -15,6 +15,7 @@ import torch
 from tests.parity import build, problem
 from tests.parity.reference import Oracle
 from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.models.chunked import chunkable
 
 # rules of the radius that remember distances, of which the third step's is out of the calibration;
 # a descent on x + z; an ascent by norms alone; one that Adam's second moments precondition
@@ -79,7 +80,7 @@ def compare(
     neither. device: of both, for what noise is drawn depends on it.
     """
     given = {**problem.OPTIONS.get(algorithm, {}), **extra}  # None: not given after all
-    model = problem.adapted() if adapted else problem.model()
+    model = problem.adapted() if adapted else problem.model(tied="untied" not in engine)
     lr = problem.LR_OF_ADAPTERS if adapted else problem.LR
     own = {"optimizer": functools.partial(torch.optim.SGD, lr=lr)} if adapted else {}
     options = {k: v for k, v in given.items() if v is not None}
@@ -101,6 +102,7 @@ def compare(
         mutate(built)
     row = {"theta": 0.0, "loss": 0.0, "distance": 0.0, "perturbed_loss": 0.0, "moved": 0.0}
     forward = problem.chunked_forward() if lean else problem.forward
+    assert chunkable(built.engine.module)  # or a recipe would take its logits whole
     steps = problem.global_batches(micros=world * micros, device=device)
     for step, batches in enumerate(steps):
         loss, distance, perturbed = oracle.step(batches)

@@ -201,8 +201,8 @@ def shard(
     shard_size: int | None = None,
     device_type: str = "cpu",
 ) -> FSDPModule:
-    """fully_shard over the whole job: every transformer block a unit, the rest in the root.
-    Collective.
+    """fully_shard over the whole job: every transformer block a unit, and so the embedding and the
+    output head where they are not tied; the rest in the root. Collective.
 
     dtype: of the working copy; gradients are reduced in fp32. offload: masters, gradients and
     moments live on the CPU.
@@ -223,8 +223,8 @@ def shard(
         "mp_policy": MixedPrecisionPolicy(dtype, torch.float32) if half else MixedPrecisionPolicy(),
         "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
     }
-    for block in layout.transformer_blocks(model):
-        fully_shard(block, reshard_after_forward=reshard_after_forward, **options)
+    for part in [*layout.transformer_blocks(model), *layout.vocabulary_units(model)]:
+        fully_shard(part, reshard_after_forward=reshard_after_forward, **options)
     # The root is resharded explicitly: FSDP2's default leaves it gathered, and stale after the
     # weights move.
     return fully_shard(model, reshard_after_forward=True, **options)

@@ -3,6 +3,7 @@ again at every step in which they have changed."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -39,6 +40,29 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
         if isinstance(m, nn.ModuleList) and len(m) and len({type(b) for b in m}) == 1
     ]
     return list(max(lists, key=len, default=[]))
+
+
+def vocabulary_units(model: nn.Module) -> list[nn.Module]:
+    """The input embedding and the output head of a Hugging Face model, each where no other module
+    has its parameters: what a vocabulary is in, to be gathered apart from the rest."""
+    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    return [
+        part
+        for name, kind in (
+            ("get_input_embeddings", nn.Embedding),
+            ("get_output_embeddings", nn.Linear),
+        )
+        if type(part := _part(model, name)) is kind
+        and all(owners[id(p)] == 1 for p in part.parameters())
+    ]
+
+
+def _part(model: nn.Module, getter: str) -> Any:
+    """None where the model has none, or does not know."""
+    try:
+        return getattr(model, getter)()
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def frozen(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from tram_ds.models.functional import LogitGradient
 from tram_ds.models.logits import Compare, Hidden
@@ -91,7 +92,10 @@ class Chunked:
 def chunkable(model: nn.Module) -> bool:
     """Whether the model has a linear output head to ask."""
     getter = getattr(model, "get_output_embeddings", None)
-    return getter is not None and type(getter()) is nn.Linear
+    kind = None if getter is None else type(getter())
+    # a head that is a unit of FSDP2 has a class that fully_shard made, and gathers its weight when
+    # it is called
+    return kind is nn.Linear or getattr(kind, "__bases__", ()) == (FSDPModule, nn.Linear)
 
 
 @contextmanager

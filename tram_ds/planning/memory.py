@@ -17,6 +17,7 @@ from tram_ds.algorithms.options import Climb, Gradient
 from tram_ds.algorithms.reference import NoiseReference, Previous, WeightReference
 from tram_ds.engines.shards import PART
 from tram_ds.models.chunked import CHUNK_ELEMENTS
+from tram_ds.planning.buffers import buffers
 from tram_ds.planning.setup import FP32, RunSetup
 from tram_ds.planning.sizes import ModelSize
 
@@ -83,29 +84,28 @@ def _passes(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory
     total, realised = _copies(setup, size, row)
     held = {"references": seen.weights + seen.heads, "ascent": total + realised}
     kept, recomputed = _activations(setup, size, row)
-    outside, inside, buffers, at_end = _buffers(setup, size)
-    at_loss = inside + logits.head if size.chunked else outside
+    there = buffers(setup, size, logits.head)
+    at_loss = there.head + logits.head if size.chunked else there.outside
     before = {**early, **held, "activations": kept}
     moment = "pass 2" if row.ascent is not None else "the pass"
     yield Memory(f"the loss of {moment}", **before, logits=seen.rows + logits.loss, buffers=at_loss)
-    if setup.engine == "fsdp2" and setup.reshard:
-        # a unit is copied out of what was gathered, and the head's gradient is there already
+    if setup.engine == "fsdp2":
         yield Memory(
             f"the gathering after the loss of {moment}",
             **before,
             logits=seen.rows + logits.backward,
-            buffers=2 * size.root * setup.working + logits.head,
+            buffers=there.after,
         )
     # what a block keeps is made anew while the inputs of all of them are there
     yield Memory(
         f"the backward of {moment}",
         **{**before, "activations": kept + recomputed},
         logits=seen.rows + logits.backward,
-        buffers=buffers + logits.head * (setup.engine != "fsdp2"),
+        buffers=there.block,
     )
     for when, activations, held_then in (
-        ("the last block", recomputed, buffers),
-        ("the end", 0, at_end),
+        ("the last block", recomputed, there.last),
+        ("the end", 0, there.end),
     ):
         yield Memory(
             f"{when} of {moment}",
@@ -116,8 +116,8 @@ def _passes(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory
             buffers=held_then,
         )
     if row.regions:  # measured in pass 1
-        there = bool(seen.weights or seen.previous or total)  # the weights have moved before
-        pass_1 = {**before, "ascent": total, "theta_snapshot": there * states["theta_snapshot"]}
+        moved = bool(seen.weights or seen.previous or total)  # the weights have moved before
+        pass_1 = {**before, "ascent": total, "theta_snapshot": moved * states["theta_snapshot"]}
         yield Memory("the distance", **pass_1, logits=seen.rows + logits.compared, buffers=at_loss)
 
 
@@ -125,17 +125,17 @@ def _between(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memor
     states = _states(setup, size, row)
     seen = _references(setup, size, row)
     shard = _shard(setup, size)
-    outside, inside, *_ = _buffers(setup, size)
+    there = buffers(setup, size, 0)
     if row.ascent is not None:
         total, realised = _copies(setup, size, row)
         more = bool(realised) + row.of(Gradient).precondition
         formula = (FORMULA + more) * min(shard, FP32 * PART["cuda"])
         held = {"references": seen.weights + seen.heads, "ascent": total + realised + formula}
         yield Memory(
-            "the ascent", **states, **held, activations=0, logits=seen.rows, buffers=outside
+            "the ascent", **states, **held, activations=0, logits=seen.rows, buffers=there.outside
         )
     # the shard is Adam's own temporary
-    nothing = {"ascent": 0, "activations": 0, "buffers": outside + shard}
+    nothing = {"ascent": 0, "activations": 0, "buffers": there.outside + shard}
     references = seen.weights + seen.heads_ahead
     yield Memory("the descent", **states, **nothing, references=references, logits=seen.rows_ahead)
     # elsewhere theta's snapshot is what is kept
@@ -160,7 +160,7 @@ def _between(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memor
             **held,
             activations=size.saved_block,
             logits=rows,
-            buffers=inside,
+            buffers=there.head,
         )
 
 
@@ -170,7 +170,7 @@ def _at_average(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Me
     kept = [r for r in row.references if isinstance(r, WeightReference) and r.name == "average"]
     if not (setup.average and kept):
         return
-    states, (_, inside, *_) = _states(setup, size, row), _buffers(setup, size)
+    states = _states(setup, size, row)
     early = states if setup.keeps_gradients else {**states, "gradients": 0}
     references = _references(setup, size, row).weights + _shard(setup, size)
     yield Memory(
@@ -180,7 +180,7 @@ def _at_average(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Me
         ascent=0,
         activations=size.saved_block,
         logits=0 if size.chunked else 2 * FP32 * size.positions * size.classes,
-        buffers=inside,
+        buffers=buffers(setup, size, 0).head,
     )
 
 
@@ -316,33 +316,3 @@ def _logits(setup: RunSetup, size: ModelSize, row: Algorithm) -> _Logits:
     return _Logits(
         loss, gradient + noised * states + (comparing + 2) * FP32 * chunk, gradient, FP32 * head
     )
-
-
-def _buffers(setup: RunSetup, size: ModelSize) -> tuple[int, int, int, int]:
-    """(outside a pass, at the output head, while a block's gradient is reduced, at the end of the
-    backward pass): gathered parameters and what is being reduced."""
-    n, working = size.parameters, setup.working
-    if setup.engine == "fsdp2":
-        # a gradient in the working precision, and the fp32 copy that is reduced
-        block, root = (x * (working + FP32) for x in (size.trained_block, size.trained_root))
-        # the head's gradient waits for the rest of the root's
-        head = size.classes * size.width * working * size.head_trained * size.chunked
-        if not setup.reshard:
-            whole = n * working
-            return (n - size.root) * working, whole, whole + block + head, whole + root
-        blocks = min(2, size.layers) * size.block  # the next one is gathered ahead of time
-        inside = (size.root + size.block) * working
-        return (
-            0,
-            inside,
-            (size.root + blocks) * working + block + head,
-            root,  # its parameters are let go before it is reduced
-        )
-    if setup.engine == "replicated":
-        return 0, 0, 0, 0  # DDP's buckets are the gradients
-    bucket = min(setup.bucket, size.trained) * setup.working
-    gathered = min(setup.live, n) * working if setup.engine == "zero3" else 0
-    # every parameter's gradient, until it is cut
-    whole = size.trained * setup.working if setup.engine == "zero1" else 0
-    backward = gathered + bucket + whole
-    return gathered, gathered, backward, backward

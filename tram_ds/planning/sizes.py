@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from tram_ds.engines.layout import vocabulary_units
 from tram_ds.models.chunked import chunkable
 from tram_ds.planning import outline
 from tram_ds.recipe.model_section import ModelSection
@@ -30,9 +31,11 @@ class ModelSize:
     positions, classes: rows and columns of the logits. width: of a hidden state. chunked: the
     logits are never whole.
     tokens: rows of text or images, times their length in tokens.
-    trained, trained_block, trained_root: of parameters, block, root those that train: all, or
-    adapters. trained_rows: rows of those with two dimensions or more, by the first. head_trained:
-    whether the output head does.
+    embedding, head: of root, those of the input embedding and of the output head, 0 where they are
+    tied.
+    trained, trained_block, trained_root, trained_embedding, trained_head: of parameters, block,
+    root, embedding, head those that train: all, or adapters. trained_rows: rows of those with two
+    dimensions or more, by the first. head_trained: whether the output head does, also tied.
     """
 
     parameters: int
@@ -53,6 +56,10 @@ class ModelSize:
     trained_root: int
     trained_rows: int
     head_trained: bool
+    embedding: int
+    head: int
+    trained_embedding: int
+    trained_head: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class _Trace:
     trained: int
     rows: int
     head_trained: bool
+    own: dict[str, int]  # of ModelSize: embedding, head and what of them trains
     saved: int
     flops: int
     outputs: tuple[int, ...]
@@ -114,6 +122,7 @@ def _size(section_json: str, task: str, seq_len: int, rows: int, autocast: bool)
         trained_root=one.trained - trained_block,
         trained_rows=one.rows + (layers - 1) * (two.rows - one.rows),
         head_trained=one.head_trained,
+        **one.own,
     )
 
 
@@ -158,11 +167,24 @@ def _trace(
             sum(p.numel() for p in model.parameters() if p.requires_grad),
             sum(len(p) for p in model.parameters() if p.requires_grad and p.dim() > 1),
             _head_trained(model),
+            _own(model),
             sum(storage.nbytes() for storage in saved.values()),
             flops.get_total_flops(),
             tuple(logits.shape),
             chunkable(model),
         )
+
+
+def _own(model: nn.Module) -> dict[str, int]:
+    units = {
+        "embedding" if isinstance(part, nn.Embedding) else "head": list(part.parameters())
+        for part in vocabulary_units(model)
+    }
+    found = {name: units.get(name, []) for name in ("embedding", "head")}
+    return {name: sum(p.numel() for p in of) for name, of in found.items()} | {
+        f"trained_{name}": sum(p.numel() for p in of if p.requires_grad)
+        for name, of in found.items()
+    }
 
 
 def _head_trained(model: nn.Module) -> bool:
