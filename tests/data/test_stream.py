@@ -194,6 +194,14 @@ def test_a_checkpoint_of_another_stream_or_of_changed_files_is_not_gone_on_from(
         changed[65]
 
 
+def test_the_next_buffer_is_read_while_rows_of_this_one_are_asked_for(folder, tokenizer):
+    stream, _ = streamed(folder, tokenizer, 40)
+    for position in (0, 7, 39, 40, 61):
+        stream[position]
+        assert stream.filling is not None and stream.filling.count == position % 40 + 1
+        assert stream.kept_at(position)["stream"]["position"] == position // 40 * 40
+
+
 def test_a_pass_ends_where_the_recipe_says(folder, tokenizer):
     rows = cached(folder, tokenizer)
     stream, _ = streamed(folder, tokenizer, 1, most=10)

@@ -52,6 +52,17 @@ class Shuffled:
         return self.state.position + len(self.order)
 
 
+@dataclass
+class Filling:
+    """Rows that are shuffled next, as far as they are read. state: before them. over: the pass has
+    no more."""
+
+    state: State
+    rows: np.ndarray
+    count: int = 0
+    over: bool = False
+
+
 class Stream:
     """Rows of a stream by position, from 0 without end, each behind `prefix`. Of the positions only
     the last few are held: those of STEPS global batches and what was shuffled with them; an earlier
@@ -78,6 +89,7 @@ class Stream:
         self.kept = STEPS * global_batch
         self.lock = Lock()
         self.state, self.held = State(), deque[Shuffled]()
+        self.filling: Filling | None = None
         if most == 0 or len(tape(BEGINNING).take(width)) < width:
             raise DataError(
                 f"task.streaming: the training text has no row of {width + len(prefix)} tokens "
@@ -89,6 +101,8 @@ class Stream:
         """(seq_len,) int64."""
         with self.lock:
             found = self._at(position)
+            if found is self.held[-1]:  # so that no step waits for a whole buffer
+                self._fill(min(self.buffer, position - found.state.position + 1))
             tokens = found.rows[found.order[position - found.state.position]].astype(np.int64)
             while self.held and self.held[0].end <= position - self.kept:
                 self.held.popleft()
@@ -99,7 +113,7 @@ class Stream:
         most = (2 * self.buffer + self.kept) * self.width * BYTES / 1e6
         among = f"{self.buffer} rows shuffled at a time" if self.buffer > 1 else "in file order"
         times = f"{self.state.passes} pass{'es' * (self.state.passes != 1)} begun"
-        return f"{among}, at most {most:.1f} MB of rows in memory on each rank, {times}"
+        return f"{among}, at most {most:.3g} MB of rows in memory on each rank, {times}"
 
     def kept_at(self, position: int) -> dict[str, Any]:
         """What a checkpoint keeps for a run whose next row is at this position."""
@@ -133,24 +147,21 @@ class Stream:
     def _go_to(self, state: State) -> None:
         self.state, self.tape = state, self.open(state.text)
         self.held.clear()
+        self.filling = None
 
     def _next(self) -> State:
+        """Where the rows behind the held ones begin."""
+        return self.filling.state if self.filling else self._here()
+
+    def _here(self) -> State:
         return replace(self.state, text=self.tape.place())
 
     def _read(self) -> Shuffled:
         """The next rows that are shuffled among each other."""
-        before = self._next()
-        rows, count = np.empty((self.buffer, self.width), dtype=np.int32), 0
-        while count < self.buffer:
-            ended = self.state.taken + count == self.most
-            tokens = self.tape.take(0 if ended else self.width)
-            if len(tokens) == self.width:
-                rows[count] = tokens
-                count += 1
-            elif count:
-                break
-            else:
-                self._begin_again()
+        self._fill(self.buffer)
+        filling = self.filling
+        assert filling is not None
+        before, rows, count = filling.state, filling.rows, filling.count
         row = hashlib.sha256(rows[0].tobytes()).hexdigest()
         if before.row not in ("", row):
             raise DataError(
@@ -165,7 +176,25 @@ class Stream:
             taken=self.state.taken + count,
             row="",
         )
+        self.filling = None
         return Shuffled(replace(before, row=row), rows[:count], order)
+
+    def _fill(self, wanted: int) -> None:
+        """Reads on until `wanted` of the next buffer's rows are there, or all that a pass has."""
+        if self.filling is None:
+            rows = np.empty((self.buffer, self.width), dtype=np.int32)
+            self.filling = Filling(self._here(), rows)
+        filling = self.filling
+        while filling.count < wanted and not filling.over:
+            ended = self.state.taken + filling.count == self.most
+            tokens = self.tape.take(0 if ended else self.width)
+            if len(tokens) == self.width:
+                filling.rows[filling.count] = tokens
+                filling.count += 1
+            elif filling.count:
+                filling.over = True
+            else:
+                self._begin_again()
 
     def _begin_again(self) -> None:
         if self.state.taken == 0:
