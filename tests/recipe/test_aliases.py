@@ -57,7 +57,7 @@ def test_an_alias_names_a_key_that_is_there(name: str) -> None:
         ("gradient_clip_val=1.0", "here it is train.clip_norm"),
         ("devices=8", "the launcher says it: torchrun --nproc_per_node N"),
         ("offload_optimizer={device: cpu}", "config: zero2_offload.json}"),
-        ("trust_remote_code=true", "code of a model repository is never run"),
+        ("trust_remote_code=true", "cannot be turned on"),
         ("train.max_grad_norm=1.0", "here it is train.clip_norm"),
         ("model.torch_dtype=bf16", "here it is model.dtype"),
         ("task.name=causal_lm", "here it is language_modeling"),

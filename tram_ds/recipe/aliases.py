@@ -75,7 +75,6 @@ ALIASES: dict[str, tuple[str, str]] = {  # theirs -> our key, and what to mind
     "flash_attention": ("model.attention", "model.attention=flash_attention_2"),  # AX
     "torch_compile": ("model.compile", ""),  # HF, AX
     "use_liger_kernel": ("model.logits", "chunks, the default, never holds all of them"),  # HF
-    "trust_remote_code": ("", "code of a model repository is never run"),  # HF
     "load_in_8bit": ("", "quantised weights lose the perturbation: model.dtype=bfloat16"),  # HF
     "load_in_4bit": ("", "quantised weights lose the perturbation: model.dtype=bfloat16"),  # HF
     "lora_r": ("model.lora.r", ""),  # AX, TRL
