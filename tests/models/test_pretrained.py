@@ -154,3 +154,24 @@ def test_code_in_a_model_folder_is_never_run_and_nobody_is_asked(tmp_path, monke
         with pytest.raises(DataError, match="no usable"):
             load(str(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "mxfp4"},
+        {"bits": 8},
+    ],
+)
+def test_quantised_weights_are_refused_by_name(tmp_path, method):
+    """Before a weight is read: of some kinds the codes have the shapes of the weights, and would be
+    taken for them."""
+    load_config(ModelSection(init=tiny("llama"))).save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": method}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    name = method.get("quant_method", "of no name")
+    with pytest.raises(DataError, match=rf"quantised weights \(quantization_config: {name}\)"):
+        load_config(ModelSection(path=str(tmp_path)))

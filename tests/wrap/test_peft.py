@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.wrap.hand import RHO, gap, sam_step
+from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.algorithms.table import ALGORITHMS
 
@@ -106,3 +107,48 @@ def test_an_adapter_that_the_optimizer_does_not_have_is_refused() -> None:
     model.set_adapter("second")
     with pytest.raises(ValueError, match="optimizer"):
         stepper.step([ids()], forward)
+
+
+class Quantised(torch.nn.Module):
+    """Codes of 8 bits, whose scale is a buffer, under an adapter: x (q / 100)' + x a' b'."""
+
+    def __init__(self, weight: Tensor | None = None) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        codes = torch.randint(-100, 100, (32, 16), dtype=torch.int8, generator=g)
+        base = codes if weight is None else weight
+        self.q = torch.nn.Parameter(base, requires_grad=False)
+        self.register_buffer("scale", torch.tensor(0.01 if weight is None else 1.0))
+        self.a = torch.nn.Parameter(torch.randn(4, 16, generator=g) / 4)
+        self.b = torch.nn.Parameter(torch.randn(32, 4, generator=g) / 4)
+        self.entry = torch.nn.Identity()  # where noise is added
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.entry(x)
+        return x @ (self.q.float() * self.scale).T + x @ self.a.T @ self.b.T
+
+
+@pytest.mark.parametrize("row", ALGORITHMS)
+def test_a_quantised_base_is_the_same_base_in_floats(row: str) -> None:
+    codes = Quantised()
+    floats = Quantised(codes.q.float() * 0.01)
+    kept, ends = codes.q.detach().clone(), []
+    for model in (codes, floats):
+        site = {"noise_site": model.entry} if _noised(row) else {}
+        built = wrap(model, sgd(model, momentum=0.9), row, **site)
+        for step in range(3):
+            x = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
+            built.step([x], lambda m, x: _scored(m(x)))
+        ends.append([p.detach().clone() for p in (model.a, model.b)])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*ends, strict=True))
+    assert torch.equal(codes.q, kept) and codes.q.dtype == torch.int8
+
+
+def _noised(row: str) -> bool:
+    parts = algorithm(row).parts.values()
+    return any("noise_site" in type(part).model_fields for part in parts)
+
+
+def _scored(logits: Tensor) -> tuple[Tensor, int, Tensor]:
+    targets = torch.arange(len(logits))
+    return F.cross_entropy(logits, targets, reduction="sum"), len(logits), logits

@@ -20,6 +20,7 @@ WAY_OUT = (
 
 def load_config(section: Any, **overrides: Any) -> PretrainedConfig:
     """The model's configuration, no weights read. `section` is the recipe's model section.
+    DataError where there is none, and for quantised weights.
 
     overrides: config fields. They win over `model.path`'s own, and are only defaults under what
     `model.init` sets.
@@ -37,10 +38,25 @@ def load_config(section: Any, **overrides: Any) -> PretrainedConfig:
             raise DataError(
                 f"model.path '{section.path}' has no usable config: {first_line(error)}; {WAY_OUT}"
             ) from error
+        _refuse_quantised(config, section.path)
     if getattr(section, "dropout", None) is not None:
         _set_dropout(config, float(section.dropout))
     config.use_cache = False
     return config
+
+
+def _refuse_quantised(config: PretrainedConfig, path: str) -> None:
+    """Read as what they are not, codes without their scales, or with epsilon rounded away."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return
+    told = found if isinstance(found, dict) else found.to_dict()
+    raise DataError(
+        f"model.path '{path}' holds quantised weights (quantization_config: "
+        f"{told.get('quant_method', 'of no name')}), in which a perturbation is lost: give the "
+        "checkpoint that they were made from, or write this one out in bfloat16 (dequantize() and "
+        "save_pretrained of transformers); a quantised base under adapters is for wrap()"
+    )
 
 
 def _fresh_config(init: dict[str, Any], defaults: dict[str, Any]) -> PretrainedConfig:
