@@ -35,6 +35,7 @@ def test_a_changed_recipe_and_a_damaged_checkpoint_make_another_way(
         folder=RunFolder(tmp_path),
         recipe=None,
         task=SimpleNamespace(data_digest=lambda: "0"),
+        rows=[],
         request=SimpleNamespace(allow_change=True, fallback=True),
         total_steps=10,
         evaluator=SimpleNamespace(go_back_to=lambda *_: None),
