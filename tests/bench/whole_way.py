@@ -60,6 +60,7 @@ def model_folder(folder: Path, layers: int) -> Path:
     model = empty.to(torch.bfloat16).to_empty(device="cpu")
     for name, p in model.named_parameters():
         p.data.fill_(1.0) if "ln_" in name and "weight" in name else p.data.normal_(std=0.02)
+    model.tie_weights()  # to_empty() has made two of the one
     model.save_pretrained(path)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
