@@ -42,9 +42,9 @@ from tram_ds.tasks.causal import next_tokens
 TOKENS = 32
 
 
-def anonymous() -> int:
-    """Bytes of this process that no file backs."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def anonymous(pid: int | str = "self") -> int:
+    """Bytes of a process that no file backs. OSError, StopIteration for one that has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 

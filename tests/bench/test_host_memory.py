@@ -65,11 +65,11 @@ def test_loading_under_zero3_adds_no_copy_of_the_model(found):
 
 
 @pytest.mark.parametrize(("engine", "copies"), [("fsdp2", 2), ("zero3", 3)])
-def test_saving_packs_one_kind_of_tensors_at_a_time(found, engine, copies):
-    """theta, then each moment, where all would be 12 x N / W: 4 x N / W of a file's bytes, and at
-    times those of the file before, which the allocator still holds. Under ZeRO-3 theta is joined
-    from DeepSpeed's partitions first, which is one more."""
-    assert max(found[engine]["saving"]) <= copies * shard(found[engine]) + 64 * MIB
+def test_saving_never_packs_the_whole_state(found, engine, copies):
+    """theta, then each moment, where all would be 12 x N / W: mostly 4 x N / W, a file's bytes, and
+    in some runs as much again, which was seen and not explained. Under ZeRO-3 theta is joined from
+    DeepSpeed's partitions first, which is one more."""
+    assert max(found[engine]["saving"]) <= copies * shard(found[engine]) + 16 * MIB
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])

@@ -13,17 +13,18 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tokenizers.trainers import BpeTrainer
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests import ranks
+from tests.bench.host_memory_worker import anonymous
 from tram_ds.checkpoint.resume import latest
+from tram_ds.data.bpe import train_tokenizer
 from tram_ds.data.generated import GeneratedSource
 
 WORLD = 2
@@ -63,16 +64,7 @@ def model_folder(folder: Path, layers: int) -> Path:
         p.data.fill_(1.0) if "ln_" in name and "weight" in name else p.data.normal_(std=0.02)
     model.tie_weights()  # to_empty() has made two of the one
     model.save_pretrained(path)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    text = GeneratedSource().read("animals", "train")
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|endoftext|>"]
-    trainer = BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(text, trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0])
-    made.save_pretrained(path)
+    train_tokenizer(GeneratedSource().read("animals", "train"), 512).save_pretrained(path)
     return path
 
 
@@ -114,7 +106,8 @@ def launch(what: str, command: list[str], folder: Path, ends: int = 0) -> None:
         most: dict[int, int] = {}
         while job.poll() is None:
             for pid in children(job.pid):
-                most[pid] = max(most.get(pid, 0), anonymous(pid))
+                with suppress(OSError, StopIteration):  # it ended
+                    most[pid] = max(most.get(pid, 0), anonymous(pid))
             time.sleep(0.02)
     held = sorted(most.values())[-WORLD:]
     shown = ", ".join(f"{b / 2**30:.2f}" for b in held)
@@ -128,15 +121,6 @@ def children(pid: int) -> list[int]:
         return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:  # it ended
         return []
-
-
-def anonymous(pid: int) -> int:
-    """Bytes of a process that no file backs."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return 1024 * next((int(x.split()[1]) for x in lines if x.startswith("RssAnon")), 0)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def stepper(
     **options: Any,
 ) -> Stepper:
     """`engine` is a member of MATRIX or VARIANTS, or fsdp2_hybrid (4 ranks), or fsdp2_untied, whose
-    model has an output head of its own. device: where the
-    model, which is on the CPU, goes as each engine's users put it there."""
+    model has an output head of its own. device: where the model, which is on the CPU, goes as each
+    engine's users put it there."""
     optimizer = optimizer or problem.optimizer(algorithm)
     if engine in ("single", "ddp"):
         model.to(device)

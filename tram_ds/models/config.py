@@ -46,7 +46,8 @@ def load_config(section: Any, **overrides: Any) -> PretrainedConfig:
 
 
 def _refuse_quantised(config: PretrainedConfig, path: str) -> None:
-    """Read as what they are not, codes without their scales, or with epsilon rounded away."""
+    """DataError for a config of quantised weights. They would be read as what they are not, codes
+    without their scales, or round epsilon away."""
     found = getattr(config, "quantization_config", None)
     if found is None:
         return

@@ -31,7 +31,8 @@ _ASSIGNMENT = re.compile(
 )
 # `--password X`, `--hf-token X`; not where a file has it
 _FLAG = re.compile(
-    rf"(?P<key>--(?![\w-]*(?:file|path|dir|stdin)\b)[\w-]*(?:{_SECRET_WORD}|{_TOKEN_WORD})[\w-]*\s+)"
+    r"(?P<key>--(?![\w-]*(?:file|path|dir|stdin)\b)"
+    rf"[\w-]*(?:{_SECRET_WORD}|{_TOKEN_WORD})[\w-]*\s+)"
     r"(?P<value>[\w\"'/+.][^\s]*)",
     re.IGNORECASE,
 )
