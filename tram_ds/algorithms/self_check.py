@@ -6,6 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,16 +98,7 @@ def _climb(
         stored_gradient=False,
     )
     losses = Losses(run, plain)
-
-    def loss_at(size: float, along_g: bool = False) -> tuple[Tensor, float]:
-        theta, g = engine.params(), engine.grads()
-        climb, measured = (sam(), sam_length) if along_g else (ascent, algorithm.epsilon_length)
-        f = climb.moments(engine)
-        epsilon = climb(theta, g, torch.tensor(size, dtype=torch.float64), engine.norm, f)
-        length = size if measured is None else float(measured(theta, g, epsilon, engine.norm))
-        with engine.moved(to=theta + epsilon):
-            return engine.backward(batches, losses.second()).loss, length
-
+    loss_at = partial(_loss_at, run, algorithm, losses, batches)
     still = engine.backward(batches, losses.first()).loss
     moved, length = loss_at(radius)
     if bool(moved != still):
@@ -128,3 +120,26 @@ def _climb(
         f"the loss did not move under epsilon ({float(still)!r}): the perturbation is not published"
     )
     return length
+
+
+def _loss_at(
+    run: ForwardContext,
+    algorithm: Algorithm,
+    losses: Losses,
+    batches: Sequence[Any],
+    size: float,
+    along_g: bool = False,
+) -> tuple[Tensor, float]:
+    """(loss at theta + epsilon of a radius `size`, |epsilon / T|), from the gradient that the
+    engine holds, of which `along_g` takes the plain direction. Collective."""
+    engine = run.engine
+    theta, g = engine.params(), engine.grads()
+    assert algorithm.ascent is not None
+    climb, measured = (algorithm.ascent, algorithm.epsilon_length)
+    if along_g:
+        climb, measured = sam(), sam_length
+    f = climb.moments(engine)
+    epsilon = climb(theta, g, torch.tensor(size, dtype=torch.float64), engine.norm, f)
+    length = size if measured is None else float(measured(theta, g, epsilon, engine.norm))
+    with engine.moved(to=theta + epsilon):
+        return engine.backward(batches, losses.second()).loss, length

@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,10 +143,7 @@ def from_folders(patterns: Sequence[str], split: str = "test") -> tuple[list[Run
 def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Run], list[str]]:
     """(runs, notes: what was left out and why, what a run said of itself) of an experiment.
     CompareError if it has no finished run or does not exist."""
-    from mlflow.exceptions import MlflowException
-
     from tram_ds.tracking.address import sqlite_path
-    from tram_ds.tracking.attach import KEY_TAG
     from tram_ds.tracking.server import new_client, prepare_environment
     from tram_ds.tracking.state import LEFT_TAG
 
@@ -156,6 +153,31 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
     if database is not None and not database.exists():
         raise CompareError(f"--uri {uri}: there is no such database")
     client = new_client(uri)
+    runs, notes = [], []
+    for run in _children(client, _experiment_id(client, experiment, uri)):
+        if other := run.data.tags.get(LEFT_TAG):
+            notes.append(
+                f"{run.info.run_name} ({run.info.run_id}): its way was left for run {other}"
+            )
+            continue
+        try:
+            runs.append(_read_mlflow(client, run, uri, split))
+            notes += [f"{run.info.run_name}: {text}" for text in runs[-1].said]
+        except Exception as error:
+            # whatever a server or an artifact store says: one run less, and it is reported
+            notes.append(
+                f"{run.info.run_name}: left out, {run.info.status} ({type(error).__name__}: "
+                f"{error})"[:300]
+            )
+    if not runs:
+        raise CompareError(_nothing(f"the experiment {experiment} has no finished run", notes))
+    return runs, notes
+
+
+def _experiment_id(client: Any, experiment: str, uri: str) -> str:
+    """CompareError where MLflow does not answer, or has none of that name."""
+    from mlflow.exceptions import MlflowException
+
     try:
         found = client.get_experiment_by_name(experiment)
         names = [] if found else sorted(e.name for e in client.search_experiments())
@@ -169,32 +191,20 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
         raise CompareError(
             f"--experiment {experiment}: MLflow has none of that name; it has {', '.join(names)}"
         )
-    runs, notes, token = [], [], None
+    return found.experiment_id
+
+
+def _children(client: Any, experiment_id: str) -> Iterator[Any]:
+    """Runs of ours that trained: no parent, and no other program's, which have no key."""
+    from tram_ds.tracking.attach import KEY_TAG
+
+    token = None
     while True:
-        page = client.search_runs([found.experiment_id], page_token=token)
-        for run in page:
-            if KEY_TAG not in run.data.tags:
-                continue  # a parent, or another program's run
-            if other := run.data.tags.get(LEFT_TAG):
-                notes.append(
-                    f"{run.info.run_name} ({run.info.run_id}): its way was left for run {other}"
-                )
-                continue
-            try:
-                runs.append(_read_mlflow(client, run, uri, split))
-                notes += [f"{run.info.run_name}: {text}" for text in runs[-1].said]
-            except Exception as error:
-                # whatever a server or an artifact store says: one run less, and it is reported
-                notes.append(
-                    f"{run.info.run_name}: left out, {run.info.status} ({type(error).__name__}: "
-                    f"{error})"[:300]
-                )
+        page = client.search_runs([experiment_id], page_token=token)
+        yield from (run for run in page if KEY_TAG in run.data.tags)
         token = page.token
         if not token:
-            break
-    if not runs:
-        raise CompareError(_nothing(f"the experiment {experiment} has no finished run", notes))
-    return runs, notes
+            return
 
 
 def _nothing(what: str, notes: Sequence[str]) -> str:

@@ -171,23 +171,14 @@ def read_model(
     files = entries(path, revision)
     if files is None:
         raise NotSlices("it has no safetensors files")
-    order = list(files)
-    # One element each, seen as the whole: the value says which tensor it stands for.
-    marks = {key: torch.full((1,), float(number)) for number, key in enumerate(order)}
-    state = {}
-    for key, entry in files.items():
-        if entry.dtype in FLOATS:
-            state[key] = marks[key].expand(entry.shape) if entry.shape else marks[key][0]
-        else:
-            state[key] = _whole(entry)
+    marks, state = _marked(files)
     model, report = kind.from_pretrained(
         None, state_dict=state, output_loading_info=True, **options
     )
-    numbers = {mark.data_ptr(): int(mark) for mark in marks.values()}
 
     def behind(tensor: Tensor) -> Entry | None:
-        number = numbers.get(tensor.untyped_storage().data_ptr())
-        return None if number is None else files[order[number]]
+        _, entry = marks.get(tensor.untyped_storage().data_ptr(), (None, None))
+        return entry
 
     absent = lacking(report)
     stored: dict[str, Entry] = {}
@@ -207,6 +198,26 @@ def read_model(
     _to_meta(model, stored)
     model.stored = Stored(stored, new)
     return model, report
+
+
+def _marked(
+    files: Mapping[str, Entry],
+) -> tuple[dict[int, tuple[Tensor, Entry]], dict[str, Tensor]]:
+    """(address -> the memory that is there, which has to be kept, and its entry; a state for
+    from_pretrained).
+
+    A tensor of floats is one element, seen as the whole: wherever the model puts it, its address
+    says which of the files' it is. What is no float is a buffer, and read.
+    """
+    marks, state = {}, {}
+    for key, entry in files.items():
+        if entry.dtype in FLOATS:
+            mark = torch.zeros(1)
+            marks[mark.data_ptr()] = mark, entry
+            state[key] = mark.expand(entry.shape) if entry.shape else mark[0]
+        else:
+            state[key] = _whole(entry)
+    return marks, state
 
 
 Read = Callable[[str, int, Tensor], None]  # as Stored.read

@@ -74,46 +74,17 @@ def traffic(setup: RunSetup, size: ModelSize, row: Algorithm, forwards: float) -
     """
     if setup.world == 1:
         return {}
-    o, every = row.of(Climb), row.of(Climb).perturb_every
-    climbs = 1 / every if row.ascent is not None else 0
-    # passes whose graph goes through the model twice
-    twice = row.through_reference * (1 + climbs * (row.of(BesideAscent).penalty_passes == "both"))
-    backwards = 1 + climbs * (1 + (row.fisher_pass is not None))
-    moves = sum(1 / every if r is row.radius else 1 for r in row.regions if _moves(r.reference))
-    micros, working = setup.micros, setup.working
-    # ascents of a step that climbs, and reductions of a pass
-    each = micros if o.accumulation == "micro" else 1
-    fresh, stay = micros * (forwards + backwards + twice), micros * backwards + moves
-    reduced = micros * backwards
+    counts = _counts(setup, row, forwards)
     if setup.engine == "fsdp2":
-        once = reduced if setup.reduce_each else each * backwards
-        found = _fsdp2(setup, fresh if setup.reshard else stay, once)
+        found = _fsdp2(setup, counts)
     elif setup.engine in ("replicated", "zero0"):
-        passes = 1 if o.perturbation_scope == "rank" else backwards
-        found = {"allreduce": each * passes * setup.gradient}
+        o = row.of(Climb)
+        passes = 1 if o.perturbation_scope == "rank" else counts.backwards
+        found = {"allreduce": counts.each * passes * setup.gradient}
     elif setup.engine == "zero3":
-        # Kept from forward to backward once DeepSpeed has seen a plain pass, which is the
-        # self-check's, where there is one.
-        kept = (
-            size.parameters <= setup.live
-            and not twice
-            and (row.ascent is not None or not row.regions)
-        )
-        found = {
-            "allgather": (stay if kept else fresh) * working,
-            "reduce_scatter": reduced * working,
-        }
-    else:  # the descent is the way back from theta + epsilon, except between micro-batches
-        gathers = (
-            1
-            + 2 * moves
-            + (row.shift is not None)
-            + climbs * each * (2 if o.accumulation == "micro" else 1)
-        )
-        found = {
-            "allgather": gathers * working,
-            "allreduce": (reduced if setup.engine == "zero2" else each * backwards) * working,
-        }
+        found = _zero3(setup, size, row, counts)
+    else:
+        found = _zero_1_2(setup, row, counts)
     whole = setup.engine in ("fsdp2", "zero3")  # frozen weights are sharded, too
     gathered = size.parameters if whole else size.trained
     each_of = {"allgather": gathered}
@@ -133,9 +104,74 @@ def _moves(reference: Any) -> bool:
     )
 
 
-def _fsdp2(setup: RunSetup, gathers: float, reduced: float) -> dict[str, float]:
-    """Bytes per parameter."""
+@dataclass(frozen=True)
+class _Counts:
+    """Of a step on the mean. climbs: ascents. moves: to the weights of a reference. backwards: per
+    micro-batch. each: reductions of a pass that is reduced once, and ascents of a step that climbs.
+    fresh: gathers of the whole model where every pass gathers anew. stay: where what the forward
+    pass gathered is there for its backward pass. reduced: where every micro-batch is reduced.
+    twice: passes whose graph goes through the model twice."""
+
+    climbs: float
+    moves: float
+    backwards: float
+    each: int
+    fresh: float
+    stay: float
+    reduced: float
+    twice: float
+
+
+def _counts(setup: RunSetup, row: Algorithm, forwards: float) -> _Counts:
+    o, micros = row.of(Climb), setup.micros
+    climbs = 1 / o.perturb_every if row.ascent is not None else 0
+    twice = row.through_reference * (1 + climbs * (row.of(BesideAscent).penalty_passes == "both"))
+    backwards = 1 + climbs * (1 + (row.fisher_pass is not None))
+    moves = sum(
+        1 / o.perturb_every if region is row.radius else 1
+        for region in row.regions
+        if _moves(region.reference)
+    )
+    return _Counts(
+        climbs=climbs,
+        moves=moves,
+        backwards=backwards,
+        each=micros if o.accumulation == "micro" else 1,
+        fresh=micros * (forwards + backwards + twice),
+        stay=micros * backwards + moves,
+        reduced=micros * backwards,
+        twice=twice,
+    )
+
+
+# Bytes per parameter and kind of collective, of one engine each.
+
+
+def _zero_1_2(setup: RunSetup, row: Algorithm, counts: _Counts) -> dict[str, float]:
+    each, micro = counts.each, row.of(Climb).accumulation == "micro"
+    # the descent is the way back from theta + epsilon, except between micro-batches
+    ascents = counts.climbs * each * (2 if micro else 1)
+    gathers = 1 + 2 * counts.moves + (row.shift is not None) + ascents
+    reduced = counts.reduced if setup.engine == "zero2" else each * counts.backwards
+    return {"allgather": gathers * setup.working, "allreduce": reduced * setup.working}
+
+
+def _zero3(setup: RunSetup, size: ModelSize, row: Algorithm, counts: _Counts) -> dict[str, float]:
+    # Kept from forward to backward once DeepSpeed has seen a plain pass, which is the self-check's,
+    # where there is one.
+    plain = row.ascent is not None or not row.regions
+    kept = size.parameters <= setup.live and not counts.twice and plain
+    gathers = counts.stay if kept else counts.fresh
+    return {
+        "allgather": gathers * setup.working,
+        "reduce_scatter": counts.reduced * setup.working,
+    }
+
+
+def _fsdp2(setup: RunSetup, counts: _Counts) -> dict[str, float]:
     sharded, hybrid = setup.shards > 1, setup.shards < setup.world
+    gathers = counts.fresh if setup.reshard else counts.stay
+    reduced = counts.reduced if setup.reduce_each else counts.each * counts.backwards
     return {
         "allgather": gathers * setup.working * sharded,
         "reduce_scatter": reduced * FP32 * sharded,

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import model_validator
 
-from tram_ds.algorithms.options import Momentum
-from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection, readers, reads
+from tram_ds.algorithms.table import AlgorithmSection
+from tram_ds.recipe import agreement
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.file import RecipeError
 from tram_ds.recipe.model_section import ModelSection
@@ -29,7 +29,6 @@ from tram_ds.runtime.paths import Place
 
 __all__ = ["Recipe", "RecipeError", "accumulation", "check_length", "dump", "to_dict"]
 
-CAUSAL = ("language_modeling", "instruction")  # tasks that predict tokens
 RUN_DIR_FIELDS = ("recipe", "algorithm", "seed")
 
 
@@ -73,30 +72,10 @@ class Recipe(Section):
 
     def too_long(self, steps: int, said: str) -> list[tuple[str, str]]:
         """(key, what is wrong) of what a run of so many steps never reaches. said: its length."""
-        found = []
-        start, every = self.algorithm.penalty_start, self.eval.every_steps
-        if self.schedule.warmup_steps > steps:
-            text = f"longer than the run ({said}): optimizer.lr is never reached"
-            found.append(("schedule.warmup_steps", text))
-        if start and start >= steps:
-            text = f"not before the end of the run ({said}): the penalty never starts"
-            found.append(("algorithm.penalty_start", text))
-        if self.eval.select == "best" and every is not None and every > steps:
-            text = (
-                f"longer than the run ({said}): eval.select = best has nothing to choose by; set "
-                "it to the run's length or less, or eval.select to final"
-            )
-            found.append(("eval.every_steps", text))
-        stopping = self.train.early_stopping
-        if stopping is not None and every is not None:
-            first = every * (stopping.patience + 1)  # the first validation run is the best so far
-            if first >= steps:
-                text = (
-                    f"used up at step {first} at the earliest, not before the end of the run "
-                    f"({said}): set it or eval.every_steps lower, or train.early_stopping to null"
-                )
-                found.append(("train.early_stopping.patience", text))
-        return found
+        found = agreement.of_length(
+            steps, said, self.schedule, self.algorithm, self.eval, self.train
+        )
+        return list(found)
 
     @model_validator(mode="after")
     def _names_are_folders(self) -> Recipe:
@@ -123,61 +102,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
         steps = self.train.steps
-        problems = []
-        if self.task.name in CAUSAL and self.algorithm.distance == "mmd":
-            text = (
-                f"mmd compares samples of examples, and task.name = {self.task.name} predicts "
-                "tokens: use l2"
-            )
-            problems.append(("algorithm.distance", text))
-        if self.task.name not in CAUSAL and self.eval.generate is not None:
-            text = f"task.name = {self.task.name} writes no text: remove it"
-            problems.append(("eval.generate", text))
-        if steps is not None:
-            problems += self.too_long(steps, f"train.steps = {steps}")
-        if self.train.early_stopping is not None and self.eval.every_steps is None:
-            text = "needs validation runs: set eval.every_steps, or this to null"
-            problems.append(("train.early_stopping", text))
-        if self.train.epochs is not None and self.task.streaming is not None:
-            text = (
-                "task.streaming: how many rows there are is known only when all are read: set "
-                "train.steps instead"
-            )
-            problems.append(("train.epochs", text))
-        chooses = self.eval.select == "best" or self.train.early_stopping is not None
-        if self.eval.key != "validation_loss" and not chooses:
-            text = "nothing goes by it: set eval.select=best or train.early_stopping, or remove it"
-            problems.append(("eval.key", text))
-        pull, lr = self.algorithm.pull, self.optimizer.lr
-        if "pull" in reads(self.algorithm.name) and pull * lr > 1:
-            text = (
-                f"times optimizer.lr = {lr:g} above 1, a step past theta_0: set {1 / lr:g} or less"
-            )
-            problems.append(("algorithm.pull", text))
-        plain = self.optimizer.name == "sgd" and self.optimizer.momentum == 0
-        if plain and Momentum in ALGORITHMS[self.algorithm.name]:
-            text = "it moves along the optimizer's momentum, which is 0: set optimizer.momentum=0.9"
-            problems.append(("algorithm.name", text))
-        if self.optimizer.name == "sgd" and self.algorithm.precondition:
-            text = (
-                "divides by the square root of Adam's second moments, and optimizer.name = sgd "
-                "keeps none: set optimizer=adam, or remove it"
-            )
-            problems.append(("algorithm.precondition", text))
-        keeping = readers("decay")
-        if self.eval.weights == "ema" and self.algorithm.name not in keeping:
-            text = (
-                f"algorithm.name = {self.algorithm.name} keeps no average of the weights: set "
-                f"eval.weights=last, or train {' or '.join(keeping)}"
-            )
-            problems.append(("eval.weights", text))
-        if self.schedule.end_lr > self.optimizer.lr:
-            problems.append(
-                (
-                    "schedule.end_lr",
-                    f"above optimizer.lr = {self.optimizer.lr}: the rate would rise",
-                )
-            )
+        problems = [
+            *agreement.of_task(self.task, self.algorithm, self.train, self.eval),
+            *([] if steps is None else self.too_long(steps, f"train.steps = {steps}")),
+            *agreement.of_evaluation(self.eval, self.train, self.algorithm),
+            *agreement.of_optimizer(self.optimizer, self.algorithm, self.schedule),
+        ]
         if problems:
             raise refusal(*problems)
         return self
