@@ -3,10 +3,15 @@ the command that would work."""
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import subprocess
 import sys
 
 import pytest
 
+from tests import ranks
+from tram_ds.runtime import launchers
 from tram_ds.runtime.launchers import place, tell_launcher
 
 TORCHRUN = {
@@ -155,8 +160,49 @@ def test_torchruns_last_words_are_the_line_and_the_exit_codes_meaning(
     assert f"error: recipe r: no (exit {code}: {meaning}" in last[-2] and set(last[-1]) == {"="}
 
 
+TELL = "from tram_ds.runtime.launchers import tell_launcher; tell_launcher('error: no', 2)"
+
+
+@pytest.mark.parametrize(("rank", "last"), [("0", "error: no (exit 2: recipe or data"), ("1", "")])
+def test_after_what_the_deepspeed_launcher_says_comes_rank_0s_line(rank, last):
+    """A shell of its name, which has a rank and then says a line, as the launcher does."""
+    rank_0 = shlex.join([sys.executable, "-c", TELL])
+    script = f"{rank_0}; sleep 0.2; echo exits with return code = 2 >&2"
+    done = subprocess.run(
+        ["sh", "-c", script, "deepspeed.launcher.launch"],
+        env={**ranks.environment(), "RANK": rank},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    first, *rest = done.stderr.splitlines()
+    assert first == "exits with return code = 2"
+    assert [line[: len(last)] for line in rest] == ([last] if last else [])
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_the_deepspeed_launcher_ends_with_our_line():
+    command = [shutil.which("deepspeed"), "--num_accelerators", "1", "launch/train.py"]
+    done = subprocess.run(
+        [*command, "--recipe", "quikstart"],
+        cwd=ranks.ROOT,
+        env=ranks.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,  # as on a screen
+        text=True,
+        timeout=300,
+    )
+    *before, last = done.stdout.splitlines()
+    assert done.returncode == 2
+    assert last.startswith("error: 'quikstart': no such recipe") and "(exit 2: " in last
+    assert any("exits with return code = 2" in line for line in before)
+
+
 def test_other_launchers_are_told_nothing(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launchers, "_say_after", lambda *a: pytest.fail("no launcher's child"))
     tell_launcher("error", 2)
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -39,15 +40,45 @@ class Place:
 
 
 def tell_launcher(said: str, code: int) -> None:
-    """torchrun ends with 1 whatever its ranks end with, and its last words are what the first of
-    them that failed left in a file: this line, and what the exit code means."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not file:
-        return
+    """Makes this line, and what the exit code means, the last thing on the screen of a job that
+    fails. torchrun ends with 1 whatever its ranks end with, and its last words are what the first
+    of them that failed left in a file. The deepspeed launcher keeps the code, and prints lines of
+    its own: rank 0's are said after it has ended."""
     meaning = f": {MEANING[code]}" if code in MEANING else ""
-    told = {"message": f"{said} (exit {code}{meaning})", "timestamp": int(time.time())}
-    with contextlib.suppress(OSError):
-        Path(file).write_text(json.dumps(told), encoding="utf-8")
+    line = f"{said} (exit {code}{meaning})"
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        told = {"message": line, "timestamp": int(time.time())}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps(told), encoding="utf-8")
+    elif os.environ.get("RANK") == "0" and _of_deepspeed(os.getppid()):
+        with contextlib.suppress(OSError):
+            _say_after(os.getppid(), line)
+
+
+def _of_deepspeed(pid: int) -> bool:
+    """Whether a process is the deepspeed launcher's own of this node."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:  # no Linux, or gone
+        return False
+    return b"deepspeed.launcher.launch" in words
+
+
+def _say_after(pid: int, line: str) -> None:
+    """On this process's stderr, once process `pid` has ended; not at all where that takes more than
+    a minute. By a process that is nobody's child: the launcher stops the children of its ranks,
+    and waits for them. OSError where no shell can be started."""
+    there = '[ -e "/proc/$1/exe" ]'  # not for one that has ended and nobody has waited for
+    wait = f"i=0; while {there} && [ $i -lt 1200 ]; do sleep 0.05; i=$((i+1)); done"
+    say = there + ' || printf "%s\\n" "$2" >&3'
+    script = f"({wait}; {say}) 3>&2 2>/dev/null &"
+    subprocess.run(
+        ["sh", "-c", script, "sh", str(pid), line],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        check=False,
+    )
 
 
 def rank_variables(rank: int, world_size: int, port: str) -> dict[str, str]:
