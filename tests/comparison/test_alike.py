@@ -99,8 +99,9 @@ def test_runs_scored_differently_are_tables_of_their_own(tmp_path: Path, change,
 
 def test_what_only_trains_differently_is_one_table(tmp_path: Path) -> None:
     made_runs.write(tmp_path, made_runs.recipe("base", 0), HOME)
-    other = made_runs.recipe("sam", 0, max_train_tokens=5, seq_len=1024)  # 1024 is the default
-    other["model"] |= {"dropout": 0.5}
+    trains = {"max_train_tokens": 5, "packing": True, "streaming": {"buffer": 7}}
+    other = made_runs.recipe("sam", 0, **trains, seq_len=1024)  # 1024 is the default
+    other["model"] |= {"dropout": 0.5, "lora": {"r": 8}}
     made_runs.write(tmp_path, other | {"engine": {"name": "zero"}}, HOME)
     assert [count for _, count in parts(tmp_path)] == [2]
 
@@ -123,3 +124,68 @@ def test_a_moving_average_is_a_row_beside_the_others(tmp_path: Path) -> None:
     (section,) = comparison.compare(runs.from_folders([f"{tmp_path}/*"])[0])
     rows = [row for row, _ in section.blocks[0].rows]
     assert rows == ["mesa (eval.weights=ema)", "mesa (eval.weights=last)"]
+
+
+@pytest.mark.parametrize(
+    "written, resolved, told",
+    [
+        ((None, "auto"), (None, None), ("none", "auto")),  # a version without the key had none
+        (("auto", "auto"), ("none", "block"), ("none", "block")),  # by each one's tokenizer
+        (("auto", "block"), ("block", "block"), None),
+    ],
+)
+def test_where_texts_begin_is_what_was_done(tmp_path: Path, written, resolved, told) -> None:
+    for algorithm, key, done in zip(("base", "sam"), written, resolved, strict=True):
+        made = made_runs.recipe(algorithm, 0, **({} if key is None else {"bos": key}))
+        results = made_runs.write(tmp_path, made, HOME) / "results.json"
+        said = {} if done is None else {"task": {"bos": done}}
+        results.write_text(json.dumps(json.loads(results.read_text()) | said))
+    ends = [title.rpartition("; ")[2] for title, _ in parts(tmp_path)]
+    if told is None:
+        assert len(ends) == 1
+    else:
+        assert ends == [f"task.bos = {where}" for where in told]
+
+
+def test_a_domain_that_one_run_trained_on_is_not_in_the_others_average(tmp_path: Path) -> None:
+    """Run on all eleven domains and run on the first: two tables, by themselves or asked for."""
+    scores = dict(zip(S2ORC, range(10, 21), strict=True))
+    made_runs.write(tmp_path, made_runs.recipe("base", 0), scores)
+    every = made_runs.write(tmp_path, made_runs.recipe("sam", 0, train="all"), scores)
+    results = json.loads((every / "results.json").read_text()) | {"train_domains": S2ORC}
+    (every / "results.json").write_text(json.dumps(results))
+    assert [count for _, count in parts(tmp_path)] == [1, 1]
+    ((_, members),) = collect.parts(runs.from_folders([f"{tmp_path}/*"])[0], "m2d2_s2orc")
+    assert [run.recipe["algorithm"]["name"] for run in members] == ["base"]
+
+
+def test_analyses_of_other_settings_are_tables_of_their_own(tmp_path: Path) -> None:
+    """sharpness.json has numbers alone; what they were measured with stands in analysis.json."""
+    for algorithm, epsilon in (("base", 1e-5), ("sam", 1e-3), ("asam", 1e-5)):
+        folder = made_runs.write(tmp_path, made_runs.recipe(algorithm, 0), HOME)
+        (folder / "analysis").mkdir()
+        (folder / "analysis" / "sharpness.json").write_text(json.dumps(HOME))
+        measured = {d: {"sharpness": {"value": v, "epsilon": epsilon}} for d, v in HOME.items()}
+        report = {"split": "test", "domains": measured}
+        (folder / "analysis.json").write_text(json.dumps(report))
+    told = {title.rpartition("; ")[2]: count for title, count in parts(tmp_path, "sharpness")}
+    assert told == {"sharpness.epsilon = 1e-05": 2, "sharpness.epsilon = 0.001": 1}
+
+
+def test_an_interpolation_scored_otherwise_is_left_out(tmp_path: Path) -> None:
+    made = made_runs.recipe("base", 0, seq_len=1024)
+    folder = made_runs.write(tmp_path, made, HOME)
+    (folder / "analysis").mkdir()
+    scores = {domain: {"perplexity": value} for domain, value in HOME.items()}
+    entry = {"path": str(folder / "export"), "interpolation": 0.5, "scores": scores}
+    for asked, kept in (({"seq_len": 128}, 0), ({"eval": ["far"]}, 1)):  # columns may be fewer
+        report = {
+            "split": "test",
+            "models": [entry],
+            "asked": {**made, "task": made["task"] | asked},
+        }
+        (folder / "analysis" / "interpolation.json").write_text(json.dumps(report))
+        (run,), notes = runs.from_folders([str(folder)])
+        assert len(run.interpolation) == kept
+        said = "analysis/interpolation.json: scored with task.seq_len = 128 instead of 1024"
+        assert (said in " ".join(notes)) == (not kept)

@@ -295,6 +295,45 @@ def test_the_line_from_the_pretrained_model_to_the_trained_one(place):
     assert len({losses[0], losses[2], losses[3]}) == 3
 
 
+def test_perplexities_of_other_tokens_are_told_apart(place, capsys):
+    """Two exports with tokenizers of other words: each is scored, and a line names both."""
+    for split, words in (("train", 400), ("test", 40)):
+        path = place / "words" / "d" / f"{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(f"word{i * i} and{i * 37}" for i in range(words)))
+    text = (
+        f"task: {{name: language_modeling, data: {place / 'words'}, seq_len: 16}}\n"
+        "model: {init: {architecture: gpt2, n_embd: 8, n_layer: 1, n_head: 1}}\n"
+        "algorithm: base\noptimizer: {lr: 0.1}\n"
+        "train: {steps: 1, global_batch: 4, micro_batch: 4}\n"
+    )
+    (place / "fresh.yaml").write_text(text)
+    cache = f"task.cache_dir={place / 'cache'}"
+    for name, size in (("a", 270), ("b", 280), ("same", 270)):
+        recipe = load("fresh.yaml", [cache, f"model.init.vocab_size={size}"])
+        task = tasks.build(recipe, training=False)
+        task.model().save_pretrained(place / name)
+        task.tokenizer.save_pretrained(place / name)
+    words = [
+        "--recipe",
+        "fresh.yaml",
+        cache,
+        "model.init=null",
+        "model.path=a",
+        "--out",
+        "told.json",
+    ]
+    assert main(*words, "--model", "same") == 0
+    assert "not comparable" not in capsys.readouterr().out
+    assert main(*words, "--model", "b") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    tokens = [entry["tokens"] for entry in json.loads(Path("told.json").read_text())["models"]]
+    assert last == (
+        "not comparable: perplexities are per token, and the models have another tokenizer: "
+        f"pre-trained {tokens[0]['tokenizer']}, b {tokens[1]['tokenizer']}"
+    )
+
+
 @pytest.mark.parametrize("a", (0.0, 0.25, 1.0))
 def test_interpolated_weights_by_hand(a):
     start, end = (torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)) for _ in "ab")

@@ -145,6 +145,17 @@ def test_other_parameters_are_another_parent(tmp_path: Path, uri: str) -> None:
     assert parent_of(uri, other).data.params["algorithm.rho"] == "0.1"
 
 
+def test_other_data_is_another_parent(tmp_path: Path, uri: str) -> None:
+    """The same recipe, whose file of text has changed between two seeds."""
+    one, other = (
+        start(tmp_path / name, uri, seed, tags={"data_digest": name})
+        for seed, name in enumerate(("aaa", "bbb"))
+    )
+    end(one, 10.0)
+    end(other, 20.0)
+    assert numbers(uri, one) == (10.0, 1.0) and numbers(uri, other) == (20.0, 1.0)
+
+
 def test_what_people_wrote_into_the_description_stays(tmp_path: Path, uri: str) -> None:
     first = start(tmp_path / "0", uri, 0)
     end(first, 10.0)

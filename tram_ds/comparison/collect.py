@@ -61,7 +61,7 @@ def _apart(found: Sequence[tuple[Layout, list[Run]]]) -> list[tuple[Layout, list
     """A table for each way its runs were scored; the title says which."""
     tables = []
     for layout, members in found:
-        for told, group in alike(members, columns_are_data=layout.train is None):
+        for told, group in alike(members, layout.train is None, layout.metric):
             title = f"{layout.title}; {told}" if told else layout.title
             tables.append((replace(layout, title=title), group))
     return tables
@@ -81,8 +81,9 @@ def _analysed(runs: Sequence[Run], layout: Layout) -> Layout:
     names = short_names([trained, *domains])
     train = names[trained]
     ordered = (train, *(names[d] for d in domains if d != trained))
-    own = layout.paper if train == layout.train else None
-    return replace(layout, domains=ordered, train=train, paper=own, names=names)
+    also = tuple(names[d] for d in there[0].train_domains[1:])
+    own = layout.paper if train == layout.train and not also else None
+    return replace(layout, domains=ordered, train=train, also_trained=also, paper=own, names=names)
 
 
 def _known(run: Run) -> Layout | None:
@@ -110,9 +111,11 @@ def select(runs: Sequence[Run], layout: Layout) -> list[Run]:
 
 def _fits(run: Run, layout: Layout, more: bool = False) -> bool:
     """more: may the run have further domains, which the table leaves out?"""
-    trained = [layout.column(d) for d in run.train_domains]
+    # a column that one run trained on is zero-shot to another: never in one average
+    trained = {layout.column(d) for d in run.train_domains} & set(layout.domains)
+    same = trained == {layout.train, *layout.also_trained}
     if layout.metric in ANALYSES:
-        return bool(run.analyses.get(layout.metric)) and layout.train in trained
+        return bool(run.analyses.get(layout.metric)) and same
     columns = {layout.column(d) for d in run.scores}
     if run.metric != layout.metric or not columns & set(layout.domains):
         return False
@@ -123,7 +126,7 @@ def _fits(run: Run, layout: Layout, more: bool = False) -> bool:
         return False
     if layout.name == "distance" and run.recipe["algorithm"]["name"] != "tram_x":
         return False
-    return (more or columns <= set(layout.domains)) and layout.train in trained
+    return (more or columns <= set(layout.domains)) and same
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from tram_ds.comparison.measured_with import scoring
 from tram_ds.runtime.run_layout import RunFolder
 
 Scores = dict[str, dict[str, float]]  # domain -> metric -> value
 NAME = "interpolation.json"
 
 
-def read(files: RunFolder, split: str) -> dict[float, Scores]:
-    """Point, from 0 to 1 -> its scores; of evaluate's report where it lies in the run's folder, as
-    `evaluate --interpolate 0.25,0.5,0.75 --out RUN/analysis/interpolation.json` writes it. Of a
-    report of several models those of this run, by its folder's name."""
+def read(
+    files: RunFolder, split: str, recipe: Mapping[str, Any]
+) -> tuple[dict[float, Scores], list[str]]:
+    """(point, from 0 to 1 -> its scores; why they are left out); of evaluate's report where it lies
+    in the run's folder, as `evaluate --interpolate 0.25,0.5,0.75 --out
+    RUN/analysis/interpolation.json` writes it. Of a report of several models those of this run, by
+    its folder's name. recipe: the run's, whose scores they stand beside."""
     there = files.analysis / NAME
     if not there.is_file():
-        return {}
+        return {}, []
     report = json.loads(there.read_text(encoding="utf-8"))
     if report["split"] != split:
-        return {}
+        return {}, []
+    if other := _scored_otherwise(report.get("asked"), recipe):
+        return {}, [f"analysis/{NAME}: scored with {', '.join(other)}"]
+    return _points(report, files), []
+
+
+def _scored_otherwise(asked: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> list[str]:
+    """Keys of task and model that the report was made with and the run was not; a report of a
+    version that did not say is taken at its word."""
+    if asked is None:
+        return []
+    now, then = (scoring(x) for x in (asked, recipe))
+    keys = [key for key in sorted(now | then) if not key.startswith("eval.")]
+    return [
+        f"{key} = {now.get(key, 'unset')} instead of {then.get(key, 'unset')}"
+        for key in keys
+        if now.get(key) != then.get(key)
+    ]
+
+
+def _points(report: Mapping[str, Any], files: RunFolder) -> dict[float, Scores]:
     return {
         float(entry["interpolation"]): entry["scores"]
         for entry in report["models"]

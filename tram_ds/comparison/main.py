@@ -42,9 +42,17 @@ def main(options: Namespace, words: Sequence[str]) -> str:
     if options.report:
         print(f"report: {report.write(sections, options.report, command, notes)}", file=sys.stderr)
     if options.log:
-        experiment = options.experiment or runs.experiment_of(found)
+        experiment = options.experiment or _experiment_of(found)
         print(
             f"MLflow run: {report.log(sections, options.report, experiment, uri, command)}",
             file=sys.stderr,
         )
     return text
+
+
+def _experiment_of(found: Sequence[runs.Run]) -> str:
+    """The MLflow experiment of the first run; `paper` without runs."""
+    if not found:
+        return "paper"
+    recipe = found[0].recipe
+    return (recipe.get("tracking") or {}).get("experiment") or str(recipe.get("name", "comparison"))

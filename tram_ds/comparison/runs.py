@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tram_ds.comparison import interpolation
+from tram_ds.comparison import interpolation, measured_with
 from tram_ds.comparison.course import RECORDED, Course, course
 from tram_ds.comparison.folders import run_folders
 from tram_ds.comparison.interpolation import Scores
@@ -36,7 +36,8 @@ class CompareError(ValueError):
 class Run:
     """One finished run. where: its folder or its MLflow name. folder, link: None for the other
     kind. order: later is higher. interpolation: scores at points from the pre-trained model, 0, to
-    the trained one, 1. said: its warnings, and why it ended before its last step.
+    the trained one, 1. said: its warnings, and why it ended before its last step. settings: of each
+    of analyses. resolved: keys of the recipe that data or model decided, as they were.
     samples: `prompt`, and the `text` that followed it."""
 
     where: str
@@ -51,6 +52,8 @@ class Run:
     folder: str | None = None
     link: str | None = None
     analyses: dict[str, dict[str, float]] = field(default_factory=dict)
+    settings: dict[str, dict[str, str]] = field(default_factory=dict)
+    resolved: dict[str, str] = field(default_factory=dict)
     interpolation: dict[float, Scores] = field(default_factory=dict)
     said: tuple[str, ...] = ()
     samples: tuple[dict[str, str], ...] = ()
@@ -225,6 +228,7 @@ def _read_folder(folder: Path, split: str) -> Run:
         else {}
     )
     analyses = {name: files.analysis / f"{name}.json" for name in ANALYSES}
+    between, left_out = interpolation.read(files, split, recipe)
     return _run(
         str(folder),
         recipe,
@@ -233,12 +237,14 @@ def _read_folder(folder: Path, split: str) -> Run:
         course=how,
         tags=tags,
         order=files.results.stat().st_mtime,
-        interpolation=interpolation.read(files, split),
+        interpolation=between,
+        also_said=left_out,
         folder=str(folder),
         run_id=files.run_id.read_text(encoding="utf-8").strip() if files.run_id.exists() else None,
         analyses={
             n: json.loads(f.read_text(encoding="utf-8")) for n, f in analyses.items() if f.exists()
         },
+        settings=measured_with.analyses(files),
     )
 
 
@@ -273,7 +279,14 @@ def _read_mlflow(client: Any, run: Any, uri: str, split: str) -> Run:
     )
 
 
-def _run(where: str, recipe: Any, results: Mapping[str, Any], split: str, **also: Any) -> Run:
+def _run(
+    where: str,
+    recipe: Any,
+    results: Mapping[str, Any],
+    split: str,
+    also_said: Sequence[str] = (),
+    **also: Any,
+) -> Run:
     if split not in results["scores"]:
         raise CompareError(
             f"has no scores of --split {split}, only of {', '.join(results['scores'])}"
@@ -286,7 +299,10 @@ def _run(where: str, recipe: Any, results: Mapping[str, Any], split: str, **also
         initial,
         tuple(results["train_domains"]),
         samples=tuple(results.get("samples") or ()),
-        said=tuple(filter(None, [*(results.get("warnings") or ()), stopped_early(results)])),
+        said=tuple(
+            filter(None, [*(results.get("warnings") or ()), stopped_early(results), *also_said])
+        ),
+        resolved=measured_with.resolved(results),
         **also,
     )
 
@@ -298,12 +314,3 @@ def find(
     if patterns or experiment is None:
         return from_folders(patterns or ["runs/*"], split)
     return from_mlflow(experiment, uri, split)
-
-
-def experiment_of(runs: Sequence[Run]) -> str:
-    """The MLflow experiment of the first run; `paper` without runs."""
-    if not runs:
-        return "paper"
-    return (runs[0].recipe.get("tracking") or {}).get("experiment") or str(
-        runs[0].recipe.get("name", "comparison")
-    )

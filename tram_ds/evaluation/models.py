@@ -23,14 +23,16 @@ from tram_ds.data.alike import read_alike
 from tram_ds.data.m2d2_names import ABBREVIATIONS, short_names
 from tram_ds.engines import choose as engines
 from tram_ds.evaluation.candidates import Candidate
+from tram_ds.evaluation.per_token import tokens_of, told_apart
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.evaluation.weights import fill, towards
 from tram_ds.models.pretrained import load_model, load_stored
 from tram_ds.recipe.model_section import ModelSection
-from tram_ds.recipe.recipe import Recipe
+from tram_ds.recipe.recipe import Recipe, to_dict
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.paths import expanded
 from tram_ds.runtime.ranks import Job, joined
+from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import ADAPTER
 from tram_ds.tasks import choose as tasks
 
@@ -75,6 +77,7 @@ def score_all(
             "task": recipe.task.name,
             "data": recipe.task.data,
             "split": split,
+            "asked": redact({key: to_dict(recipe)[key] for key in ("task", "model")}),
             "metric": built[0].metric,
             "train_domains": list(built[0].train_domains),
             "models": models,
@@ -125,6 +128,7 @@ def _entry(asked: Asked, candidate: Candidate, task: Any) -> dict[str, Any]:
         "name": "untrained" if untrained else candidate.name,
         "path": None if path is None else str(path),
         "scores": scores,
+        "tokens": tokens_of(task),
         "untrained_head": fresh,
         "interpolation": candidate.interpolation,
         "zero_shot_average": None if math.isnan(average) else average,
@@ -158,7 +162,7 @@ def table(report: Mapping[str, Any]) -> str:
         for r in rows
     ]
     title = f"{metric} on {report['split']} of {report['data']} (* trained on)"
-    return "\n".join([title, *(line.rstrip() for line in lines)])
+    return "\n".join([title, *(line.rstrip() for line in lines), *told_apart(report["models"])])
 
 
 def _model(asked: Asked, candidate: Candidate, task: Any) -> tuple[Any, bool]:

@@ -131,10 +131,12 @@ def mark_left(client: MlflowClient, left: str, taken_over_by: str) -> None:
 
 
 def find_parent(client: MlflowClient, experiment_id: str, state: State, note: str) -> str:
-    """The id of the run above all seeds of this name and these shared parameters. Of several
-    processes that create it at once all take the oldest."""
+    """The id of the run above all seeds of this name, these shared parameters and this data. Of
+    several processes that create it at once all take the oldest."""
     name = state.parent_name
-    told = f"{name}-{digest(state.shared)}" if state.shared else name
+    # seeds of other data have a mean of their own
+    shared = state.shared | {"data_digest": state.tags.get("data_digest", "")}
+    told = f"{name}-{digest(shared)}" if state.shared else name
     group = told.replace("'", "_").replace("\\", "_")
 
     def oldest() -> str | None:
