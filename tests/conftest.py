@@ -59,6 +59,11 @@ def file_of(nodeid: str) -> str:
     return nodeid.partition("::")[0].removeprefix("tests/")
 
 
+def engine_of(nodeid: str) -> str:
+    """The first parameter of a test of parity/test_parity.py."""
+    return nodeid.partition("[")[2].rstrip("]").partition("-")[0]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         name = file_of(item.nodeid)
@@ -80,7 +85,7 @@ class Files(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         name = file_of(nodeid)
         if name == "parity/test_parity.py":
-            return f"{name}:{nodeid.partition('[')[2].partition('-')[0]}"
+            return f"{name}:{engine_of(nodeid)}"
         return nodeid if name in APART else name
 
 

@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -60,9 +61,16 @@ LIBRARIES = (
     "torch.distributed.fsdp",
     "torch.distributed.checkpoint",
     "deepspeed",
+    # of each first engine of DeepSpeed's in a process; the optimizer brings torch's compiler along
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "torch.utils.cpp_extension",
     "transformers.models.gpt2.modeling_gpt2",
     "mlflow.store.tracking.sqlalchemy_store",
     "matplotlib.pyplot",
+    "tram_ds.engines.fsdp2",
+    "tram_ds.engines.zero",
     "tram_ds.training.run",
 )
 RANK_HERE = "%rank%"
@@ -162,6 +170,9 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     for name in LIBRARIES:
         importlib.import_module(name)
+    # or every ZeRO-3 engine that DeepSpeed builds would have all that was imported looked through
+    gc.collect()
+    gc.freeze()
     while line := sys.stdin.readline():
         assert threading.active_count() == 1, threading.enumerate()  # a fork would lose the others
         answers.write(json.dumps(_serve(Job(**json.loads(line)))) + "\n")

@@ -8,6 +8,7 @@ import functools
 import pytest
 
 from tests import ranks
+from tests.conftest import engine_of
 from tests.parity import build
 from tests.parity.worker import ADAPTED
 from tram_ds.algorithms.table import ALGORITHMS
@@ -26,6 +27,14 @@ def rows(engine: str) -> dict[str, dict[str, float]]:
     world = {"single": 1, "fsdp2_hybrid": 4}.get(engine, 2)
     algorithms = () if engine in build.MATRIX else UNTIED if "untied" in engine else SOME
     return ranks.run("tests.parity.worker", engine, *algorithms, world=world)
+
+
+def test_a_worker_is_given_all_tests_of_an_engine(request: pytest.FixtureRequest) -> None:
+    """By the first parameter, or an engine would be tested as a whole on each of two workers."""
+    known = {*build.MATRIX, *build.VARIANTS, "fsdp2_hybrid", "fsdp2_untied"}
+    tests = [item for item in request.session.items if item.path == request.path]
+    found = {engine_of(item.nodeid) for item in tests if item is not request.node}
+    assert tests and found <= known
 
 
 def check(row: dict[str, float]) -> None:
@@ -80,16 +89,18 @@ def test_adapters_equal_the_oracle_and_the_base_stays(engine: str, algorithm: st
 
 @pytest.mark.parametrize("form", (2, "lean"))
 @pytest.mark.parametrize("algorithm", UNTIED)
+@pytest.mark.parametrize("engine", ("fsdp2_untied",))
 def test_an_embedding_and_a_head_of_their_own_equal_the_oracle(
-    algorithm: str, form: int | str
+    engine: str, algorithm: str, form: int | str
 ) -> None:
     """Untied, they are units of FSDP2 of their own, which are gathered apart from the root."""
-    check(rows("fsdp2_untied")[f"{algorithm}/{form}"])
+    check(rows(engine)[f"{algorithm}/{form}"])
 
 
-def test_an_embedding_that_gets_no_gradient_equals_the_oracle() -> None:
+@pytest.mark.parametrize("engine", ("fsdp2_untied",))
+def test_an_embedding_that_gets_no_gradient_equals_the_oracle(engine: str) -> None:
     """Untied, the word embedding below the noise of the descent learns nothing."""
-    check(rows("fsdp2_untied")["tram_x/descent_noise"])
+    check(rows(engine)["tram_x/descent_noise"])
 
 
 @pytest.mark.slow
