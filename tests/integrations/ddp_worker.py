@@ -137,9 +137,13 @@ def by_hand(
     **config: Any,
 ) -> torch.nn.Module:
     model, _ = made(**config)
-    wrapped = parallel(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, **adamw)
-    stepper = wrap(wrapped, optimizer, algorithm, seed=seed, clip_norm=0.5, schedule=schedule)
+    wrapped: Any = parallel(model)
+    rates: Callable[[int], float] | None = schedule
+    if type(wrapped).__name__ == "DeepSpeedEngine":
+        optimizer, rates = wrapped.optimizer, None if wrapped.lr_scheduler else schedule
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, **adamw)
+    stepper = wrap(wrapped, optimizer, algorithm, seed=seed, clip_norm=0.5, schedule=rates)
     for window in windows:
         stepper.step(window, causal_lm)
     return model
@@ -163,8 +167,20 @@ def whole_weights(model: torch.nn.Module) -> torch.nn.Module:
     state = {
         k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in model.state_dict().items()
     }
-    found.load_state_dict(state)
+    found.load_state_dict(state | _masters(model))
     return found
+
+
+def _masters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Those of parameters that DeepSpeed has partitioned. Collective."""
+    named = model.named_parameters(remove_duplicate=False)
+    ours = {k: p for k, p in named if hasattr(p, "ds_id") or hasattr(p, "_hp_mapping")}
+    if not ours:
+        return {}
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole = {p: safe_get_full_fp32_param(p) for p in dict.fromkeys(ours.values())}
+    return {k: whole[p] for k, p in ours.items()}
 
 
 def apart(model: torch.nn.Module) -> float:

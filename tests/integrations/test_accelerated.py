@@ -15,6 +15,7 @@ from tests.integrations.plain import equal, factor, made, ran
 from tests.wrap.hand import batches, forward, mlp, sgd
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.integrations import AcceleratedStepper, causal_lm
+from tram_ds.integrations.deepspeed_plugin import clip_norm, set_clip_norm
 from tram_ds.integrations.refusals import refuse_accelerator, refuse_recomputation
 
 SCRIPT = Path(__file__).parent / "examples" / "accelerate_loop.py"
@@ -74,11 +75,22 @@ def test_what_cannot_go_together_is_refused(tmp_path: Path) -> None:
         accelerator.load_state(str(tmp_path))
 
 
+def plugin(**told: Any) -> SimpleNamespace:
+    """accelerate's, by the last word of a key."""
+    return SimpleNamespace(
+        get_value=lambda key, default=None: told.get(key.split(".")[-1], default)
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "^fsdp: FSDP1 .*use FSDP2"),
-        ({"deepspeed_plugin": object()}, "^deepspeed: .*launch/train.py"),
+        ({"deepspeed_plugin": plugin()}, "^deepspeed: zero_optimization.stage 0 .*use stage 1, 2"),
+        (
+            {"deepspeed_plugin": plugin(stage=2, autotp_size=2)},
+            r"^deepspeed: tensor_parallel\.autotp_size 2: ",
+        ),
         ({"parallelism_config": object()}, "^parallelism_config: "),
         ({"mixed_precision": "fp16"}, "^mixed precision fp16: .*use bf16"),
         ({"distributed_type": DistributedType.MEGATRON_LM}, "^MEGATRON_LM: "),
@@ -109,3 +121,36 @@ def test_fsdp_that_accelerate_would_leave_out_is_refused(monkeypatch: pytest.Mon
     accelerator, model, optimizer = prepared()
     with pytest.raises(ValueError, match=r"^fsdp: accelerate shards over .*leave fsdp out"):
         AcceleratedStepper(accelerator, model, optimizer)
+
+
+def test_deepspeed_that_accelerate_would_leave_out_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accelerator, model, optimizer = prepared()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")  # its plugin sets it, on a CPU too
+    with pytest.raises(ValueError, match=r"^deepspeed: accelerate runs it on .*leave deepspeed"):
+        AcceleratedStepper(accelerator, model, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "clips"),
+    [(None, 0.5, None), (0.5, None, 0.5), (0.5, 0.0, 0.5), (0.5, 0.5, 0.5)],
+)
+def test_the_norm_is_clipped_as_deepspeed_or_the_user_says(
+    asked: float | None, told: float | None, clips: float | None
+) -> None:
+    state = SimpleNamespace(deepspeed_plugin=plugin(gradient_clipping=told))
+    assert clip_norm(SimpleNamespace(state=state), asked) == clips
+
+
+def test_two_norms_to_clip_to_are_refused() -> None:
+    state = SimpleNamespace(deepspeed_plugin=plugin(gradient_clipping=1.0))
+    with pytest.raises(ValueError, match=r"clip_norm 0\.5 and gradient_clipping 1\.0 .*leave clip"):
+        clip_norm(SimpleNamespace(state=state), 0.5)
+
+
+@pytest.mark.parametrize(("config", "clips"), [({}, 0.0), ({"gradient_clipping": 0.5}, 0.5)])
+def test_no_clipping_is_told_to_deepspeed(config: dict[str, float], clips: float) -> None:
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=config))
+    set_clip_norm(SimpleNamespace(state=state), 0.0)
+    assert config == {"gradient_clipping": clips}

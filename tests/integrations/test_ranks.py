@@ -1,5 +1,5 @@
-"""The page's scripts on 2 ranks are the plain loop over DistributedDataParallel or FSDP2, and
-resume."""
+"""The page's scripts on 2 ranks are the plain loop over DistributedDataParallel, FSDP2 or
+DeepSpeed, and resume."""
 
 from __future__ import annotations
 
@@ -60,3 +60,44 @@ def test_fsdp2_is_the_plain_loop_too(case: str, under_fsdp2: dict[str, Any]) -> 
         "apart": 0.0,
         "files": [f"tram-0000{rank}-of-00002.safetensors" for rank in range(2)],
     }
+
+
+@pytest.fixture(scope="module")
+def under_deepspeed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return ranks.run("tests.integrations.zero_worker", str(tmp_path_factory.mktemp("runs")))
+
+
+FP32 = ("accelerate, stage 1", "Trainer, stage 2, offloaded", "Trainer, stage 3")
+OF_DEEPSPEED = (  # bf16, or an optimizer of the config: beside deepspeed.initialize, bit for bit
+    "accelerate, stage 2, optimizer of the config",
+    "Trainer, stage 1, bf16 summed in fp32",
+    "Trainer, stage 3, bf16, both of the config",
+)
+
+
+@pytest.mark.parametrize("case", FP32 + OF_DEEPSPEED)
+def test_deepspeed_is_the_plain_loop_too(case: str, under_deepspeed: dict[str, Any]) -> None:
+    found = dict(under_deepspeed[case])
+    assert found.pop("gap") <= (1e-6 if case in FP32 else 0.0)
+    expected = {
+        "wrapped": "DeepSpeedEngine",
+        "windows": [2] * 3,
+        "resumed": True,
+        "taken": [2],
+        "apart": 0.0,
+    }
+    if case == "Trainer, stage 3":
+        lost = found.pop("lost")
+        assert lost[0] == lost[1], "a refusal on one rank would hang the other"
+        assert "has no tram-00001-of-00002.safetensors" in lost[0]
+        assert "optimizer.weight_decay: 0.0 -> 0.1" in found.pop("another")
+        expected["files"] = [f"tram-0000{rank}-of-00002.safetensors" for rank in range(2)]
+    assert found == expected
+
+
+def test_no_scheduler_of_deepspeed_moves_after_a_skipped_step(
+    under_deepspeed: dict[str, Any],
+) -> None:
+    """A prepared scheduler moves once for every rank: two halvings."""
+    for kind, rates in under_deepspeed["a step that is not finite"].items():
+        assert rates == pytest.approx([0.1, 0.1, 0.025]), kind

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -208,6 +209,7 @@ class Bf16Partitioned:
     def clear(self) -> None:
         self.o.zero_grad()
 
+    @torch.no_grad()  # its flat weights are made of parameters, with a history
     def publish(self) -> None:
         self.all_gather(
             groups_flat=self.o.bf16_groups_flat,

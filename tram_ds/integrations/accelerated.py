@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tram_ds.algorithms.step import StepReport
 from tram_ds.algorithms.stepper import UserForward, wrap
-from tram_ds.integrations import saved
+from tram_ds.integrations import deepspeed_plugin, saved
 from tram_ds.integrations.refusals import refuse_accelerator, refuse_recomputation
 from tram_ds.integrations.same_run import made
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class AcceleratedStepper:
     """Around a model and an optimizer that `accelerator.prepare` has given back.
 
-    algorithm, seed, clip_norm and further options as of wrap(). save_state() and load_state() of
-    the accelerator keep what it remembers, in tram.safetensors. ValueError names what cannot be
-    trained right.
+    algorithm, seed, clip_norm and further options as of wrap(); under DeepSpeed its config's
+    gradient_clipping clips where clip_norm is left out. save_state() and load_state() of the
+    accelerator keep what it remembers, in tram.safetensors. ValueError names what cannot be trained
+    right.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class AcceleratedStepper:
                 "first in save_state(): use wrap() and a place of your own"
             )
         self.accelerator, self.optimizer = accelerator, optimizer
+        clip_norm = deepspeed_plugin.clip_norm(accelerator, clip_norm)
         self.stepper = wrap(
             model, optimizer.optimizer, algorithm, seed=seed, clip_norm=clip_norm, **options
         )
-        self._made = made(optimizer.optimizer)
+        self._made = made(deepspeed_plugin.bare(optimizer))
         self._batches: list[Any] = []
         accelerator.register_save_state_pre_hook(self._save)
         accelerator.register_load_state_pre_hook(self._load)
@@ -67,8 +69,9 @@ class AcceleratedStepper:
             return None
         batches, self._batches = self._batches, []
         refuse_recomputation(self.accelerator, self.stepper.engine.module)
+        deepspeed_plugin.note_skipped(self.optimizer, False)
         report = self.stepper.step(batches, forward)
-        self.optimizer._is_overflow = report.skipped  # what accelerate's schedulers ask
+        deepspeed_plugin.note_skipped(self.optimizer, report.skipped)
         return report
 
     def _save(self, _models: Any, _weights: Any, folder: str) -> None:

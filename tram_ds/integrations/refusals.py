@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from tram_ds.algorithms.said import dropout_is_active
+from tram_ds.integrations import deepspeed_plugin
 
 FORWARD = "pass forward=, (model, batch) -> (loss_sum, count, logits (N, C)), with the loss"
 
@@ -80,12 +81,7 @@ def _accelerator(accelerator: Any) -> list[tuple[Any, str]]:
     sharding = getattr(state, "fsdp_plugin", None)
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     return [
-        (
-            getattr(state, "deepspeed_plugin", None) is not None,
-            "deepspeed: accelerate's DeepSpeed takes a step inside its backward pass: use its "
-            "plugin of FSDP2 (fsdp_version=2) or DDP, or train on ZeRO with launch/train.py or "
-            "wrap(engine)",
-        ),
+        *deepspeed_plugin.refusals(accelerator),
         (
             sharding is not None and sharding.fsdp_version != 2,
             "fsdp: FSDP1 cannot run two backward passes a step: use FSDP2, fsdp_version=2 of "

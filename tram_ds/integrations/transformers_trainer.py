@@ -17,7 +17,7 @@ from transformers import Trainer
 from tram_ds.algorithms.probe import EpsilonProbe
 from tram_ds.algorithms.step import StepReport
 from tram_ds.algorithms.stepper import Stepper, UserForward, wrap
-from tram_ds.integrations import saved
+from tram_ds.integrations import deepspeed_plugin, saved
 from tram_ds.integrations.own_loss import forward_of, refuse_other_loss
 from tram_ds.integrations.refusals import refuse, refuse_recomputation
 from tram_ds.integrations.same_run import made
@@ -53,6 +53,7 @@ class TramTrainer(Trainer):
         self._resumed: str | None = None
         self._made: dict[str, Any] | None = None
         refuse(self, own_forward=forward is not None)
+        deepspeed_plugin.set_clip_norm(self.accelerator, self.args.max_grad_norm)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self.stepper, self.report, self._window, self._resumed = None, None, [], None
@@ -78,12 +79,13 @@ class TramTrainer(Trainer):
             return torch.zeros((), device=self.args.device)
         window, self._window = self._window, []
         stepper, forward = self._prepared(model, window)
+        deepspeed_plugin.note_skipped(self.optimizer, False)
         self.report = stepper.step(window, forward, probe=self._probe)
         self.skipped_steps += self.report.skipped
         # The optimizer has stepped: accelerate passes over its turn where nothing was synchronised,
         # and Trainer over the scheduler's where the optimizer says that it did not step.
         self.accelerator.gradient_state._set_sync_gradients(False)
-        self.optimizer._is_overflow = self.report.skipped  # type: ignore[union-attr]
+        deepspeed_plugin.note_skipped(self.optimizer, self.report.skipped)
         return self.report.loss.to(self.args.device, torch.float32)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -112,10 +114,11 @@ class TramTrainer(Trainer):
         if self.stepper is None:
             refuse_recomputation(self.accelerator, model)
             if self._made is None:
-                self._made = made(self._bare_optimizer)
+                self._made = made(deepspeed_plugin.bare(self.optimizer))
+            prepared: Any = self.optimizer
             self.stepper = wrap(
                 model,
-                self._bare_optimizer,
+                prepared.optimizer,
                 self.algorithm,
                 seed=self.args.seed,
                 clip_norm=self.args.max_grad_norm or None,
@@ -126,11 +129,12 @@ class TramTrainer(Trainer):
                 refuse_other_loss(forward, model, window[0])
         return self.stepper, forward
 
-    @property
-    def _bare_optimizer(self) -> torch.optim.Optimizer:
-        """What accelerate has wrapped."""
-        optimizer: Any = self.optimizer
-        return optimizer.optimizer
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Behind accelerate's preparation and before a checkpoint is loaded: the optimizer is noted
+        as it is made."""
+        if optimizer is None:
+            self._made = made(deepspeed_plugin.bare(self.optimizer))
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -139,6 +143,5 @@ class TramTrainer(Trainer):
             saved.save(self.stepper, Path(output_dir), self._made)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        self._made = made(self._bare_optimizer)
         super()._load_optimizer_and_scheduler(checkpoint)
         self._resumed = checkpoint
