@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from tests.data.test_m2d2 import offline_hub, put_in_hub_cache  # noqa: F401 (a fixture)
 from tests.data.test_rows import write
 from tram_ds.data import windows
 from tram_ds.data.bpe import train_tokenizer
@@ -208,12 +209,39 @@ def test_a_pass_ends_where_the_recipe_says(folder, tokenizer):
     same([stream[i] for i in range(25)], [*rows[:10], *rows[:10], *rows[:5]])
 
 
+def test_a_data_set_of_the_hub_is_streamed_as_its_files_are(
+    offline_hub,  # noqa: F811
+    folder,
+    tokenizer,
+    tmp_path,
+):
+    """Without a network, from the hub's cache: the same rows and, behind a checkpoint, the same
+    again."""
+    names = {f"data/{path.name}": path for path in sorted(folder.iterdir())}
+    put_in_hub_cache(offline_hub, "somebody/mine", names)
+
+    def rows(source):
+        stream = Stream(
+            lambda place: Tape(source, "mine", tokenizer, (), place),
+            WIDTH,
+            buffer=7,
+            seed=3,
+            global_batch=4,
+        )
+        return [stream[i] for i in range(30)], stream.kept_at(20)
+
+    of_hub, kept = rows(open_stream("somebody/mine", reading=READING))
+    local, kept_too = rows(open_stream(str(folder), reading=READING))
+    same(of_hub, local)
+    assert kept == kept_too
+    with pytest.raises(DataError, match=r"cannot get files of rows .* of the hub data set a/b"):
+        open_stream("a/b", reading=READING)
+
+
 def test_what_cannot_be_streamed_is_refused(folder, tokenizer, tmp_path):
     for name in ("generated", "installed_docs", "machelreid/m2d2", str(tmp_path / "none")):
         with pytest.raises(DataError, match=r"task\.streaming is for files of rows"):
             open_stream(name)
-    with pytest.raises(DataError, match=r"reads files on this machine.*somebody/talks"):
-        open_stream("somebody/talks")
     (tmp_path / "short.jsonl").write_text('{"text": "few"}\n')
     with pytest.raises(DataError, match=r"no row of 16 tokens"):
         source = open_stream(str(tmp_path / "short.jsonl"), reading=Reading(held_out=1e-9))

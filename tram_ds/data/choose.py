@@ -64,21 +64,18 @@ def open_source(
 def open_stream(
     data: str, revision: str | None = None, reading: Reading = PLAIN, files: str | None = None
 ) -> StreamedText:
-    """The files of rows called `data`, to be read without being kept. DataError for anything
-    else."""
+    """The files of rows called `data`, to be read without being kept; those of a data set of the
+    hub from its cache, into which they are downloaded first. DataError for anything else."""
     if _on_hub(data):
-        raise DataError(
-            f"task.streaming reads files on this machine, and task.data {data} is on the hub: "
-            "remove task.streaming, which downloads it once, or give task.data a folder with its "
-            "files"
-        )
+        return StreamedText(data, reading, _of_hub(data, revision, files))
     _refuse_files(data, files)
     refuse_revision(data, revision)
     path = Path(data)
     if data in ("installed_docs", "generated", HUB_ID) or not (path.exists() and find_files(path)):
         raise DataError(
             f"task.streaming is for files of rows, and task.data '{data}' is none on this machine: "
-            f"remove task.streaming, or give a file ({kinds()}), or a folder of them"
+            f"remove task.streaming, or give a file ({kinds()}), a folder of them, or a data set "
+            "of the hub (OWNER/NAME) that has some"
         )
     return StreamedText(data, reading, find_files(path))
 
