@@ -1,5 +1,5 @@
-"""`python -m tests.faults.forked OUT NAME ARGUMENTS`: the function NAME of tests.faults.jobs or
-jobs_kill, its arguments and what it returns on rank 0 as JSON."""
+"""`python -m tests.faults.forked OUT NAME ARGUMENTS`: the function NAME of tests.faults.jobs,
+jobs_background or jobs_kill, its arguments and what it returns on rank 0 as JSON."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ def forked(jobs: list[Job], timeout: float = 300) -> list[Any]:
 
 
 def main(out: str, name: str, arguments: str) -> None:
-    from tests.faults import jobs, jobs_kill
+    from tests.faults import jobs, jobs_background, jobs_kill
 
     # one rank may join a group of its own
     os.environ |= rank_variables(0, 1, str(ranks.free_port())) if "RANK" not in os.environ else {}
-    action = getattr(jobs, name, None) or getattr(jobs_kill, name)
+    modules = (jobs, jobs_background, jobs_kill)
+    action = next(getattr(module, name) for module in modules if hasattr(module, name))
     result = action(*json.loads(arguments))
     if os.environ["RANK"] == "0":
         Path(out).write_text(json.dumps(result))

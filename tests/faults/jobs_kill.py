@@ -186,21 +186,6 @@ def peer_killed() -> dict[str, Any]:
     }
 
 
-def asynchronous_is_a_snapshot() -> dict[str, Any]:
-    """Training goes on while a save is under way; what is committed is the state at the call."""
-    rank, world = build.start("ddp")
-    root = shared_folder(rank, world)
-    built = stepper("ddp", "asam_mesa", world)
-    train(built, 1)
-    with checkpoint.Saver(root, built) as saver:
-        want = digest(built)
-        saver.save(asynchronous=True)
-        train(built, 2)
-    other = stepper("ddp", "asam_mesa", world)
-    checkpoint.resume(other, root)
-    return {"equal": digest(other) == want, "moved": digest(built) != want}
-
-
 def lock_is_agreed() -> dict[str, Any]:
     """All ranks of a second job are turned away alike; a lock that was taken over stops the next
     save."""

@@ -176,14 +176,14 @@ class Stepper:
         return all(reference.restorable() for reference in self.algorithm.references)
 
     def state(self) -> State:
-        """Live tensors: copy or write them before the next step."""
+        """Live tensors, between two steps: copy or write them before the next."""
         weights = {
             k: v for reference in self.algorithm.references for k, v in reference.state().items()
         }
         return State(
             self.steps,
             self.engine.steps,
-            self.engine.params(),
+            self.engine.weights.masters(),
             self.engine.moments(),
             weights,
             self.engine.extras(),

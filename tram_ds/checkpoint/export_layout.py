@@ -16,18 +16,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from tram_ds.models.stored import FLOATS
-
-# of parameters and persistent buffers, as the safetensors format writes them
-DTYPES = {kind: name for name, kind in FLOATS.items()} | {
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-CHUNK = 1 << 22  # elements copied to the host at a time: 16 MiB of fp32
+from tram_ds.checkpoint.pieces import CHUNK, DTYPES, header, put
 
 
 @dataclass(frozen=True)
@@ -43,8 +32,7 @@ class Place:
         time."""
         stream.seek(self.byte + start * self.dtype.itemsize)
         for part in values.detach().reshape(-1).split(CHUNK):
-            data = part.to("cpu", self.dtype).contiguous()
-            stream.write(data.view(torch.uint8).numpy().data)
+            put(stream, part.to("cpu", self.dtype).contiguous())
 
 
 @dataclass(frozen=True)
@@ -59,9 +47,9 @@ class Layout:
     def begin(self, folder: Path) -> None:
         """The files without their tensors. Whatever is not written later is a hole, so every
         element must be."""
-        for file, header in self.headers.items():
+        for file, begins in self.headers.items():
             (folder / file).touch(mode=0o600)
-            (folder / file).write_bytes(header)
+            (folder / file).write_bytes(begins)
         if self.index is not None:
             (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(self.index)
 
@@ -102,17 +90,9 @@ def laid_out(state: Mapping[str, Tensor], names: Mapping[str, str], max_shard_si
                 "shape": list(tensor.shape),
                 "data_offsets": [start, end],
             }
-        headers[file] = header = _header(entries)
+        headers[file] = begins = header(entries)
         for there in order:
-            byte = len(header) + entries[there]["data_offsets"][0]
+            byte = len(begins) + entries[there]["data_offsets"][0]
             places[mine[there]] = Place(file, byte, state[mine[there]].dtype)
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     return Layout(headers, json.dumps(index, indent=2) if split.is_sharded else None, places)
-
-
-def _header(entries: Mapping[str, Any]) -> bytes:
-    """As https://huggingface.co/docs/safetensors has it: 8 bytes of length, JSON, blanks up to a
-    multiple of 8."""
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

@@ -192,7 +192,7 @@ def seal(partial: Path, prefix: str) -> dict[str, dict[str, Any]]:
     mine = sorted(p for p in partial.iterdir() if p.name.startswith(prefix))
     for file in mine:
         os.chmod(file, 0o600)
-        disk.sync(file)  # torch syncs before the last buffered bytes are written
+        disk.sync(file)
     return {file.name: describe(file) for file in mine}
 
 

@@ -15,13 +15,14 @@ import torch
 
 from tram_ds.algorithms import references
 from tram_ds.algorithms.stepper import Stepper
-from tram_ds.checkpoint import files, space, tensors
+from tram_ds.checkpoint import files, pieces, space, tensors
 from tram_ds.checkpoint import state as states
 from tram_ds.checkpoint.changes import kept
 from tram_ds.checkpoint.files import Manifest, candidates
 from tram_ds.checkpoint.space import Space
 from tram_ds.checkpoint.tensors import Flats
 from tram_ds.engines.optimizer_state import moment_names
+from tram_ds.engines.reading import Reading
 from tram_ds.runtime.exits import CheckpointError, PeerLost
 from tram_ds.runtime.peers import TIMEOUT, Peers
 from tram_ds.runtime.run_lock import RunLock
@@ -74,27 +75,36 @@ class Saver:
         """Commits the state after the last step; returns the folder it is in. CheckpointError on
         all ranks or on none.
 
-        asynchronous: returns when everything is copied to CPU memory, and writes in the background
-        while training goes on; an error is raised by the next save() or wait(), on all ranks. A
-        second save waits for the first. also: what the manifest says beside the stepper's state.
+        asynchronous: returns at once, and writes in the background while the next step's passes
+        run; its descent, or a load, waits for the writing. Until then only the engine may move
+        weights, and the reference weights of before that step live on. An error is raised by the
+        next save() or wait(), on all ranks. A second save waits for the first. also: what the
+        manifest says beside the stepper's state.
         """
         self.wait()
         doing = f"saving step {self.stepper.steps} in {self.folder}"
 
-        def collect() -> tuple[Flats, Manifest]:
-            states.refuse_unsettled(self.stepper)
-            mine = states.collect(self.stepper)
-            told = states.describe(self.stepper) | self.told | (also or {})
-            return tensors.on_cpu(mine) if asynchronous else mine, told
+        self.peers.every(doing, lambda: states.refuse_unsettled(self.stepper))
+        reading = self.stepper.engine.reading() if asynchronous else None
 
-        mine, manifest = self.peers.every(doing, collect)
-        if asynchronous:
-            self._thread = threading.Thread(
-                target=self._in_background, args=(doing, mine, manifest), daemon=True
-            )
-            self._thread.start()
-        else:
-            self._patiently(doing, mine, manifest)
+        def collect() -> tuple[Flats, Manifest]:
+            told = states.describe(self.stepper) | self.told | (also or {})
+            return states.collect(self.stepper, reading), told
+
+        try:
+            mine, manifest = self.peers.every(doing, collect)
+            if reading is None:
+                self._patiently(doing, mine, manifest)
+            else:
+                arguments = (doing, mine, manifest, reading)
+                self._thread = threading.Thread(
+                    target=self._in_background, args=arguments, daemon=True
+                )
+                self._thread.start()
+        except BaseException:
+            if reading is not None:  # the descent would wait for nobody
+                reading.close()
+            raise
         return self.folder / files.name(manifest["step"])
 
     def wait(self) -> None:
@@ -123,7 +133,7 @@ class Saver:
         elif self._thread is not None:
             self._thread.join(GRACE)
 
-    def _in_background(self, doing: str, mine: Flats, manifest: Manifest) -> None:
+    def _in_background(self, doing: str, mine: Flats, manifest: Manifest, reading: Reading) -> None:
         device = self.stepper.engine.device
         if device.type == "cuda":
             # a new thread starts on GPU 0, where it would claim memory
@@ -132,6 +142,8 @@ class Saver:
             self._patiently(doing, mine, manifest)
         except Exception as error:
             self._error = error
+        finally:
+            reading.close()
 
     def room(self, exports: int, dtype: torch.dtype = torch.float32) -> None:
         """CheckpointError, before the first step, where the disk has no room for what the run will
@@ -169,7 +181,7 @@ class Saver:
             # Each call ends with all ranks knowing of every failure, so that none waits in the next
             # for a rank that has given up.
             peers.every(doing, lambda: tensors.write(mine, partial, kinds, names, peers))
-            sealed = peers.every(doing, lambda: files.seal(partial, tensors.prefix(peers.rank)))
+            sealed = peers.every(doing, lambda: files.seal(partial, pieces.prefix(peers.rank)))
             whole = manifest | {
                 "files": {k: v for rank in peers.gather(sealed) for k, v in rank.items()}
             }

@@ -18,10 +18,12 @@ from tram_ds.checkpoint.files import FORMAT, Manifest
 from tram_ds.checkpoint.tensors import Flat, Flats, flats
 from tram_ds.engines.optimizer_state import Extras, moment_names
 from tram_ds.engines.protocol import Engine
+from tram_ds.engines.reading import Reading
 from tram_ds.engines.shards import Shards
 from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.peers import Peers
 
+THETA = "theta"
 LIBRARIES = ("torch", "deepspeed", "transformers", "safetensors", "numpy")
 
 
@@ -44,16 +46,20 @@ def refuse_unsettled(stepper: Stepper) -> None:
         )
 
 
-def collect(stepper: Stepper) -> Flats:
-    """This rank's live tensors to write: nothing where another rank writes the same."""
+def collect(stepper: Stepper, reading: Reading | None = None) -> Flats:
+    """This rank's live tensors to write: nothing where another rank writes the same.
+
+    reading: of theta, where it is written while the next step begins. Of the rest a step changes
+    buffers, which are copied for it, and what its descent changes.
+    """
     state, found = stepper.state(), Flats()
     if stepper.engine.writes:
         for kind, shards in _kinds(state.params, state.moments, state.references):
-            found |= flats(kind, shards)
+            found |= flats(kind, shards, reading if kind == THETA else None)
     if stepper.engine.rank == 0:  # equal on all ranks
-        found |= _buffer_flats(stepper.engine)
+        found |= _buffer_flats(stepper.engine, copied=reading is not None)
         for path, tensor in state.extras.others.items():
-            found[f"other/{path}"] = Flat.of(tensor.detach().contiguous(), 0, tensor.numel())
+            found[f"other/{path}"] = Flat.of(tensor, 0, tensor.numel())
     return found
 
 
@@ -62,7 +68,7 @@ def kinds(manifest: Manifest) -> list[str]:
     names = [f"moment/{key}" for key in manifest["moments"]] + [
         f"reference/{key}" for key in manifest["references"]
     ]
-    return ["theta", *names, "buffer", *(["other"] if manifest.get("others") else [])]
+    return [THETA, *names, "buffer", *(["other"] if manifest.get("others") else [])]
 
 
 def names(manifest: Manifest) -> list[str]:
@@ -94,7 +100,7 @@ def describe(stepper: Stepper) -> Manifest:
 
 def shapes(stepper: Stepper, peers: Peers) -> dict[str, list[int]]:
     """Every parameter's name and unsharded shape, from what all ranks hold. Collective."""
-    mine = {span.name: list(span.shape) for span in stepper.engine.params().layout}
+    mine = {span.name: list(span.shape) for span in stepper.engine.layout}
     return dict(sorted(item for rank in peers.gather(mine) for item in rank.items()))
 
 
@@ -153,7 +159,7 @@ def _same_tensors(what: str, then: Mapping[str, list[int]], now: Mapping[str, li
 def empty(stepper: Stepper, manifest: Manifest) -> tuple[State, dict[str, Tensor], Flats]:
     """A State to be filled in this engine's layout, buffers to be filled, and the flats that share
     their memory."""
-    like = stepper.engine.params()
+    like = stepper.engine.weights.masters()
 
     # contiguous: pieces are filled through flat views, and *_like keeps other strides
     def blank() -> Shards:
@@ -195,15 +201,15 @@ def _kinds(
 ) -> list[tuple[str, Shards]]:
     pairs = [(f"moment/{key}", shards) for key, shards in moments.items()]
     return [
-        ("theta", params),
+        (THETA, params),
         *pairs,
         *((f"reference/{key}", shards) for key, shards in remembered.items()),
     ]
 
 
-def _buffer_flats(engine: Engine) -> Flats:
+def _buffer_flats(engine: Engine, copied: bool) -> Flats:
     return {
-        f"buffer/{n}": Flat.of(b.detach().contiguous(), 0, b.numel())
+        f"buffer/{n}": Flat.of(b.detach().clone() if copied else b.detach(), 0, b.numel())
         for n, b in buffers(engine.module)
     }
 

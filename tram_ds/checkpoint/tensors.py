@@ -9,7 +9,8 @@ start + length) that it holds.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from tram_ds.checkpoint.pieces import CHUNK, PiecesWriter
+from tram_ds.engines.reading import Reading
 from tram_ds.engines.shards import Shards
 from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.peers import Peers
@@ -33,19 +36,36 @@ warnings.filterwarnings(
 )
 
 
+Read = Callable[[int, int], Tensor]
+
+
 class Flat(Tensor):
     """Elements [start, start + len(piece)) of a tensor of `numel`, as torch's planners ask for
     them."""
 
     piece: Tensor
     start: int
+    read: Read | None
 
     @staticmethod
-    def of(piece: Tensor, start: int, numel: int) -> Flat:
+    def of(piece: Tensor, start: int, numel: int, read: Read | None = None) -> Flat:
+        """read: how elements [from, to) of the piece are come by; None: they lie in it."""
         make: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
         flat: Flat = make(Flat, (numel,), dtype=piece.dtype)
-        flat.piece, flat.start = piece.detach().reshape(-1), start
+        flat.piece, flat.start, flat.read = piece.detach(), start, read
         return flat
+
+    def length(self) -> int:
+        """Elements of the piece."""
+        return self.piece.numel()
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Flat CPU tensors of at most CHUNK elements; laid end to end they are the piece."""
+        if self.read is None:  # a copy where it is not contiguous
+            yield from (part.cpu() for part in self.piece.reshape(-1).split(CHUNK))
+            return
+        for start in range(0, self.length(), CHUNK):
+            yield self.read(start, min(start + CHUNK, self.length()))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,16 +88,17 @@ class Flat(Tensor):
         return [self._chunk()]
 
     def __get_tensor_shard__(self, _: MetadataIndex) -> Tensor:
-        return self.piece
+        return self.piece.view(-1)  # to be filled
 
 
 Flats = dict[str, Flat]
 
 
-def flats(prefix: str, shards: Shards) -> Flats:
-    """This rank's pieces under `prefix`/<parameter>, empty ones left out."""
+def flats(prefix: str, shards: Shards, reading: Reading | None = None) -> Flats:
+    """This rank's pieces under `prefix`/<parameter>, empty ones left out. reading: where their
+    values are found, if not in them."""
     found: Flats = {}
-    for span, piece in zip(shards.layout, shards, strict=True):
+    for index, (span, piece) in enumerate(zip(shards.layout, shards, strict=True)):
         key = f"{prefix}/{span.name}"
         if key in found:
             raise CheckpointError(
@@ -85,23 +106,16 @@ def flats(prefix: str, shards: Shards) -> Flats:
                 "written"
             )
         if span.length:
-            found[key] = Flat.of(piece, span.start, torch.Size(span.shape).numel())
+            read = None if reading is None else partial(reading.read, index)
+            found[key] = Flat.of(piece, span.start, torch.Size(span.shape).numel(), read)
     return found
 
 
-def on_cpu(tensors: Flats) -> Flats:
-    """Copies in CPU memory, which later steps do not touch."""
-    # copy: `to` gives back the very tensor where it is on the CPU already
-    return {
-        k: Flat.of(f.piece.to("cpu", copy=True), f.start, f.numel()) for k, f in tensors.items()
-    }
-
-
 def write(
-    tensors: Flats, partial: Path, kinds: Iterable[str], names: Iterable[str], peers: Peers
+    tensors: Flats, folder: Path, kinds: Iterable[str], names: Iterable[str], peers: Peers
 ) -> None:
-    """Writes every rank's `tensors` into the folder, one file per kind and rank, synced to disk.
-    Collective.
+    """Writes every rank's `tensors` into the folder, one file per kind and rank, a CHUNK at a
+    time. Collective.
 
     kinds, names: all prefixes and all parameter names, the same on every rank. Refuses what does
     not add up to whole tensors.
@@ -110,16 +124,11 @@ def write(
     files = {f"{kind}/{name}": index for index, kind in enumerate(kinds, start=1) for name in names}
     dcp.save(
         tensors,
-        storage_writer=dcp.HuggingFaceStorageWriter(str(partial), files, save_distributed=True),
+        storage_writer=PiecesWriter(folder, tensors, files, peers.rank),
         planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
         process_group=peers.group,
         no_dist=peers.group is None,
     )
-
-
-def prefix(rank: int) -> str:
-    """How the names of the files that `rank` writes begin."""
-    return f"shard-{rank + 1:05d}-"
 
 
 def read(tensors: Flats, path: Path, peers: Peers) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from tram_ds.engines import replicas
 from tram_ds.engines.optimizer_state import Extras, optimizer_steps
 from tram_ds.engines.pull import Pull
+from tram_ds.engines.reading import Reading
 from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.engines.sums import LossFn, PassMeans, divisor
 from tram_ds.engines.weights import Weights
@@ -64,6 +65,7 @@ class Engine:
         self.perturbed = False
         self.targets = torch.ones((), dtype=torch.float64, device=self.device)
         self._theta: Shards | None = None
+        self._reading: Reading | None = None
         self._compared = False  # whether replicas were, in this step
         self._alike = torch.ones((), dtype=torch.bool, device=self.device)
 
@@ -103,6 +105,20 @@ class Engine:
         if self._theta is None:
             self._theta = live.clone()
         return self._theta
+
+    def reading(self) -> Reading:
+        """theta_t, between two steps, for another thread to read while the next step begins;
+        moments() are read live meanwhile. See Reading: descend() and load() wait for its close().
+        """
+        assert not self.perturbed, "the masters are theta_t between two steps alone"
+        self._after_reading()
+        self._reading = Reading(self.weights.masters())
+        return self._reading
+
+    def _after_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.wait()
+            self._reading = None
 
     def grads(self) -> Lazy:
         """The last pass's gradient: reduced, mean over the global batch, fp32, unclipped; layout as
@@ -151,6 +167,8 @@ class Engine:
         leaves it, `perturbed`, and saves a gather.
         """
         theta, self.perturbed = self.params(), True
+        if self._reading is not None and not self.weights.separate:
+            self._reading.keep(theta)
         self._write(to)
         del to  # it may hold the gradient it was computed from
         try:
@@ -253,6 +271,7 @@ class Engine:
                 # 1e-6 as in torch.nn.utils.clip_grad_norm_
                 factor = factor * (self.clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
             gradient.scale_(factor)
+            self._after_reading()
             if pull is not None and share:
                 # the masters are theta_t here: a move is undone, or was of the working copy alone
                 pull.apply(self.weights.masters(), share)
@@ -292,6 +311,7 @@ class Engine:
     ) -> None:
         """Overwrites masters, the optimizer's state and the count of base steps, and publishes.
         Collective."""
+        self._after_reading()
         self._theta, self.steps = None, steps
         self.weights.load(params, moments, steps, extras or Extras())
 

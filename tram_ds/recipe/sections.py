@@ -246,9 +246,9 @@ class CheckpointSection(Section):
     """Minutes that a save or an export waits for room on a full disk before the run gives up with
     exit 4."""
     asynchronous: bool = False
-    """Write in the background while training goes on, from a copy in host memory: of theta, the
-    optimizer's moments and the row's reference weights, 12 bytes per parameter and more over the
-    ranks that share them."""
+    """Write in the background while the next step's passes run; its descent waits for the writing.
+    Nothing is copied for it. Rows that remember weights (theta_{t-1}, an average) keep those of
+    before that step until then, 4 bytes per parameter over the ranks that share them."""
 
 
 class ExportSection(Section):
