@@ -29,6 +29,7 @@ from tram_ds.evaluation.weights import fill, towards
 from tram_ds.models.pretrained import load_model, load_stored
 from tram_ds.recipe.model_section import ModelSection
 from tram_ds.recipe.recipe import Recipe, to_dict
+from tram_ds.recipe.same_everywhere import refuse_other_recipes
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.paths import expanded
 from tram_ds.runtime.ranks import Job, joined
@@ -68,6 +69,7 @@ def score_all(
     asked = Asked(recipe, domains, split, job, sharded)
     _refuse(asked, chosen)
     with joined(job, "fsdp2" if sharded else "replicated"):
+        refuse_other_recipes(recipe, job.world_size)
         built = _tasks(asked, chosen)
         models = [
             _entry(asked, candidate, task) for candidate, task in zip(chosen, built, strict=True)

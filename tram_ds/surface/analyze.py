@@ -30,6 +30,7 @@ from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.errors import explain
 from tram_ds.recipe.loading import load
 from tram_ds.recipe.recipe import Recipe
+from tram_ds.recipe.same_everywhere import refuse_other_recipes
 from tram_ds.recipe.sections import OptimizerSection, ScheduleSection
 from tram_ds.runtime.checked import Section
 from tram_ds.runtime.errors import DataError
@@ -146,6 +147,7 @@ def run(recipe: Recipe, request: Request) -> tuple[Job, Report]:
     chosen = analysed(recipe, request)
     name = engines.choose(recipe.engine.name, job)
     with joined(job, name, timedelta(seconds=recipe.train.timeout)):
+        refuse_other_recipes(recipe, job.world_size)
         export, folder = exported(recipe, request.export, job.world_size)
         task, wanted = scored_rows(chosen, request.domains, request.split, job.world_size)
         model = task.model(load_stored)

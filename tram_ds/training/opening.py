@@ -18,6 +18,7 @@ from tram_ds.evaluation import measured, samples
 from tram_ds.models.pretrained import load_outline
 from tram_ds.planning import without_gpu
 from tram_ds.recipe.recipe import Recipe, accumulation, check_length, dump, to_dict
+from tram_ds.recipe.same_everywhere import refuse_other_recipes
 from tram_ds.runtime import run_folder
 from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.files import private_dir, remove_file, write_whole
@@ -88,6 +89,7 @@ def opened(recipe: Recipe, request: Request) -> Iterator[Opened | None]:
         stack.enter_context(watchdog.watching())
         watchdog.beat("joining the other ranks")
         stack.enter_context(joined(job, engine, timedelta(seconds=recipe.train.timeout)))
+        refuse_other_recipes(recipe, job.world_size)
         # before the lock, which is a file in it
         refuse_folder(folder, request, job.world_size)
         if request.resume and from_rank_0(lambda: nothing_to_do(folder, recipe, request)):
