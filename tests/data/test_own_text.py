@@ -215,6 +215,8 @@ def test_changed_files_are_read_again(tmp_path):
             r"'de\\u0301' and 'd\\xe9'",
         ),
         (("d/train.txt", "d /test.txt"), "two of the domains of .* look the same: 'd' and 'd '"),
+        (("Art.jsonl", "art.jsonl"), "differ by case alone, 'Art' and 'art'"),
+        (("STRASSE.txt", "stra\u00dfe.txt"), "differ by case alone"),
         (("a b.jsonl", "a\tb.jsonl"), "not a domain name: .* control characters"),
         (("train-0.jsonl", "train-2.jsonl"), "lacks train-1"),
         (("a.txt", "a.jsonl"), "has a in more than one file"),

@@ -43,6 +43,7 @@ HAND = {k: v for k, v in TORCHRUN.items() if k in ("RANK", "LOCAL_RANK", "WORLD_
     "MASTER_PORT": "1",
 }
 
+FLUX = {"FLUX_JOB_SIZE": "3", "FLUX_TASK_RANK": "2", "FLUX_TASK_LOCAL_ID": "2"}
 OMPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
 
 
@@ -119,6 +120,9 @@ def test_srun_on_one_node_needs_no_other_variable():
         ({"OMPI_COMM_WORLD_SIZE": "4"}, None, "`torchrun --nproc_per_node 4 launch/train.py"),
         ({"PMI_SIZE": "2", "PMI_RANK": "1"}, None, "PMI_SIZE"),
         ({"JSM_NAMESPACE_SIZE": "6"}, None, "`torchrun --nproc_per_node 6"),
+        ({**FLUX, "PMI_SIZE": "3"}, None, "Flux started 3 processes (FLUX_JOB_SIZE)"),
+        ({**FLUX, **TORCHRUN}, None, "Flux started 3 torchrun agents (FLUX_JOB_SIZE)"),
+        ({**FLUX, **HAND, "WORLD_SIZE": "3"}, None, "Flux started process 2 of 3"),
         ({**SHELL, **OMPI}, None, "an MPI launcher started 2 processes"),  # mpirun within salloc
         (
             {**OMPI, **HAND, "RANK": "0", "LOCAL_RANK": "0"},

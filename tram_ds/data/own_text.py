@@ -22,7 +22,7 @@ from tram_ds.data.sources import (
     CHUNK,
     SPLITS,
     check_domain_name,
-    refuse_alike,
+    refuse_alike_domains,
     some,
     unknown_domain,
 )
@@ -54,7 +54,7 @@ class OwnText:
             check_domain_name(domain)
         self.folder = self._built(cache_dir)
         self.count = Count(**json.loads((self.folder / COUNT).read_text(encoding="utf-8")))
-        refuse_alike(self.domains(), f"the domains of {data}")
+        refuse_alike_domains(self.domains(), str(data))
         self._refuse_all_held_out()
 
     def domains(self) -> list[str]:

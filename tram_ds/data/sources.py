@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -62,7 +62,7 @@ class FolderSource:
                 f"{self.root}/<domain>/{{train,valid,test}}.txt, or files of rows (train.jsonl), "
                 f"found {some(sorted(p.name for p in self.root.iterdir()))}"
             )
-        refuse_alike(self.domains(), f"the domains of {self.root}")
+        refuse_alike_domains(self.domains(), str(self.root))
 
     @classmethod
     def fits(cls, root: Path) -> bool:
@@ -150,6 +150,20 @@ def refuse_alike(names: Iterable[str], what: str) -> None:
         other = seen.setdefault(unicodedata.normalize("NFC", name).strip(), name)
         if other != name:
             raise DataError(f"two of {what} look the same: {other!a} and {name!a}: rename one")
+
+
+def refuse_alike_domains(names: Sequence[str], where: str) -> None:
+    """The same of domains, which also name metrics and files: DataError for two that differ by case
+    alone, which are one in a tracking server's database or file system that does not see case."""
+    refuse_alike(names, f"the domains of {where}")
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise DataError(
+                f"two of the domains of {where} differ by case alone, {other!a} and {name!a}, and "
+                "where case is not seen their metrics and files are one: rename one"
+            )
 
 
 def unknown_domain(domain: str, domains: Iterable[str], where: str) -> DataError:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tram_ds.data.layout import Files
-from tram_ds.data.sources import SPLITS, check_domain_name, refuse_alike, unknown_domain
+from tram_ds.data.sources import SPLITS, check_domain_name, refuse_alike_domains, unknown_domain
 from tram_ds.data.usable import Count, Reading, column_of_text, lacking, side, usable
 from tram_ds.data.windows import Piece, pieces
 from tram_ds.runtime.errors import DataError
@@ -66,7 +66,7 @@ class StreamedText:
         self.count = Count()  # of the training rows that were read
         for domain in files:
             check_domain_name(domain)
-        refuse_alike(self.domains(), f"the domains of {data}")
+        refuse_alike_domains(self.domains(), str(data))
 
     def domains(self) -> list[str]:
         return sorted(self.files)

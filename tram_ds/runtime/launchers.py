@@ -17,8 +17,9 @@ from pathlib import Path
 from tram_ds.runtime.exits import MEANING
 
 ANNOUNCED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# what MPI launchers call the number of processes that they started, and a process's own
+# what Flux and MPI launchers call the number of processes that they started, and a process's own
 MPI = {
+    "FLUX_JOB_SIZE": "FLUX_TASK_RANK",  # before PMI's, which Flux sets too
     "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
     "PMI_SIZE": "PMI_RANK",
     "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
@@ -189,20 +190,22 @@ def _refuse_several_launchers(env: Mapping[str, str], launcher: str, tasks: int)
 
 
 def _refuse_mpi(env: Mapping[str, str], launcher: str) -> None:
-    """Where an MPI launcher started several processes that do not all have a rank of one job."""
+    """Where Flux or an MPI launcher started several processes that do not all have a rank of one
+    job."""
     mpi = next((name for name in MPI if _number(env, name, 1) > 1), None)
     if mpi is None:
         return
     count = _number(env, mpi)
+    who = "Flux" if mpi.startswith("FLUX_") else "an MPI launcher"
     if launcher == "python":
         raise ValueError(
-            f"an MPI launcher started {count} processes ({mpi}), which would each train "
+            f"{who} started {count} processes ({mpi}), which would each train "
             f"the same run: `torchrun --nproc_per_node {count} {_script()}`"
         )
     if "TORCHELASTIC_RUN_ID" in env:
         if (agents := _number(env, "GROUP_WORLD_SIZE", count)) != count:
             raise ValueError(
-                f"an MPI launcher started {count} torchrun agents ({mpi}), each with a job of its "
+                f"{who} started {count} torchrun agents ({mpi}), each with a job of its "
                 f"own (GROUP_WORLD_SIZE={agents}): `torchrun --nproc_per_node "
                 f"{env.get('LOCAL_WORLD_SIZE', count)} {_script()}` without it"
             )
@@ -210,7 +213,7 @@ def _refuse_mpi(env: Mapping[str, str], launcher: str) -> None:
     own = env.get(MPI[mpi])
     if own is not None and (env["RANK"], env.get("WORLD_SIZE")) != (own, str(count)):
         raise ValueError(
-            f"an MPI launcher started process {own} of {count} ({mpi}), but RANK={env['RANK']} and "
+            f"{who} started process {own} of {count} ({mpi}), but RANK={env['RANK']} and "
             f"WORLD_SIZE={env.get('WORLD_SIZE')} were exported before it: `unset "
             f"{' '.join(ANNOUNCED[:3])}`, and `torchrun --nproc_per_node {count} {_script()}`"
         )

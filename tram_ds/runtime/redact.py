@@ -17,7 +17,8 @@ _SECRET_WORD = (
 )
 _TOKEN_WORD = r"token(?!i[sz])"  # hf_token, authToken, tokens; not tokenizer, tokenised
 _SECRET_KEY = re.compile(_SECRET_WORD, re.IGNORECASE)
-_TOKEN_KEY = re.compile(_TOKEN_WORD, re.IGNORECASE)
+# DB_PASS, pass; not passes, bypass, forward_passes. Like a token's, a number under it is a count
+_TOKEN_KEY = re.compile(rf"{_TOKEN_WORD}|(?:^|[_.-])pass$", re.IGNORECASE)
 
 _USERINFO = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]{0,30}://)[^/\s?#'\"]*@")
 _BEARER = re.compile(r"\b(?P<kind>bearer)\s+(?!<redacted>)[\w.~+/=-]{8,}", re.IGNORECASE)
@@ -36,6 +37,12 @@ _FLAG = re.compile(
     r"(?P<value>[\w\"'/+.][^\s]*)",
     re.IGNORECASE,
 )
+_PASS = re.compile(  # `PASS=x`, `db_pass: x`, `--db-pass x`; not `forward pass: x`
+    r"(?P<key>(?:(?<=_)pass|(?<![a-z0-9])pass(?==)|(?-i:(?<![A-Za-z0-9])PASS))[\"']?\s{0,4}[:=]\s{0,4}"
+    r"|--(?:[\w-]*-)?pass(?:=|\s+))"
+    r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,&}\]\"']+)",
+    re.IGNORECASE,
+)
 _USER = re.compile(r"(?P<key>(?<!\S)(?:-u|--user)[ =]\s*[^\s:/]+:)(?P<value>[^\s:/]+)")  # curl's
 _SIGNED = re.compile(  # what lets whoever has the URL in
     r"(?P<key>[?&](?:sig|key|[\w-]*signature)=)(?P<value>[^&\s'\"]+)", re.IGNORECASE
@@ -46,7 +53,7 @@ _NUMBER = re.compile(r"[-+]?[\d.]+(?:e[-+]?\d+)?|true|false|null|none", re.IGNOR
 
 def is_secret_key(key: str, value: object = "") -> bool:
     """Does a value under this key have to be hidden? Counts such as `tokens: 4096` and `max_tokens:
-    8` do not."""
+    8` do not, nor words such as `passes`."""
     return bool(_SECRET_KEY.search(key)) or (
         bool(_TOKEN_KEY.search(key)) and isinstance(value, str)
     )
@@ -109,7 +116,7 @@ def _redact_text(text: str, known: list[str]) -> str:
     text = _USERINFO.sub(rf"\g<scheme>{HIDDEN}@", text)
     text = _BEARER.sub(rf"\g<kind> {HIDDEN}", text)
     text = _KNOWN_SHAPES.sub(HIDDEN, text)
-    for shape in (_FLAG, _USER, _SIGNED, _LOGIN):
+    for shape in (_FLAG, _PASS, _USER, _SIGNED, _LOGIN):
         text = shape.sub(_hide_assigned, text)
     return _ASSIGNMENT.sub(_hide_assigned, text)
 
