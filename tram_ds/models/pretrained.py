@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tram_ds.models import adapters, stored
+from tram_ds.models import adapters, pickled, stored
 from tram_ds.models.config import load_config, revision
 from tram_ds.models.whole import refuse_incomplete
 from tram_ds.runtime.errors import DataError
@@ -118,6 +118,7 @@ def _build(
 def _load_weights(
     auto_class: Any, section: Any, config: PretrainedConfig, new_head: bool, options: dict
 ) -> nn.Module:
+    pickled.check(section.path, revision(section))
     model, report = auto_class.from_pretrained(
         section.path,
         config=config,

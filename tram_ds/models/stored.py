@@ -122,10 +122,10 @@ def entries(path: str, revision: str) -> dict[str, Entry] | None:
 
 def _files(path: str, revision: str) -> dict[Path, set[str]]:
     """The files -> the names the index says each has (none said: all that are in it)."""
-    single = _find(path, SAFE_WEIGHTS_NAME, revision)
+    single = find(path, SAFE_WEIGHTS_NAME, revision)
     if single is not None:
         return {single: set()}
-    index = _find(path, SAFE_WEIGHTS_INDEX_NAME, revision)
+    index = find(path, SAFE_WEIGHTS_INDEX_NAME, revision)
     if index is None:
         return {}
     try:
@@ -135,7 +135,7 @@ def _files(path: str, revision: str) -> dict[Path, set[str]]:
     files: dict[str, set[str]] = {}
     for key, name in weight_map.items():
         files.setdefault(name, set()).add(key)
-    places = {name: _find(path, name, revision) for name in sorted(files)}
+    places = {name: find(path, name, revision) for name in sorted(files)}
     lost = [name for name, place in places.items() if place is None]
     if lost:
         raise DataError(
@@ -145,7 +145,8 @@ def _files(path: str, revision: str) -> dict[Path, set[str]]:
     return {place: files[name] for name, place in places.items() if place is not None}
 
 
-def _find(path: str, name: str, revision: str) -> Path | None:
+def find(path: str, name: str, revision: str) -> Path | None:
+    """The file `name` of a folder or hub name, on this machine; None where it has none."""
     folder = Path(path)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
@@ -170,7 +171,10 @@ def read_model(
     """
     files = entries(path, revision)
     if files is None:
-        raise NotSlices("it has no safetensors files")
+        raise NotSlices(
+            "it has no safetensors files (from_pretrained and save_pretrained of transformers "
+            "write them)"
+        )
     marks, state = _marked(files)
     model, report = kind.from_pretrained(
         None, state_dict=state, output_loading_info=True, **options
