@@ -7,6 +7,7 @@ A package that cannot be had skips the test with pip's own reason.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import transformers
 
 
 def place() -> Path:
@@ -54,3 +56,17 @@ def converted(name: str, convert: Callable[[Path], None]) -> Path:
         convert(out)
         (out / "done").touch()
     return out
+
+
+def shortened(whole: Path, layers: int) -> Path:
+    """The model folder with its first `layers` layers alone: the weights, the embeddings, the head
+    and the tokenizer of the whole one."""
+
+    def cut(out: Path) -> None:
+        kind = transformers.AutoConfig.from_pretrained(whole).architectures[0]
+        model = getattr(transformers, kind).from_pretrained(whole, num_hidden_layers=layers)
+        model.save_pretrained(out)
+        for file in whole.glob("tokenizer*"):
+            shutil.copy(file, out)
+
+    return converted(f"{whole.name}-{layers}", cut)
