@@ -64,12 +64,16 @@ def test_loading_under_zero3_adds_no_copy_of_the_model(found):
         assert whole - stored >= 2 * shard(zero3) * 0.9
 
 
-@pytest.mark.parametrize(("engine", "copies"), [("fsdp2", 2), ("zero3", 3)])
-def test_saving_never_packs_the_whole_state(found, engine, copies):
-    """theta, then each moment, where all would be 12 x N / W: mostly 4 x N / W, a file's bytes, and
-    in some runs as much again, which was seen and not explained. Under ZeRO-3 theta is joined from
-    DeepSpeed's partitions first, which is one more."""
-    assert max(found[engine]["saving"]) <= copies * shard(found[engine]) + 16 * MIB
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_saving_copies_nothing(found, engine):
+    """Where a file of it alone is 4 x N / W, and theta with both moments 12: what is in the files
+    is read where it trains, a few MiB at a time."""
+    assert max(found[engine]["saving"]) <= 16 * MIB
+
+
+def test_saving_in_the_background_holds_a_few_pieces(found):
+    """16 MiB each, copied so that theta may move meanwhile, and what the allocator keeps."""
+    assert max(found["fsdp2"]["saving in the background"]) <= 64 * MIB
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
