@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tram_ds.tracking.address import address, sqlite_path, sqlite_uri
+from tram_ds.tracking.server import prepare_environment
 
 SERVER = {"MLFLOW_TRACKING_URI": "http://server:5000"}
 
@@ -95,3 +97,9 @@ def test_a_relative_database_of_an_odd_folder(tmp_path, monkeypatch):
     uri = found({"MLFLOW_TRACKING_URI": "sqlite:///x.db?y=1"}).uri
     assert uri == f"sqlite:///{tmp_path}/a%3Fb/x.db?y=1"
     assert sqlite_path(uri) == tmp_path / "a?b" / "x.db"
+
+
+def test_telemetry_is_off_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {"MLFLOW_DISABLE_TELEMETRY": "false"})
+    prepare_environment()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
