@@ -101,3 +101,10 @@ def test_no_scheduler_of_deepspeed_moves_after_a_skipped_step(
     """A prepared scheduler moves once for every rank: two halvings."""
     for kind, rates in under_deepspeed["a step that is not finite"].items():
         assert rates == pytest.approx([0.1, 0.1, 0.025]), kind
+
+
+def test_an_engine_that_cannot_be_trained_right_is_refused(
+    under_deepspeed: dict[str, Any],
+) -> None:
+    said = "zero_optimization.round_robin_gradients = true is refused: it makes DeepSpeed address "
+    assert under_deepspeed["refused"].startswith(said)

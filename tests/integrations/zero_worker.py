@@ -25,8 +25,9 @@ from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 from tests.integrations.ddp_worker import EXAMPLES, ddp, of_accelerate, of_trainer, ran
 from tests.integrations.fsdp2_worker import of_files
-from tests.integrations.plain import factor
+from tests.integrations.plain import factor, made
 from tests.wrap.hand import batches, forward, mlp, sgd
+from tram_ds.algorithms.stepper import wrap
 from tram_ds.integrations import AcceleratedStepper
 
 AUTO = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -41,7 +42,7 @@ DUMMIES = {
         "lambda o: get_linear_schedule_with_warmup(o, 2, 6))"
     ),
 }
-FILES = "stage 3"  # the case whose files are looked at too
+FILES = LOADED = "stage 3"  # the case whose files are looked at too, of a model in partitions
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "accelerate, stage 1": ("loop", {"stage": 1}),
     "accelerate, stage 2, optimizer of the config": ("dummies", {"stage": 2, "optimizer": ADAMW}),
@@ -82,6 +83,7 @@ def main(out: str, folder: str) -> None:
         "stage 1 in fp32": skipped({"data_types": {"grad_accum_dtype": "fp32"}}),
         "stage 1": skipped({}),
     }
+    found["refused"] = harmful()
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(found))
     dist.barrier()
@@ -98,6 +100,8 @@ def of_arguments(folder: str, told: dict[str, Any], configs: list[Any]) -> dict[
     more = {"deepspeed": told, "bf16": "bf16" in told}
     made = functools.partial(transformers.TrainingArguments, **more)
     script = EXAMPLES / "hf_trainer.py"
+    if folder.endswith(LOADED):
+        script = in_partitions(script, folder)
     with mock.patch.object(transformers, "TrainingArguments", made):
         found = of_trainer(script, folder, plain(configs, split=True) if more["bf16"] else ddp)
     if folder.endswith(FILES):
@@ -108,6 +112,21 @@ def of_arguments(folder: str, told: dict[str, Any], configs: list[Any]) -> dict[
             found["another"] = refusal(script, folder, saved)
         with mock.patch.object(transformers, "TrainingArguments", made):
             found |= of_files(script, saved)
+    return found
+
+
+def in_partitions(script: Path, folder: str) -> Path:
+    """The script with a model that is loaded behind TrainingArguments, and so one that DeepSpeed
+    has partitioned by then."""
+    pretrained = f"{folder}-pretrained"
+    if dist.get_rank() == 0:
+        made()[0].save_pretrained(pretrained)
+    dist.barrier()
+    load = f"model = GPT2LMHeadModel.from_pretrained({pretrained!r})\n"
+    text, at = script.read_text(), "trainer = TramTrainer("
+    assert at in text
+    found = Path(f"{folder}-{dist.get_rank()}.py")
+    found.write_text(text.replace(at, f"{load}assert model.lm_head.weight.ds_id >= 0\n{at}"))
     return found
 
 
@@ -206,6 +225,20 @@ def skipped(more: dict[str, Any]) -> list[float]:
             prepared[2].step()
         found += prepared[2].get_last_lr()
     return found
+
+
+def harmful() -> str:
+    """What wrap() says of an engine whose config cannot be trained right."""
+    zero = {"stage": 2, "round_robin_gradients": True}
+    told = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": zero}
+    told["zero_allow_untested_optimizer"] = True
+    model = mlp()
+    engine = deepspeed.initialize(model=model, optimizer=sgd(model), config=told)[0]
+    try:
+        wrap(engine)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def on_cpu() -> None:

@@ -196,6 +196,8 @@ def test_engine_defaults():
         ),
         ('{"zero_optimization": {"round_robin_gradients": true}}', "round_robin_gradients"),
         ('{"zero_optimization": {"zero_quantized_weights": true}}', "zero_quantized_weights"),
+        ('{"zero_optimization": {"zero_hpz_partition_size": 8}}', "zero_hpz_partition_size = 8"),
+        ('{"zero_optimization": {"mics_shard_size": 4}}', "mics_shard_size = 4"),
         ('{"a": 1, "a": 2}', "duplicate key 'a'"),
         ('{"a": NaN}', "NaN"),
         ("{", "not valid JSON"),

@@ -8,9 +8,8 @@ DeepSpeed's own.
 What DeepSpeed would do silently and this engine does not: the accumulation boundary is set
 explicitly (or stage 2 keeps only the last micro-batch); gradients are cleared between the passes
 (or they add up); stage 3's padding is zeroed; its persistent parameters are released and gathered
-again when the weights move; `round_robin_gradients` is refused (its map of parameters to partitions
-is wrong); Adam's state at stage 0 with bf16 is emptied of the step DeepSpeed takes when it is
-built.
+again when the weights move; what zero_harmful has is refused; Adam's state at stage 0 with bf16 is
+emptied of the step DeepSpeed takes when it is built.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from tram_ds.engines import filling, layout, optimizer_state
 from tram_ds.engines.filling import Fill
 from tram_ds.engines.protocol import Engine, Schedule
+from tram_ds.engines.zero_harmful import harmful
 from tram_ds.engines.zero_storage import Bf16Partitioned, Partitioned, Storage
 from tram_ds.engines.zero_weights import Zero, base_optimizer, partition_of
 from tram_ds.engines.zero_whole import Stage3, Whole
@@ -75,11 +75,8 @@ def _refuse(engine: Any) -> None:
         raise ValueError(
             "the DeepSpeed engine has no optimizer: pass optimizer= to deepspeed.initialize"
         )
-    if getattr(engine.optimizer, "round_robin_gradients", False):
-        raise ValueError(
-            "zero_optimization.round_robin_gradients: true maps parameters to wrong partitions: "
-            "set it to false"
-        )
+    if wrong := harmful(dict(engine._config.zero_config)):
+        raise ValueError(wrong)
     if engine.fp16_enabled():
         raise ValueError(
             "fp16.enabled: true needs loss scaling, under which a perturbation has no fixed size: "

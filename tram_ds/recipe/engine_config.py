@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tram_ds.engines.zero_harmful import harmful
 from tram_ds.recipe.file import CONFIGS, RecipeError, find, read, read_json
 from tram_ds.recipe.sections import EngineSection
 from tram_ds.runtime.wording import hint, short
@@ -32,12 +33,6 @@ OWNED = {  # key of a DeepSpeed config -> the recipe key that says it
     "torch_autocast": "model.dtype",
     "data_types": "model.dtype",
     "activation_checkpointing": "model.activation_checkpointing",
-}
-HARMFUL = {  # key of zero_optimization -> why it may not be on
-    "round_robin_gradients": "it makes DeepSpeed address the wrong parameters",
-    "zero_quantized_weights": "quantised weights lose the perturbation",
-    "zero_quantized_nontrainable_weights": "quantised weights lose the perturbation",
-    "zero_quantized_gradients": "quantised gradients change the perturbation",
 }
 
 
@@ -79,11 +74,9 @@ def _check_deepspeed(path: Path, config: dict[str, Any]) -> None:
                 f'{path}: {dotted} = "auto" is not a value: nothing here fills it in; remove the '
                 "key"
             )
-    for key, reason in HARMFUL.items():
-        if config.get("zero_optimization", {}).get(key):
-            raise RecipeError(
-                f"{path}: zero_optimization.{key} = true is refused: {reason}; set it to false"
-            )
+    section = config.get("zero_optimization", {})
+    if isinstance(section, dict) and (wrong := harmful(section)):
+        raise RecipeError(f"{path}: {wrong}")
 
 
 def _check_fsdp2(path: Path, config: dict[str, Any]) -> None:
