@@ -149,7 +149,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_resumes_exactly(
 def test_a_hung_rank_ends_the_job_within_the_timeout(tmp_path: Path) -> None:
     """Rank 1 is stopped (SIGSTOP): rank 0 says where it was, within the timeout and 5 s, and exits
     6."""
-    ranks = start(tmp_path, 2, "train.steps=100000", "train.timeout=30")
+    ranks = start(tmp_path, 2, "train.steps=100000", "train.timeout=15")
     try:
         wait_for(lambda: checkpointed(tmp_path), ranks, tmp_path)
         os.kill(ranks[1].pid, signal.SIGSTOP)
@@ -187,7 +187,7 @@ def test_a_port_that_is_taken_is_a_clear_error(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ranks = start(tmp_path, 2, "train.timeout=20", port=taken.getsockname()[1])
+        ranks = start(tmp_path, 2, "train.timeout=5", port=taken.getsockname()[1])
         assert ended(ranks, 120) == [6, 6]
     assert "is the port free" in (tmp_path / "rank0.log").read_text()
 
@@ -195,7 +195,7 @@ def test_a_port_that_is_taken_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_rank_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     """WORLD_SIZE says 2 and one was started: bounded by train.timeout."""
     (tmp_path / "rank1.log").touch()
-    ranks = start(tmp_path, 2, "train.timeout=20", only=0)
+    ranks = start(tmp_path, 2, "train.timeout=5", only=0)
     assert ended(ranks, 90) == [6]
     assert "do they agree on WORLD_SIZE" in (tmp_path / "rank0.log").read_text()
 
