@@ -188,7 +188,9 @@ def load_state(
         if counted is not None and name not in counted:
             optimizer.state.pop(parameter, None)
             continue
-        state: dict[str, Any] = {key: torch.zeros_like(parameter.detach()) for key in moments}
+        old = optimizer.state.get(parameter, {})
+        # in place where there is one: a new one beside it would stay in the allocator's heap
+        state: dict[str, Any] = {key: _like(parameter, old.get(key)) for key in moments}
         for key, shards in moments.items():
             whole = state[key]
             local = whole.to_local() if isinstance(whole, DTensor) else whole
@@ -206,6 +208,15 @@ def load_state(
             optimizer.state[parameter] = state
         else:  # an empty one would be taken for one that has been made
             optimizer.state.pop(parameter, None)
+
+
+def _like(parameter: Tensor, there: Any) -> Tensor:
+    """`there`, or zeros where it is no tensor of a parameter's kind."""
+    p = parameter.detach()
+    alike = isinstance(there, Tensor) and type(there) is type(p)
+    if alike and (there.shape, there.dtype, there.device) == (p.shape, p.dtype, p.device):
+        return there
+    return torch.zeros_like(p)
 
 
 def number(value: Number, key: str, optimizer: torch.optim.Optimizer, p: Tensor) -> Any:
