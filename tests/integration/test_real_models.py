@@ -163,8 +163,9 @@ def test_two_steps_on_two_ranks_then_export_and_scores(
     again = json.loads(out.read_text())["models"][0]["scores"]
     for domain, score in scores.items():
         assert again[domain]["loss"] == pytest.approx(score["loss"], rel=1e-4)
-        most = 12.0 if layers is None or kind == "e5" else 100.0  # no language model now
-        assert 0.0 < score["loss"] < most
+        assert score["loss"] > 0.0
+        if layers is None or kind == "e5":  # the first layers alone are no language model
+            assert score["loss"] < 12.0
 
 
 def go(name: str, *words: str, cwd: Path, world: int = 1) -> None:

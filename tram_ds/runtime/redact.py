@@ -38,7 +38,8 @@ _FLAG = re.compile(
     re.IGNORECASE,
 )
 _PASS = re.compile(  # `PASS=x`, `db_pass: x`, `--db-pass x`; not `forward pass: x`
-    r"(?P<key>(?:(?<=_)pass|(?<![a-z0-9])pass(?==)|(?-i:(?<![A-Za-z0-9])PASS))[\"']?\s{0,4}[:=]\s{0,4}"
+    r"(?P<key>(?:(?<=_)pass|(?<![a-z0-9])pass(?==)|(?-i:(?<![A-Za-z0-9])PASS))"
+    r"[\"']?\s{0,4}[:=]\s{0,4}"
     r"|--(?:[\w-]*-)?pass(?:=|\s+))"
     r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,&}\]\"']+)",
     re.IGNORECASE,
