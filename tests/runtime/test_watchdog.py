@@ -29,8 +29,8 @@ def test_beats_keep_it_quiet() -> None:
     script = (
         "import time\n"
         "from tram_ds.runtime.signals import Watchdog\n"
-        "with Watchdog(0, 1.0).watching() as watchdog:\n"
-        "    for step in range(8):\n"
+        "with Watchdog(0, 2.0).watching() as watchdog:\n"
+        "    for step in range(10):\n"
         "        watchdog.beat('step', step)\n"
         "        time.sleep(0.25)\n"
     )

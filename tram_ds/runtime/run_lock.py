@@ -6,12 +6,10 @@ from a holder that is certainly dead (same host and process namespace, no such p
 not touched it for `stale_after` seconds (other host, or a host that was rebooted).
 
 NFS: creation by hard link is atomic there too, and ages are measured against the file server's
-clock. What no file can
-exclude: a holder cut off from the server for longer than `stale_after` that comes back. `check`,
-which a Saver calls before
-every save, ends it: it may have trained in the meantime, but it does not save. Attribute caching
-may show a heartbeat up to
-a minute late: do not set `stale_after` below two minutes on NFS.
+clock. What no file can exclude: a holder cut off from the server for longer than `stale_after`
+that comes back. `check`, which a Saver calls before every save, ends it: it may have trained in
+the meantime, but it does not save. Attribute caching may show a heartbeat up to a minute late: do
+not set `stale_after` below two minutes on NFS.
 """
 
 from __future__ import annotations
@@ -79,8 +77,11 @@ class RunLock:
         self._done.set()
         if self._thread is not None:
             self._thread.join()
-        if _read(self.path).get("token") == self.holder["token"]:
-            remove_file(self.path)
+        # under the mutex: whoever looks at the lock meanwhile must not see it go between two looks,
+        # and a job that took it over must not lose it to us. The folder may be gone with it
+        with suppress(FileNotFoundError), locked(RunFolder(self.path.parent).lock_mutex):
+            if _read(self.path).get("token") == self.holder["token"]:
+                remove_file(self.path)
 
     def check(self) -> None:
         """RunLocked if another job has taken the lock over in the meantime: call it before writing
