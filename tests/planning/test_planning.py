@@ -11,7 +11,8 @@ import pytest
 from tests import ranks
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.table import ALGORITHMS
-from tram_ds.planning import cost, memory, plan, report, sizes
+from tram_ds.models.chunked import CHUNK_ELEMENTS
+from tram_ds.planning import cost, memory, model_states, plan, report, sizes
 from tram_ds.planning.setup import setup_of
 from tram_ds.recipe.loading import load
 from tram_ds.recipe.recipe import Recipe
@@ -180,7 +181,7 @@ def test_a_stored_loss_gradient_takes_what_it_is_or_is_made_from(logits):
         assert held.logits - before.logits == 3 * 4 * whole
         assert (held.references, again) == (0, 0)
     else:
-        chunk = min(memory.CHUNK_ELEMENTS["cuda"], whole)
+        chunk = min(CHUNK_ELEMENTS["cuda"], whole)
         assert held.logits - before.logits == 3 * 4 * states + 4 * chunk
         assert held.references == 4 * head
         assert again == 3 * 2 * 2 * size.positions * head
@@ -265,9 +266,9 @@ def test_states_are_what_two_ranks_hold():
         name = "zero" if engine.startswith("zero") else {"ddp": "replicated"}.get(engine, engine)
         config = {"zero_optimization": {"stage": int(engine[-1])}} if name == "zero" else {}
         setup = setup_of(name, config, world=2, half=True, kept=2, micros=1, checkpointing=False)
-        seen = memory._references(setup, size, row)
+        seen = model_states.references(setup, size, row)
         planned = {
-            **memory._states(setup, size, row),
+            **model_states.states(setup, size, row),
             "predictions": seen.heads + seen.rows,
             "previous": seen.previous,
         }

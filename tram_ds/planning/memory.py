@@ -14,21 +14,17 @@ from dataclasses import dataclass, fields
 
 from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.options import Climb, Gradient
-from tram_ds.algorithms.reference import NoiseReference, Previous, WeightReference
+from tram_ds.algorithms.reference import WeightReference
 from tram_ds.engines.shards import PART
-from tram_ds.models.chunked import CHUNK_ELEMENTS
+from tram_ds.planning.activations import activations, logits
 from tram_ds.planning.buffers import buffers
+from tram_ds.planning.model_states import copies, fp32_shard, references, states
 from tram_ds.planning.setup import FP32, RunSetup
 from tram_ds.planning.sizes import ModelSize
 
 # fp32 copies of a part of the shards while epsilon is computed over it; Algorithm 2 has one more,
 # and so has what Adam divides by
 FORMULA = 3
-# fp32 copies of logits while a distance is measured: both sides, their log-softmax, their
-# difference
-COMPARING = 5
-# bytes: tram_ds.algorithms.distance works on whole logits in chunks of this much fp32
-COMPARED = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -69,99 +65,144 @@ class Memory:
 
 def peak(setup: RunSetup, size: ModelSize, row: Algorithm) -> Memory:
     """The parts at the moment of the largest sum."""
-    moments = [*_passes(setup, size, row), *_between(setup, size, row)]
-    return max([*moments, *_at_average(setup, size, row)], key=lambda m: m.total)
+    every = (_losses, _backwards, _distance, _ascent, _descents, _reference, _at_average)
+    moments = [found for part in every for found in part(setup, size, row)]
+    return max(moments, key=lambda m: m.total)
 
 
-def _passes(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
-    states = _states(setup, size, row)
-    seen = _references(setup, size, row)
-    logits = _logits(setup, size, row)
-    summed = setup.micros > 1 and row.of(Climb).accumulation != "micro"
-    if setup.engine == "fsdp2" and summed and not setup.reduce_each:
-        states["gradients"] = FP32 * size.trained  # until the last micro-batch's backward
-    early = states if setup.keeps_gradients or setup.micros > 1 else {**states, "gradients": 0}
-    total, realised = _copies(setup, size, row)
-    held = {"references": seen.weights + seen.heads, "ascent": total + realised}
-    kept, recomputed = _activations(setup, size, row)
-    there = buffers(setup, size, logits.head)
-    at_loss = there.head + logits.head if size.chunked else there.outside
-    before = {**early, **held, "activations": kept}
-    moment = "pass 2" if row.ascent is not None else "the pass"
-    yield Memory(f"the loss of {moment}", **before, logits=seen.rows + logits.loss, buffers=at_loss)
+def _losses(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
+    seen, rows = references(setup, size, row), logits(setup, size, row)
+    before, there = _going_forward(setup, size, row), buffers(setup, size, rows.head)
+    yield Memory(
+        f"the loss of {_last_pass(row)}",
+        **before,
+        logits=seen.rows + rows.loss,
+        buffers=_at_loss(setup, size, row),
+    )
     if setup.engine == "fsdp2":
         yield Memory(
-            f"the gathering after the loss of {moment}",
+            f"the gathering after the loss of {_last_pass(row)}",
             **before,
-            logits=seen.rows + logits.backward,
+            logits=seen.rows + rows.backward,
             buffers=there.after,
         )
+
+
+def _backwards(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
+    seen, rows = references(setup, size, row), logits(setup, size, row)
+    there = buffers(setup, size, rows.head)
+    kept, recomputed = activations(setup, size, row)
     # what a block keeps is made anew while the inputs of all of them are there
     yield Memory(
-        f"the backward of {moment}",
-        **{**before, "activations": kept + recomputed},
-        logits=seen.rows + logits.backward,
+        f"the backward of {_last_pass(row)}",
+        **{**_going_forward(setup, size, row), "activations": kept + recomputed},
+        logits=seen.rows + rows.backward,
         buffers=there.block,
     )
-    for when, activations, held_then in (
-        ("the last block", recomputed, there.last),
-        ("the end", 0, there.end),
-    ):
-        yield Memory(
-            f"{when} of {moment}",
-            **states,
-            **held,
-            activations=activations,
-            logits=seen.rows,
-            buffers=held_then,
-        )
-    if row.regions:  # measured in pass 1
-        moved = bool(seen.weights or seen.previous or total)  # the weights have moved before
-        pass_1 = {**before, "ascent": total, "theta_snapshot": moved * states["theta_snapshot"]}
-        yield Memory("the distance", **pass_1, logits=seen.rows + logits.compared, buffers=at_loss)
+    held = {**_pass_states(setup, size, row), **_beside(setup, size, row), "logits": seen.rows}
+    when = f"the last block of {_last_pass(row)}"
+    yield Memory(when, **held, activations=recomputed, buffers=there.last)
+    yield Memory(f"the end of {_last_pass(row)}", **held, activations=0, buffers=there.end)
 
 
-def _between(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
-    states = _states(setup, size, row)
-    seen = _references(setup, size, row)
-    shard = _shard(setup, size)
-    there = buffers(setup, size, 0)
-    if row.ascent is not None:
-        total, realised = _copies(setup, size, row)
-        more = bool(realised) + row.of(Gradient).precondition
-        formula = (FORMULA + more) * min(shard, FP32 * PART["cuda"])
-        held = {"references": seen.weights + seen.heads, "ascent": total + realised + formula}
-        yield Memory(
-            "the ascent", **states, **held, activations=0, logits=seen.rows, buffers=there.outside
-        )
-    # the shard is Adam's own temporary
-    nothing = {"ascent": 0, "activations": 0, "buffers": there.outside + shard}
-    references = seen.weights + seen.heads_ahead
-    yield Memory("the descent", **states, **nothing, references=references, logits=seen.rows_ahead)
-    # elsewhere theta's snapshot is what is kept
-    references = seen.weights + (seen.previous if setup.separate else 0)
+def _distance(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
+    if not row.regions:
+        return
+    seen, rows = references(setup, size, row), logits(setup, size, row)
+    before = _going_forward(setup, size, row)
+    # in pass 1: Algorithm 2's second gradient is not there yet, nor is a copy of theta, unless the
+    # weights have moved before
+    total, _ = copies(setup, size, row)
+    moved = bool(seen.weights or seen.previous or total)
+    pass_1 = {**before, "ascent": total, "theta_snapshot": moved * before["theta_snapshot"]}
     yield Memory(
-        "the descent before a checkpoint", **states, **nothing, references=references, logits=0
+        "the distance",
+        **pass_1,
+        logits=seen.rows + rows.compared,
+        buffers=_at_loss(setup, size, row),
     )
-    if (seen.weights or seen.previous) and seen.rows:  # an anchor predicts nothing
-        early = states if setup.keeps_gradients else {**states, "gradients": 0}
-        held = {
-            "references": seen.weights + seen.previous + seen.heads - seen.heads_ahead,
-            "ascent": 0,
-        }
-        rows = (
-            seen.rows
-            - seen.rows_ahead
-            + (0 if size.chunked else 2 * FP32 * size.positions * size.classes)
-        )
-        yield Memory(
-            "the reference",
-            **early,
-            **held,
-            activations=size.saved_block,
-            logits=rows,
-            buffers=there.head,
-        )
+
+
+def _last_pass(row: Algorithm) -> str:
+    return "pass 2" if row.ascent is not None else "the pass"
+
+
+def _pass_states(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str, int]:
+    """The states while gradients of the micro-batches are summed."""
+    held = states(setup, size, row)
+    summed = setup.micros > 1 and row.of(Climb).accumulation != "micro"
+    if setup.engine == "fsdp2" and summed and not setup.reduce_each:
+        held["gradients"] = FP32 * size.trained  # until the last micro-batch's backward
+    return held
+
+
+def _going_forward(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str, int]:
+    """All but logits and buffers, of the last micro-batch before its backward pass."""
+    held = _pass_states(setup, size, row)
+    # clear() has freed them, and the first backward pass makes them anew
+    early = held if setup.keeps_gradients or setup.micros > 1 else {**held, "gradients": 0}
+    kept, _ = activations(setup, size, row)
+    return {**early, **_beside(setup, size, row), "activations": kept}
+
+
+def _beside(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str, int]:
+    """What stays from pass to pass."""
+    seen = references(setup, size, row)
+    return {"references": seen.weights + seen.heads, "ascent": sum(copies(setup, size, row))}
+
+
+def _at_loss(setup: RunSetup, size: ModelSize, row: Algorithm) -> int:
+    head = logits(setup, size, row).head
+    there = buffers(setup, size, head)
+    return there.head + head if size.chunked else there.outside
+
+
+def _ascent(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
+    if row.ascent is None:
+        return
+    seen, (total, realised) = references(setup, size, row), copies(setup, size, row)
+    more = bool(realised) + row.of(Gradient).precondition
+    # epsilon is lazy: never there as a whole, but for a part of it at a time
+    formula = (FORMULA + more) * min(fp32_shard(setup, size), FP32 * PART["cuda"])
+    yield Memory(
+        "the ascent",
+        **states(setup, size, row),
+        references=seen.weights + seen.heads,
+        ascent=total + realised + formula,
+        activations=0,
+        logits=seen.rows,
+        buffers=buffers(setup, size, 0).outside,
+    )
+
+
+def _descents(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
+    held, seen = states(setup, size, row), references(setup, size, row)
+    # the shard is Adam's own temporary
+    there = buffers(setup, size, 0).outside + fp32_shard(setup, size)
+    nothing = {"ascent": 0, "activations": 0, "buffers": there}
+    kept = seen.weights + seen.heads_ahead
+    yield Memory("the descent", **held, **nothing, references=kept, logits=seen.rows_ahead)
+    # elsewhere theta's snapshot is what is kept
+    kept = seen.weights + (seen.previous if setup.separate else 0)
+    yield Memory("the descent before a checkpoint", **held, **nothing, references=kept, logits=0)
+
+
+def _reference(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
+    seen = references(setup, size, row)
+    if not ((seen.weights or seen.previous) and seen.rows):  # an anchor predicts nothing
+        return
+    held = states(setup, size, row)
+    early = held if setup.keeps_gradients else {**held, "gradients": 0}
+    whole = 0 if size.chunked else 2 * FP32 * size.positions * size.classes
+    yield Memory(
+        "the reference",
+        **early,
+        references=seen.weights + seen.previous + seen.heads - seen.heads_ahead,
+        ascent=0,
+        activations=size.saved_block,
+        logits=seen.rows - seen.rows_ahead + whole,
+        buffers=buffers(setup, size, 0).head,
+    )
 
 
 def _at_average(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory]:
@@ -170,149 +211,14 @@ def _at_average(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Me
     kept = [r for r in row.references if isinstance(r, WeightReference) and r.name == "average"]
     if not (setup.average and kept):
         return
-    states = _states(setup, size, row)
-    early = states if setup.keeps_gradients else {**states, "gradients": 0}
-    references = _references(setup, size, row).weights + _shard(setup, size)
+    held = states(setup, size, row)
+    early = held if setup.keeps_gradients else {**held, "gradients": 0}
     yield Memory(
         "the scores of the average",
         **early,
-        references=references,
+        references=references(setup, size, row).weights + fp32_shard(setup, size),
         ascent=0,
         activations=size.saved_block,
         logits=0 if size.chunked else 2 * FP32 * size.positions * size.classes,
         buffers=buffers(setup, size, 0).head,
-    )
-
-
-def _shard(setup: RunSetup, size: ModelSize) -> int:
-    """Bytes of a sharded fp32 copy of the parameters that train on this GPU."""
-    return 0 if setup.offload_states else FP32 * -(-size.trained // setup.shards)
-
-
-def _states(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str, int]:
-    n, share = size.parameters, -(-size.parameters // setup.shards)
-    shard, frozen = _shard(setup, size), size.parameters - size.trained
-    # what is frozen is where theta is, but for DeepSpeed's masters, which are of what trains
-    beside = {"replicated": FP32 * frozen, "fsdp2": FP32 * -(-frozen // setup.shards)}
-    masters = shard + (0 if setup.offload_states else beside.get(setup.engine, 0))
-    moves = row.perturbs or any(
-        isinstance(r.reference, WeightReference | Previous) for r in row.regions
-    )
-    working = {
-        "replicated": 2 * n if setup.half else 0,
-        "fsdp2": 0,
-        "zero3": 0 if setup.offload_parameters else share * setup.working,
-    }
-    plain = setup.engine == "zero0" and not setup.half  # the masters are the working copy
-    whole = (frozen if plain else n) * setup.working
-    return {
-        "masters": masters,
-        "moments": setup.kept * shard,
-        "gradients": shard * setup.gradient // FP32,
-        "working_copy": working.get(setup.engine, whole),
-        "theta_snapshot": shard if moves and not setup.separate else 0,
-    }
-
-
-def _copies(setup: RunSetup, size: ModelSize, row: Algorithm) -> tuple[int, int]:
-    """Bytes of gradients beside the one being made: (the total of the micro-batches so far, where
-    each has an epsilon; the first of Algorithm 2, while F is estimated)."""
-    if row.ascent is None:
-        return 0, 0
-    shard = _shard(setup, size)
-    total = shard if row.of(Climb).accumulation == "micro" and setup.micros > 1 else 0
-    return total, shard if row.fisher_pass is not None else 0
-
-
-def _activations(setup: RunSetup, size: ModelSize, row: Algorithm) -> tuple[int, int]:
-    """(kept for the backward pass, recomputed during it): with checkpointing the blocks' inputs,
-    and one block at a time."""
-    graphs = 1 + row.through_reference
-    block = size.block_input if setup.checkpointing else size.saved_block
-    return graphs * (
-        block * size.layers + size.saved_rest
-    ), size.saved_block if setup.checkpointing else 0
-
-
-@dataclass(frozen=True)
-class _References:
-    """Bytes. weights: kept always; previous: theta_{t-1}, from the descent to the next reference
-    forward, where it is kept.
-
-    heads, rows: of the predictions held during the passes; *_ahead: of those among them that are of
-    the next step's batch.
-    """
-
-    weights: int
-    previous: int
-    heads: int
-    rows: int
-    heads_ahead: int
-    rows_ahead: int
-
-
-def _references(setup: RunSetup, size: ModelSize, row: Algorithm) -> _References:
-    kept = [r for r in row.regions if isinstance(r.reference, WeightReference)]
-    previous = [r for r in row.regions if isinstance(r.reference, Previous)]
-    ahead = sum(
-        r.reference.lookahead and row.at(1).asks(r.reference)
-        for r in previous
-        if isinstance(r.reference, Previous)
-    )
-    # what dL/dlogits is, or is made from, is as large as a prediction
-    predictions = len(kept) + len(previous) + ahead + row.stored_gradient
-    shard = _shard(setup, size)
-    # one copy serves all micro-batches
-    head = size.classes * size.width * setup.working if size.chunked else 0
-    rows = (
-        setup.micros
-        * size.positions
-        * (size.width if size.chunked else size.classes)
-        * setup.working
-    )
-    return _References(
-        (len(kept) + (row.anchor is not None)) * shard,
-        len(previous) * shard,
-        predictions * head,
-        predictions * rows,
-        ahead * head,
-        ahead * rows,
-    )
-
-
-@dataclass(frozen=True)
-class _Logits:
-    """Bytes of a micro-batch's logits at its loss, while a distance is measured, and until the
-    backward pass has read them.
-
-    head: of the output head's gradient, which chunks make on the way forward.
-    """
-
-    loss: int
-    compared: int
-    backward: int
-    head: int
-
-
-def _logits(setup: RunSetup, size: ModelSize, row: Algorithm) -> _Logits:
-    one, working = size.positions * size.classes, setup.working
-    noised = any(isinstance(r.reference, NoiseReference) for r in row.regions)
-    # with a graph nothing is computed in place
-    comparing = COMPARING + 2 * (row.penalty is not None)
-    if not size.chunked:
-        compared = one * (working * (1 + noised) + FP32) + comparing * min(COMPARED, FP32 * one)
-        # logits that a penalty's gradient is recomputed from
-        differentiated = 0 if row.penalty is None else 1 + noised
-        return _Logits((3 * FP32 + working * differentiated) * one, compared, working * one, 0)
-    chunk = min(CHUNK_ELEMENTS["cuda"], one)
-    head = size.classes * size.width * size.head_trained
-    states = size.positions * size.width * working
-    gradient = (1 + row.through_reference) * states
-    # a chunk's share of the head's gradient, not yet added
-    added = head * working + 2 * chunk * working if setup.half else 0
-    # beside the loss's own chunk, that of pass 1's logits
-    own = (3 * FP32 + working * (1 + row.stored_gradient)) * chunk
-    loss = gradient + max(own, added)
-    return _Logits(
-        loss, gradient + noised * states + (comparing + 2) * FP32 * chunk, gradient, FP32 * head
     )

@@ -145,6 +145,7 @@ def _trace(
         outline.materialise_all(model)
         batch = outline.batch_of(config, task, rows, seq_len)
         batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+        # autograd keeps the weights too, which are counted already; views share one storage
         own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
         saved: dict[int, Any] = {}
 
@@ -161,6 +162,7 @@ def _trace(
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=half and autocast),
         ):
             logits = model(**batch).logits
+        # apart from the activations: chunks never hold them
         saved.pop(logits.untyped_storage()._cdata, None)
         return _Trace(
             sum(p.numel() for p in model.parameters()),
@@ -197,4 +199,5 @@ def _flash(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
+# the fake tensors are on the CPU, whose flash kernel torch's counter takes for no FLOPs
 CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash}
