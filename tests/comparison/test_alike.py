@@ -9,7 +9,7 @@ import pytest
 
 from tests import made_runs
 from tests.made_runs import S2ORC
-from tram_ds.comparison import collect, comparison, runs
+from tram_ds.comparison import alike, collect, comparison, runs
 from tram_ds.comparison.runs import CompareError
 from tram_ds.data.m2d2_names import ABBREVIATIONS, PAPER, short_names
 
@@ -113,6 +113,87 @@ def test_other_content_of_the_same_data_is_another_table(tmp_path: Path) -> None
         (folder / "tracking.json").write_text(json.dumps(tags))
     found = [(title[-12:], count) for title, count in parts(tmp_path)]
     assert found == [("a" * 12, 2), ("b" * 12, 1)]
+
+
+def read(folder: Path, **contents: dict[str, str]) -> Path:
+    """What a run read, by split and domain, and the digest of all of it."""
+    results = json.loads((folder / "results.json").read_text())
+    results["trained"] = {"contents": contents}
+    (folder / "results.json").write_text(json.dumps(results))
+    tags = {"tags": {"data_digest": json.dumps(contents, sort_keys=True)}}
+    (folder / "tracking.json").write_text(json.dumps(tags))
+    return folder
+
+
+def of(home: str, **far: str) -> dict[str, dict[str, str]]:
+    return {"train": {"home": "t"}, "test": {"home": home, **far}}
+
+
+@pytest.mark.parametrize(
+    "contents, said",
+    [
+        # other choices of domains, the same content of what both have: one table
+        ((of("h"), of("h", far="f")), [("", 2)]),
+        # the same file name, another version of it, in a run of another choice
+        (
+            (of("h"), of("other", far="f"), of("h", near="n")),
+            [("data digest = h of home (test)", 2), ("data digest = other of home (test)", 1)],
+        ),
+        # trained on another version, scored on the same
+        (
+            (of("h", far="f"), of("h") | {"train": {"home": "another"}}),
+            [("data digest = t of home (train)", 1), ("data digest = another of home (train)", 1)],
+        ),
+        # the first did not read what differs between the others
+        (
+            (of("h"), of("h", far="f"), of("h", far="g")),
+            [
+                ("data digest = unset", 1),
+                ("data digest = f of far (test)", 1),
+                ("data digest = g of far (test)", 1),
+            ],
+        ),
+    ],
+)
+def test_domains_are_compared_by_content_whatever_else_was_scored(
+    tmp_path: Path, contents, said
+) -> None:
+    for algorithm, held in zip(("base", "sam", "asam"), contents, strict=False):
+        scored = dict.fromkeys(held["test"], 10.0)
+        made = made_runs.recipe(algorithm, 0, eval=sorted(held["test"]))
+        read(made_runs.write(tmp_path, made, scored), **held)
+    found, _ = runs.from_folders([f"{tmp_path}/*"])
+    groups = alike.alike(found, False, "perplexity")
+    assert {name: len(members) for name, members in groups} == dict(said)
+
+
+def test_many_other_contents_are_one_digest_of_their_own(tmp_path: Path) -> None:
+    names = [f"d{i}" for i in range(5)]
+    for algorithm, last in (("base", "x"), ("sam", "y"), ("asam", "z")):
+        held = {"test": {name: f"{name}{last if name != 'd0' else ''}" for name in names}}
+        made = made_runs.recipe(algorithm, 0)
+        read(made_runs.write(tmp_path, made, dict.fromkeys(names, 1.0)), **held)
+    found, _ = runs.from_folders([f"{tmp_path}/*"])
+    groups = alike.alike(found, False, "perplexity")
+    assert [len(members) for _, members in groups] == [1, 1, 1]
+    assert all(name.endswith(" of d1 (test) d2 (test) d3 (test) and 1 more") for name, _ in groups)
+
+
+def test_a_run_of_before_reads_what_a_later_one_of_the_same_digest_did(tmp_path: Path) -> None:
+    """Its one digest says nothing between choices of domains; the run beside it does."""
+    kept = read(made_runs.write(tmp_path, made_runs.recipe("base", 0), HOME), test={"home": "h"})
+    older = read(made_runs.write(tmp_path, made_runs.recipe("sam", 0), HOME), test={"home": "h"})
+    results = json.loads((older / "results.json").read_text())
+    del results["trained"]
+    (older / "results.json").write_text(json.dumps(results))
+    other = made_runs.write(tmp_path, made_runs.recipe("asam", 0, eval=["home"]), {"home": 1.0})
+    read(other, test={"home": "another"})
+    found, _ = runs.from_folders([f"{kept}", f"{older}", f"{other}"])
+    groups = alike.alike(found, False, "perplexity")
+    assert {name: len(members) for name, members in groups} == {
+        "data digest = h of home (test)": 2,
+        "data digest = another of home (test)": 1,
+    }
 
 
 def test_a_moving_average_is_a_row_beside_the_others(tmp_path: Path) -> None:

@@ -61,7 +61,10 @@ def test_the_average_is_scored_and_exported_and_theta_stays(tmp_path: Path) -> N
         thetas.append(engine.params().clone())
     want = thetas[0] * 0.49 + thetas[1] * 0.21 + thetas[2] * 0.3
     task = SimpleNamespace(
-        train_domains=["home"], classification=False, data_digest=lambda: "0" * 64
+        train_domains=["home"],
+        classification=False,
+        data_digest=lambda: "0" * 64,
+        contents=dict,
     )
     judge = Evaluator(
         recipe_of("ema"),

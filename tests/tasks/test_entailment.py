@@ -220,7 +220,12 @@ def test_the_hubs_layout_is_read_through_its_cache(offline_hub, folder, recipe_f
         build(recipe_for(data=d, eval=["sw", "ur"])) for d in ("facebook/xnli", str(folder))
     )
     assert hub.train_rows()[:3] == local.train_rows()[:3] and hub.eval_domains == ["en", "sw", "ur"]
-    assert hub.data_digest() == local.data_digest()
+    assert hub.data_digest() == local.data_digest() and hub.contents() == local.contents()
+    assert {split: set(found) for split, found in hub.contents().items()} == {
+        "train": {"en"},
+        "validation": {"en", "sw", "ur"},
+        "test": {"en", "sw", "ur"},
+    }
     assert hub.pairs.languages() == list(LANGUAGES) and len(LANGUAGES) == 15
     with pytest.raises(
         DataError, match=r"th/test-\*\.parquet.*facebook/xnli.*set task\.data to .*HF_HUB_OFFLINE=1"

@@ -117,6 +117,9 @@ def test_a_row_is_the_same_each_time_and_in_a_copy(task, folder, recipe_for):
         assert torch.equal(first["pixel_values"], again["pixel_values"])
         assert torch.equal(first["pixel_values"], other["pixel_values"])
     assert copy.data_digest() == task.data_digest() and copy.eval_domains == ["pictures"]
+    assert copy.contents().keys() == set(task.read) and {
+        split: list(found.values()) for split, found in copy.contents().items()
+    } == {split: list(found.values()) for split, found in task.contents().items()}
 
 
 def test_images_of_any_mode_become_rgb_of_the_models_size(tmp_path, recipe_for):

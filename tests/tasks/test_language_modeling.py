@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -239,6 +240,22 @@ def test_a_path_brings_its_weights_and_tokenizer(recipe_for, task, saved):
     pairs = zip(loaded.model().parameters(), task.model().parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert loaded.data_digest() == task.data_digest()
+
+
+def test_contents_are_by_domain_and_split_whatever_else_is_read(recipe_for, root, tmp_path):
+    everything, far = build(recipe_for()).contents(), build(recipe_for(eval=["far"])).contents()
+    assert {split: set(found) for split, found in everything.items()} == {
+        "train": {"math"},
+        "valid": {"math", "art"},
+        "test": {"math", "art", "far"},
+    }
+    assert len({d for found in everything.values() for d in found.values()}) == 6
+    assert far["test"] == {name: everything["test"][name] for name in ("math", "far")}
+    shutil.copytree(root, tmp_path / "data")
+    with open(tmp_path / "data" / "far" / "test.txt", "a") as file:
+        file.write("one line more\n")
+    changed = build(recipe_for(data=str(tmp_path / "data"))).contents()
+    assert changed["test"].pop("far") != everything["test"].pop("far") and changed == everything
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tram_ds.comparison.measured_with import CHOICE, DATA, scoring
 from tram_ds.comparison.runs import Run
 
 DIGEST = "data digest"
+ALL = "all that was read"
+NAMED = 3  # as many names in a title
 
 
 def alike(runs: Sequence[Run], columns_are_data: bool, metric: str) -> list[tuple[str, list[Run]]]:
@@ -33,15 +36,49 @@ def alike(runs: Sequence[Run], columns_are_data: bool, metric: str) -> list[tupl
 
 
 def _add_digests(runs: Sequence[Run], scored: Sequence[dict[str, str]]) -> None:
-    """Of runs of one data set and choice of domains, those of other content are unlike. The digest
-    covers the chosen domains, so it says nothing between other choices."""
+    """Runs that read other content under one name, of a domain's split, are unlike; a run that did
+    not read what differs between others is in no table with either."""
+    read = _read(runs)
+    digests: dict[str, set[str]] = defaultdict(set)
+    for contents in read:
+        for name, digest in contents.items():
+            digests[name].add(digest)
+    other = sorted(name for name, found in digests.items() if len(found) > 1)
+    for said, contents in zip(scored, read, strict=True):
+        if own := [name for name in other if name in contents]:
+            said[DIGEST] = _told(own, contents)
+
+
+def _told(names: Sequence[str], contents: Mapping[str, str]) -> str:
+    """One digest for all of the names, which it says as far as a title has room."""
+    shown = [name.partition("\0")[0] for name in names[:NAMED]]
+    if len(names) == 1:
+        digest = contents[names[0]][:12]
+        return digest if shown == [ALL] else f"{digest} of {shown[0]}"
+    lines = "\n".join(f"{name}\0{contents[name]}" for name in names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    digest = hashlib.sha256(lines.encode()).hexdigest()[:12]
+    return f"{digest} of {' '.join(shown)}{more}"
+
+
+def _read(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What each run read, by name. Of a run that left one digest of everything: what a run of the
+    same data and choice of domains and the same digest left by name; where there is none, the
+    digest itself stands for all, between runs of that choice alone, since it says nothing between
+    other choices."""
+    read = [dict(run.contents) for run in runs]
     chosen: dict[str, list[int]] = defaultdict(list)
     for i, run in enumerate(runs):
         task = run.recipe["task"]
         named = [task.get(key.partition(".")[2]) for key in (*DATA, *CHOICE)]
         chosen[json.dumps([*named, sorted(run.scores)], default=str)].append(i)
-    for members in chosen.values():
-        digests = {d for i in members if (d := runs[i].tags.get("data_digest"))}
-        if len(digests) > 1:
+    for choice, members in chosen.items():
+        whole = {i: runs[i].tags.get("data_digest") for i in members}
+        known = {whole[i]: runs[i].contents for i in members if whole[i] and read[i]}
+        for i in members:
+            read[i] = read[i] or dict(known.get(whole[i], {}))
+        if not all(read[i] for i in members):
             for i in members:
-                scored[i][DIGEST] = runs[i].tags.get("data_digest", "unknown")[:12]
+                if (digest := whole[i]) is not None:
+                    read[i][f"{ALL}\0{choice}"] = digest
+    return read

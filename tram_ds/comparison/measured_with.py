@@ -66,6 +66,17 @@ def resolved(results: Mapping[str, Any]) -> dict[str, str]:
     return {"task.bos": str(said["bos"])} if "bos" in said else {}
 
 
+def contents(results: Mapping[str, Any]) -> dict[str, str]:
+    """ "DOMAIN (SPLIT)" -> digest of what a run read there; empty for one of before there was such
+    a record."""
+    read = (results.get("trained") or {}).get("contents") or {}
+    return {
+        f"{domain} ({split})": str(digest)
+        for split, domains in read.items()
+        for domain, digest in domains.items()
+    }
+
+
 def analyses(files: RunFolder) -> dict[str, dict[str, str]]:
     """Analysis -> its settings; of domains that were analysed with others, all of them."""
     if not files.analysis_report.is_file():

@@ -37,7 +37,8 @@ class Run:
     """One finished run. where: its folder or its MLflow name. folder, link: None for the other
     kind. order: later is higher. interpolation: scores at points from the pre-trained model, 0, to
     the trained one, 1. said: its warnings, and why it ended before its last step. settings: of each
-    of analyses. resolved: keys of the recipe that data or model decided, as they were.
+    of analyses. resolved: keys of the recipe that data or model decided, as they were. contents:
+    "DOMAIN (SPLIT)" -> digest of what was read there.
     samples: `prompt`, and the `text` that followed it."""
 
     where: str
@@ -54,6 +55,7 @@ class Run:
     analyses: dict[str, dict[str, float]] = field(default_factory=dict)
     settings: dict[str, dict[str, str]] = field(default_factory=dict)
     resolved: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
     interpolation: dict[float, Scores] = field(default_factory=dict)
     said: tuple[str, ...] = ()
     samples: tuple[dict[str, str], ...] = ()
@@ -303,6 +305,7 @@ def _run(
             filter(None, [*(results.get("warnings") or ()), stopped_early(results), *also_said])
         ),
         resolved=measured_with.resolved(results),
+        contents=measured_with.contents(results),
         **also,
     )
 

@@ -25,6 +25,7 @@ def facts(recipe: Recipe, task: Any, engine: Any) -> dict[str, Any]:
         "base_license": licence(path, recipe.model.revision) if path else {},
         "datasets": [data] if on_hub(data) and data not in MADE_HERE else [],
         "data_digest": task.data_digest(),
+        "contents": task.contents(),
         "num_labels": getattr(config, "num_labels", None) if task.classification else None,
         "world_size": engine.world_size,
         "device": engine.device.type,

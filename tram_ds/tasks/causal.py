@@ -182,6 +182,18 @@ def read_digest(source: Source, train: Sequence[str], evaluated: Sequence[str]) 
     return corpus_digest(source, [(domain, "train") for domain in train] + held_out)
 
 
+def contents(
+    source: Source, train: Sequence[str], evaluated: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Split -> domain -> sha256 (hex) of its text, of all that a run reads."""
+    found: dict[str, dict[str, str]] = {"train": {d: source.digest(d, "train") for d in train}}
+    for domain in evaluated:
+        for split in source.splits(domain):
+            if split != "train":
+                found.setdefault(split, {})[domain] = source.digest(domain, split)
+    return found
+
+
 def joined(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
     """The rows of several domains one after the other."""
     return parts[0] if len(parts) == 1 else _Joined(parts)

@@ -156,6 +156,19 @@ class Entailment:
         ]
         return digest_of(*train, *sorted(held_out))
 
+    def contents(self) -> dict[str, dict[str, str]]:
+        """Split -> language -> hex digest of its rows, of all that is read. The training languages
+        are one entry, since they are one set of rows."""
+        found: dict[str, dict[str, str]] = {}
+        if self.training:
+            digest = self._open(self.train_domains, "train").digest
+            found["train"] = {" ".join(self.train_domains): digest}
+        for name in self.eval_domains:
+            for split in self.pairs.splits(name):
+                if split != "train":
+                    found.setdefault(split, {})[name] = self._open([name], split).digest
+        return found
+
     def _open(self, languages: Sequence[str], split: str) -> Table:
         key = (" ".join(languages), split)
         if key not in self.opened:

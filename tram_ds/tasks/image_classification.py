@@ -128,6 +128,10 @@ class ImageClassification:
         training, else those that are scored."""
         return digest_of(*(f"{split}\0{self._open(split).table.digest}" for split in self.read))
 
+    def contents(self) -> dict[str, dict[str, str]]:
+        """Split -> the data set's name -> hex digest of its rows, of all that is read."""
+        return {split: {self.source.name: self._open(split).table.digest} for split in self.read}
+
     def _open(self, split: str) -> Images:
         if split not in self.opened:
             self.opened[split] = self.source.open(split)

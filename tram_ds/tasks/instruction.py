@@ -171,6 +171,10 @@ class Instruction:
         """sha256 (hex) of all the conversations that are read."""
         return causal.read_digest(self.source, self.trained_on, self.eval_domains)
 
+    def contents(self) -> dict[str, dict[str, str]]:
+        """Split -> domain -> sha256 (hex) of its conversations, of all that is read."""
+        return causal.contents(self.source, self.trained_on, self.eval_domains)
+
     def _open(self, domain: str, split: str) -> Examples:
         if (domain, split) not in self.opened:
             self.opened[domain, split] = open_examples(

@@ -184,6 +184,10 @@ class LanguageModeling:
         training, the scored ones' valid and test."""
         return causal.read_digest(self.source, self.trained_on, self.eval_domains)
 
+    def contents(self) -> dict[str, dict[str, str]]:
+        """Split -> domain -> sha256 (hex) of its text, of all that is read."""
+        return causal.contents(self.source, self.trained_on, self.eval_domains)
+
     def _stream(self, recipe: Any) -> Stream | None:
         """The training rows, where task.streaming asks for it."""
         if not isinstance(self.source, StreamedText):
