@@ -10,6 +10,7 @@ files made private to the user (0600).
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
@@ -21,6 +22,8 @@ from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.files import publish, remove_tree, sync_tree
 from tram_ds.runtime.locks import locked
 from tram_ds.runtime.paths import expanded
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -39,10 +42,16 @@ def build_once(path: Path, build: Callable[[Path], None], valid: Callable[[Path]
     only if needed.
 
     A `path` that `valid` rejects (damaged after it was written) is removed and built again.
+    DataError where the cache has no room or may not be written; nothing half-built is left there.
     """
     if valid(path):
         return path
     _make(path.parent)
+    with _writable(path.parent):
+        return _built(path, build, valid)
+
+
+def _built(path: Path, build: Callable[[Path], None], valid: Callable[[Path], bool]) -> Path:
     with locked(path.parent / f".{path.name}.lock") as alone:
         # nobody on this machine can be building now: whatever lies here was left by a killed
         # builder
@@ -73,6 +82,22 @@ def _make(folder: Path) -> None:
     except OSError as error:
         raise DataError(
             f"cannot create the cache folder {folder} ({error}); set TRAM_DS_CACHE to another"
+        ) from error
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """A full or read-only cache is the user's to mend; what is read while one builds fails with
+    other errors, which stay theirs."""
+    try:
+        yield
+    except OSError as error:
+        denied = isinstance(error, PermissionError) and str(error.filename).startswith(str(folder))
+        if not denied and error.errno not in UNWRITABLE:
+            raise
+        raise DataError(
+            f"cannot write to the cache folder {folder} ({error.strerror}): free some space there, "
+            "or set TRAM_DS_CACHE or task.cache_dir to another"
         ) from error
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,16 @@ def remembered(
     real = path.resolve()
     stat = real.stat()
     folder = cache_root(cache_dir) / "files"
-    folder.mkdir(mode=0o700, exist_ok=True)
     answer = folder / f"{digest_of(question, str(real), stat.st_size, stat.st_mtime_ns)}.json"
     try:
         return json.loads(answer.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         pass
     found = compute()
-    write_whole(answer, json.dumps(found))
+    # a cache that is full or read-only costs the next start the time, and this one nothing
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        write_whole(answer, json.dumps(found))
     return found
 
 
