@@ -15,7 +15,7 @@ from tests.ranks import script
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.checkpoint import resume as checkpoint
 from tram_ds.cli import main as tram
-from tram_ds.evaluation import models, weights
+from tram_ds.evaluation import models, row_scores, weights
 from tram_ds.evaluation.score import evaluate
 from tram_ds.recipe.loading import load
 from tram_ds.runtime.errors import DataError
@@ -87,7 +87,7 @@ def test_a_place_that_cannot_be_written_is_found_first(place, capsys, monkeypatc
     monkeypatch.chdir(place)
     assert main("--recipe", "mine.yaml", "--domains", "en", "--out", "new/folder/out.json") == 0
     assert json.loads(Path("new/folder/out.json").read_text())["metric"] == "accuracy"
-    assert [p.name for p in Path("new/folder").iterdir()] == ["out.json"]
+    assert {p.name for p in Path("new/folder").iterdir()} == {"out.json", "out.rows.npz"}
 
 
 def test_scores_survive_a_place_that_goes_while_they_are_made(place, capsys, monkeypatch):
@@ -149,6 +149,12 @@ def test_two_ranks_and_another_batch_size_give_the_same_scores(place, sharded):
     for name in one:
         assert one[name]["accuracy"] == two[name]["accuracy"]
         assert one[name]["loss"] == pytest.approx(two[name]["loss"], rel=1e-6)
+    # every pair once, in one order; other batches are padded otherwise, and are as right
+    assert Path("one.rows.npz").read_bytes() == Path("two.rows.npz").read_bytes()
+    rows = row_scores.read(Path("one.rows.npz"))["0"]
+    assert {name: of.score for name, of in rows.items()} == {
+        name: pytest.approx(scores["accuracy"]) for name, scores in one.items()
+    }
 
 
 def test_what_is_made_whole_is_not_scored_sharded(place, capsys):

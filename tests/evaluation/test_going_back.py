@@ -22,6 +22,7 @@ def run_dir(tmp_path: Path) -> Path:
         (tmp_path / folder / "model.safetensors").touch()
     (tmp_path / "best.json").write_text('{"step": 6, "validation_loss": 1.0}')
     (tmp_path / "results.json").write_text('{"selected": {"step": 6, "validation_loss": 1.0}}')
+    (tmp_path / "rows.npz").touch()
     return tmp_path
 
 
@@ -45,7 +46,7 @@ def test_the_best_so_far_is_kept_and_the_results_of_an_end_that_is_none_are_not(
 
 
 def test_at_the_end_nothing_is_dropped(run_dir: Path) -> None:
-    assert go_back(run_dir, 9, 9) == ["best", "best.json", "export", "results.json"]
+    assert go_back(run_dir, 9, 9) == ["best", "best.json", "export", "results.json", "rows.npz"]
 
 
 def test_a_strangers_file_in_what_is_dropped_stays(run_dir: Path) -> None:

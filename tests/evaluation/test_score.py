@@ -3,12 +3,16 @@ back."""
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tram_ds.evaluation import row_scores
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.models.output import Output
 from tram_ds.runtime.errors import DataError
@@ -41,8 +45,9 @@ class SquareTask:
         loss = model(batch["x"])
         return Output(loss.sum(), len(loss), loss[:, None])
 
-    def correct(self, output, batch):
-        return (batch["x"] % 2 == 0).sum()
+    def row_sums(self, output, batch):
+        x = batch["x"].double()
+        return torch.stack([x**2, torch.ones_like(x), (x % 2 == 0).double()], 1)
 
     def metrics(self, loss_sum, count, correct):
         return {"loss": loss_sum / count, "accuracy": correct / count, "count": count}
@@ -59,7 +64,7 @@ EXPECTED = {
 }
 
 
-def evaluate_on_ranks(world_size, batch_size):
+def evaluate_on_ranks(world_size, batch_size, kept=None):
     """Each rank a thread; data_sum a barrier, so that a rank with another number of reductions
     would hang it."""
     barrier = threading.Barrier(world_size, timeout=30)
@@ -68,7 +73,7 @@ def evaluate_on_ranks(world_size, batch_size):
 
     def run(rank):
         def data_sum(x):
-            assert x.dtype == torch.float64 and x.shape == (3,)
+            assert x.dtype == torch.float64 and x.shape[1:] == (4,)
             slots[rank] = x
             barrier.wait()
             total = torch.stack(slots).sum(0)
@@ -76,7 +81,14 @@ def evaluate_on_ranks(world_size, batch_size):
             return total
 
         results[rank] = evaluate(
-            models[rank], SquareTask(), ROWS, batch_size, rank, world_size, data_sum=data_sum
+            models[rank],
+            SquareTask(),
+            ROWS,
+            batch_size,
+            rank,
+            world_size,
+            data_sum=data_sum,
+            kept=None if kept is None else kept[rank].__setitem__,
         )
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
@@ -115,22 +127,70 @@ def test_progress_is_told_after_every_batch():
     assert told == [("a", 1, 3), ("a", 2, 3), ("a", 3, 3)]
 
 
-def test_a_task_may_score_by_its_own_rule():
-    class Doubled(SquareTask):
-        def evaluation_sums(self, output, batch):
-            return torch.stack(
-                [
-                    2 * output.loss_sum.double(),
-                    torch.tensor(1.0).double(),
-                    torch.tensor(0.0).double(),
-                ]
-            )
+def test_every_row_is_kept_once_in_order_whatever_the_ranks():
+    """By hand: which numbers are even; the same bytes on 1, 2, 3 and 5 ranks, where the last ones
+    have fewer rows or none, and in any batches."""
+    made = set()
+    for world_size, batch_size in ((1, 1), (1, 100), (2, 4), (3, 4), (5, 2)):
+        for rows in kept_on_ranks(world_size, batch_size):
+            assert {name: of.value.tolist() for name, of in rows.items()} == {
+                name: [int(x % 2 == 0) for x in numbers] for name, numbers in ROWS.items()
+            }
+            made.add(row_scores.packed({"test": rows}))
+    assert len(made) == 1
+    assert all(of.score == EXPECTED[name]["accuracy"] for name, of in rows.items())
 
-    assert evaluate(CountingModel(), Doubled(), {"b": [3]}, 4)["b"] == {
-        "loss": 18.0,
-        "accuracy": 0.0,
-        "count": 1.0,
-    }
+
+def kept_on_ranks(world_size, batch_size):
+    found = [{} for _ in range(world_size)]
+    evaluate_on_ranks(world_size, batch_size, found)
+    return found
+
+
+def test_rows_are_known_by_their_content_and_order(tmp_path):
+    def digest(rows):
+        kept = {}
+        evaluate(CountingModel(), SquareTask(), {"a": rows}, 2, kept=kept.__setitem__)
+        return kept["a"].digest
+
+    assert digest([1, 2, 3]) == digest([1, 2, 3])
+    assert len({digest(rows) for rows in ([1, 2, 3], [1, 3, 2], [1, 2], [1, 2, 4])}) == 4
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("ab", "c", 1), ("a", "bc", 1)),
+        (("a", "b", 1), ("a", "b", 2)),
+        (np.arange(4), np.arange(4).astype(np.int32)),
+        ((np.arange(3), np.ones(3, bool)), (np.arange(3), np.zeros(3, bool))),
+        (("a", ("b", "c")), (("a", "b"), "c")),
+        (Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))),
+    ],
+)
+def test_rows_of_other_content_have_other_numbers(one, other):
+    assert row_scores.number_of(one) == row_scores.number_of(copy.deepcopy(one))
+    assert row_scores.number_of(one) != row_scores.number_of(other)
+    assert 0 <= row_scores.number_of(one) < 2**48
+
+
+def test_what_is_kept_is_read_again(tmp_path):
+    """Losses and counts too, and a domain with a name of a path; accuracies are small."""
+    losses = np.column_stack([[1.5, 0.25], [3.0, 2.0], [0.0, 0.0], [7.0, 2.0**48 - 1]])
+    kept = {"test": {"wiki/art": row_scores.of(losses, False), "b": row_scores.of(losses, True)}}
+    (tmp_path / "rows.npz").write_bytes(row_scores.packed(kept))
+    found = row_scores.read(tmp_path / "rows.npz")
+    for domain, of in kept["test"].items():
+        again = found["test"][domain]
+        assert (again.value == of.value).all() and (again.weight == of.weight).all()
+        assert again.digest == of.digest and again.value.dtype == of.value.dtype
+    assert found["test"]["wiki/art"].score == pytest.approx(1.75 / 5)
+    assert found["test"]["b"].score == 0.0
+    small = {"test": {"c": row_scores.of(np.tile([9.0, 1.0, 1.0, 5.0], (10_000, 1)), True)}}
+    assert len(row_scores.packed(small)) < 2000
+    (tmp_path / "rows.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(ValueError, match=r"rows\.npz: cannot be read"):
+        row_scores.read(tmp_path / "rows.npz")
 
 
 def test_zero_shot_average_is_the_plain_mean_without_the_training_domains():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.ranks import ROOT, environment, free_port, script, store
+from tram_ds.evaluation import row_scores
 
 pytestmark = pytest.mark.integration
 
@@ -83,6 +84,7 @@ def test_a_run_leaves_its_files(runs: dict[str, Path], name: str) -> None:
         "recipe.yaml",
         "metrics.jsonl",
         "results.json",
+        "rows.npz",
         "export",
         "run_id",
         "DONE",
@@ -124,6 +126,12 @@ def test_numbers_do_not_depend_on_the_engine(runs: dict[str, Path], name: str) -
         assert scores[1][domain]["perplexity"] == pytest.approx(
             scores[0][domain]["perplexity"], rel=1e-4
         )
+    one, other = (row_scores.read(runs[n] / "rows.npz")["test"] for n in ("single", name))
+    for domain, rows in one.items():
+        assert other[domain].digest == rows.digest
+        assert other[domain].weight.tolist() == rows.weight.tolist()
+        assert other[domain].value == pytest.approx(rows.value, rel=1e-4)
+        assert rows.score == pytest.approx(scores[0][domain]["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(

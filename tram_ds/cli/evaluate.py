@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from tram_ds.cli import shared
@@ -50,7 +51,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--smoke", action="store_true", help="tiny model, data that is on every machine"
     )
-    parser.add_argument("--out", type=Path, help="JSON file for all metrics")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file for all metrics; beside it, .rows.npz, those of rows"
+    )
     shared.local_rank(parser)
     shared.overrides(parser)
 
@@ -68,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
     # torch is imported only for a recipe that holds
     from tram_ds.evaluation import candidates
     from tram_ds.evaluation import models as evaluation
+    from tram_ds.evaluation.row_scores import packed
     from tram_ds.runtime import ranks
 
     if options.out:
@@ -77,10 +81,29 @@ def run(options: argparse.Namespace) -> int:
     if options.interpolate is not None:
         models = candidates.interpolated(models, options.interpolate)
     domains = options.domains.split(",") if options.domains else None
-    report = evaluation.score_all(chosen, models, domains, options.split, job, options.sharded)
+    report, rows = evaluation.score_all(
+        chosen, models, domains, options.split, job, options.sharded
+    )
     if job.rank == 0:
         print(evaluation.table(report))
         if not options.out:
             return terminal.reported()
-        return keep_text(options.out, json.dumps(strict(report, []), indent=2) + "\n", "--out")
+        text = json.dumps(strict(report, []), indent=2) + "\n"
+        return keep_text(options.out, text, "--out") or _keep_rows(options.out, packed(rows))
     return 0
+
+
+def _keep_rows(out: Path, content: bytes) -> int:
+    """The scores of every row, beside the report; returns the exit code, 2 where they cannot be
+    written."""
+    from tram_ds.runtime.files import write_whole
+    from tram_ds.runtime.run_layout import rows_beside
+
+    place = rows_beside(out)
+    try:
+        write_whole(place, content)
+        return 0
+    except OSError as error:
+        why = f"the scores of single rows cannot be written ({error}): the report is there"
+        print(f"error: --out {out}: {place}: {why}", file=sys.stderr)
+        return 2

@@ -19,7 +19,7 @@ from tram_ds.checkpoint.export import export, read_export
 from tram_ds.checkpoint.space import weights_bytes
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
-from tram_ds.evaluation import card
+from tram_ds.evaluation import card, row_scores
 from tram_ds.evaluation.card_facts import facts
 from tram_ds.evaluation.measured import better, record_of
 from tram_ds.evaluation.samples import generate
@@ -83,11 +83,13 @@ class Evaluator:
         """Inside, the model has `weights`; None: theta. Collective."""
         return nullcontext() if weights is None else self.engine.moved(to=weights)
 
-    def score(self) -> Scores:
-        """Every domain of every split of eval.splits."""
-        return {
-            split: self._evaluate(self.task.eval_sets(split)) for split in self.recipe.eval.splits
-        }
+    def score(self, kept: row_scores.Kept | None = None) -> Scores:
+        """Every domain of every split of eval.splits. kept: gets the scores of their rows."""
+        found = {}
+        for split in self.recipe.eval.splits:
+            of_split = {} if kept is None else kept.setdefault(split, {})
+            found[split] = self._evaluate(self.task.eval_sets(split), of_split.__setitem__)
+        return found
 
     def initial(self) -> Scores | None:
         """The scores before the first step, kept in a file for a run that is resumed."""
@@ -96,7 +98,11 @@ class Evaluator:
             self._write(self.folder.initial, self.score())
         return from_rank_0(lambda: json.loads(file.read_text()) if file.exists() else None)
 
-    def _evaluate(self, rows: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    def _evaluate(
+        self,
+        rows: Mapping[str, Any],
+        kept: Callable[[str, row_scores.RowScores], None] | None = None,
+    ) -> dict[str, dict[str, float]]:
         batch = self.recipe.eval.batch or self.recipe.train.micro_batch
         engine = self.engine
 
@@ -114,6 +120,7 @@ class Evaluator:
                 engine.device,
                 engine.data_sum,
                 progress,
+                kept,
             )
 
     def keep_if_best(self, step: int, value: float) -> None:
@@ -141,6 +148,7 @@ class Evaluator:
             if json.loads(results.read_text())["selected"]["step"] > step:
                 run_folder.discard_export(self.folder.export)
             remove_file(results)
+            remove_file(self.folder.rows)
 
     def export(self, to: Path, weights: Shards | None, known: Callable[[], card.Results]) -> None:
         """theta, or `weights` instead, in Hugging Face format, adapters in peft's, with the
@@ -199,13 +207,15 @@ class Evaluator:
         """Scores and exports the selected weights; writes and returns results.json. warnings: asked
         on rank 0. stopped_early: {"step", "of", "why"} of a run that ended before its last step.
         resolved: recipe key -> what the run found for it.
-        The export first, with the scores in its card: results.json stands for both."""
+        The export first, with the scores in its card, then those of single rows: results.json
+        stands for all."""
         measured = from_rank_0(lambda: self._best_alike()["step"] >= 0)
         best = self.recipe.eval.select == "best" and measured
         read = read_export if self.recipe.model.lora is None else read_adapter
         weights = read(self.engine, self.folder.best) if best else self.judged()
+        rows: row_scores.Kept = {}
         with self._at(weights):
-            scores = self.score()
+            scores = self.score(rows)
         samples = self.samples(weights)
         selected = self._selected(best)
         results = {
@@ -228,6 +238,8 @@ class Evaluator:
             self.export(self.folder.export, weights, lambda: results)
         if self.recipe.model.lora is not None and self.recipe.model.lora.merge:
             self._in_room(self.folder.export, lambda peers: self._merge(peers, results))
+        if self.engine.rank == 0:
+            write_whole(self.folder.rows, row_scores.packed(rows))
         self._write(self.folder.results, results)
         return results
 

@@ -22,8 +22,10 @@ from tqdm import tqdm
 from tram_ds.data.alike import read_alike
 from tram_ds.data.m2d2_names import ABBREVIATIONS, short_names
 from tram_ds.engines import choose as engines
+from tram_ds.evaluation import row_scores
 from tram_ds.evaluation.candidates import Candidate
 from tram_ds.evaluation.per_token import tokens_of, told_apart
+from tram_ds.evaluation.row_scores import RowScores
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.evaluation.weights import fill, towards
 from tram_ds.models.pretrained import load_model, load_stored
@@ -60,9 +62,9 @@ def score_all(
     split: Split,
     job: Job,
     sharded: bool = False,
-) -> dict[str, Any]:
-    """The report: scores of every model on every domain, and their zero-shot average. Collective
-    over the job.
+) -> tuple[dict[str, Any], row_scores.Kept]:
+    """(the report: scores of every model on every domain, and their zero-shot average; the scores
+    of every row, by the model's place in the report). Collective over the job.
 
     domains, sharded: see Asked. Data, tokenisers and configs of all models are checked first.
     """
@@ -71,10 +73,12 @@ def score_all(
     with joined(job, "fsdp2" if sharded else "replicated"):
         refuse_other_recipes(recipe, job.world_size)
         built = _tasks(asked, chosen)
+        kept: row_scores.Kept = {str(place): {} for place in range(len(chosen))}
         models = [
-            _entry(asked, candidate, task) for candidate, task in zip(chosen, built, strict=True)
+            _entry(asked, candidate, task, rows)
+            for candidate, task, rows in zip(chosen, built, kept.values(), strict=True)
         ]
-        return {
+        report = {
             "recipe": recipe.name,
             "task": recipe.task.name,
             "data": recipe.task.data,
@@ -84,6 +88,7 @@ def score_all(
             "train_domains": list(built[0].train_domains),
             "models": models,
         }
+        return report, kept
 
 
 def _refuse(asked: Asked, chosen: Sequence[Candidate]) -> None:
@@ -118,10 +123,12 @@ def _tasks(asked: Asked, chosen: Sequence[Candidate]) -> list[Any]:
     )
 
 
-def _entry(asked: Asked, candidate: Candidate, task: Any) -> dict[str, Any]:
-    """What the report says of one model. Collective."""
+def _entry(
+    asked: Asked, candidate: Candidate, task: Any, kept: dict[str, RowScores]
+) -> dict[str, Any]:
+    """What the report says of one model. kept: gets the scores of its rows. Collective."""
     model, fresh = _model(asked, candidate, task)
-    scores = _score(asked, candidate, model, task)
+    scores = _score(asked, candidate, model, task, kept)
     average = zero_shot_average(scores, task.train_domains, task.metric)
     own = asked.recipe.model.path
     untrained = candidate.pretrained and own is None
@@ -189,7 +196,9 @@ def _model(asked: Asked, candidate: Candidate, task: Any) -> tuple[Any, bool]:
     return model, fresh
 
 
-def _score(asked: Asked, candidate: Candidate, model: Any, task: Any) -> Scores:
+def _score(
+    asked: Asked, candidate: Candidate, model: Any, task: Any, kept: dict[str, RowScores]
+) -> Scores:
     """Of `model`, which is moved to the job's device. Collective."""
     recipe, job, domains = asked.recipe, asked.job, asked.domains
     sets = task.eval_sets(asked.split)
@@ -213,6 +222,7 @@ def _score(asked: Asked, candidate: Candidate, model: Any, task: Any) -> Scores:
             job.device,
             _data_sum(job),
             _told(bar),
+            kept.__setitem__,
         )
 
 

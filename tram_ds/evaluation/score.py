@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tram_ds.models.output import Batch, Output
+from tram_ds.evaluation import row_scores
+from tram_ds.evaluation.row_scores import RowScores, number_of
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.protocol import Task
 
@@ -30,13 +31,15 @@ def evaluate(
     device: torch.device | str = "cpu",
     data_sum: Callable[[Tensor], Tensor] = lambda x: x,
     progress: Callable[[str, int, int], None] | None = None,
+    kept: Callable[[str, RowScores], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """domain -> the task's metrics, in the order of `rows_by_domain`; independent of batch size and
     world size.
 
-    batch_size: rows of one forward pass on one rank. data_sum: sum over ranks of a (3,) fp64 tensor
-    on `device`.
+    batch_size: rows of one forward pass on one rank. data_sum: sum over ranks of a (rows, 4) fp64
+    tensor on `device`.
     progress: called as (domain, batches done, batches in all of this rank) after every batch.
+    kept: takes the scores of every row of a domain, on every rank.
     """
     results = {}
     forward = task.chunked(getattr(model, "module", model)) or task.forward
@@ -44,30 +47,26 @@ def evaluate(
         for domain, rows in rows_by_domain.items():
             if not len(rows):
                 raise DataError(f"domain '{domain}' has no rows to evaluate")
-            sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss sum, count, correct
+            # of every row its loss sum, count, correct; filled in by the one rank that has it
+            table = torch.zeros(len(rows), 4, dtype=torch.float64, device=device)
+            numbers = torch.zeros(len(rows), dtype=torch.float64)
             batches = _batches(len(rows), batch_size, rank, world_size)
             for done, (indices, weight) in enumerate(batches, start=1):
-                batch = {
-                    k: v.to(device) for k, v in task.collate([rows[i] for i in indices]).items()
-                }
+                read = [rows[i] for i in indices]
+                batch = {k: v.to(device) for k, v in task.collate(read).items()}
                 output = forward(model, batch)
                 if weight:
-                    sums += evaluation_sums(task, output, batch)
+                    mine = slice(indices[0], indices[-1] + 1, world_size)
+                    table[mine, :3] = task.row_sums(output, batch)
+                    numbers[mine] = torch.tensor([number_of(row) for row in read]).double()
                 if progress is not None:
                     progress(domain, done, len(batches))
-            loss_sum, count, correct = data_sum(sums).tolist()
-            results[domain] = task.metrics(loss_sum, count, correct)
+            table[:, 3] = numbers.to(device)
+            whole = data_sum(table).cpu()
+            results[domain] = task.metrics(*whole[:, :3].sum(0).tolist())
+            if kept is not None:
+                kept(domain, row_scores.of(whole.numpy(), "accuracy" in results[domain]))
     return results
-
-
-def evaluation_sums(task: Task, output: Output, batch: Batch) -> Tensor:
-    """(3,) fp64 loss sum, count, correct; a task may define a method of this name to score by
-    another rule."""
-    own = getattr(task, "evaluation_sums", None)
-    if own is not None:
-        return own(output, batch)
-    count = torch.as_tensor(output.count, device=output.loss_sum.device)
-    return torch.stack([x.double() for x in (output.loss_sum, count, task.correct(output, batch))])
 
 
 def zero_shot_average(

@@ -39,6 +39,8 @@ class RunFolder:
     """Step and eval.key of what lies in `best`."""
     results = _File("results.json")
     """Final scores."""
+    rows = _File("rows.npz")
+    """Final scores of every row; see evaluation.row_scores."""
     done = _File("DONE")
     """Marks a run that came to its end."""
     requeue = _File("REQUEUE")
@@ -91,6 +93,11 @@ def superseded(log: Path | str) -> Path:
     return Path(log).with_name(f"{Path(log).stem}.superseded.jsonl")
 
 
+def rows_beside(report: Path) -> Path:
+    """Beside a report of evaluate: the scores of every row."""
+    return report.with_name(f"{report.stem}.{RunFolder.rows}")
+
+
 def partial(export: Path) -> Path:
     """Beside an export: where it is written before it is whole."""
     return export.with_name(f"{export.name}.partial")
@@ -111,6 +118,7 @@ _TOP = (
     RunFolder.initial,
     RunFolder.best_loss,
     RunFolder.results,
+    RunFolder.rows,
     RunFolder.run_id,
     RunFolder.tracking,
     RunFolder.done,

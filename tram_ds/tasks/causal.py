@@ -161,6 +161,25 @@ def chunked(model: nn.Module, section: Any) -> Chunked | None:
     return None if whole or not chunkable(model) else Chunked(inputs, next_tokens)
 
 
+def row_sums(found: Output, batch: Batch) -> Tensor:
+    """(B, 3) fp64 of every row: the sum of its losses, its counted targets, and 0, for accuracy
+    means nothing here."""
+    targets, ids, mask = next_tokens(batch), batch["input_ids"], batch.get("attention_mask")
+    losses = found.losses
+    if losses is None:
+        losses = F.cross_entropy(
+            found.logits.float(), targets, ignore_index=IGNORED, reduction="none"
+        )
+
+    def by_row(of: Tensor) -> Tensor:
+        if mask is not None:
+            of = torch.zeros_like(ids, dtype=of.dtype).masked_scatter(mask.bool(), of)
+        return of.view(ids.shape).sum(1)
+
+    loss, count = by_row(losses.double()), by_row((targets != IGNORED).double())
+    return torch.stack([loss, count, torch.zeros_like(loss)], 1)
+
+
 def counts(batch: Batch) -> tuple[int, int]:
     """(counted targets, valid positions)."""
     targets = next_tokens(batch)

@@ -27,6 +27,7 @@ from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import load_model
 from tram_ds.models.processors import has_tokenizer, load_tokenizer
 from tram_ds.runtime.errors import DataError
+from tram_ds.tasks import classes
 from tram_ds.tasks.protocol import Load
 
 SAMPLE = 50_000  # training rows a fresh model's tokeniser is trained on
@@ -135,8 +136,8 @@ class Entailment:
     def counts(self, batch: Batch) -> tuple[int, int]:
         return len(batch["labels"]), len(batch["labels"])
 
-    def correct(self, output: Output, batch: Batch) -> Tensor:
-        return (output.logits.argmax(-1) == batch["labels"]).sum()
+    def row_sums(self, output: Output, batch: Batch) -> Tensor:
+        return classes.row_sums(output.logits, batch["labels"])
 
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
         """Mean loss in nats per example, and the fraction of examples with the right label."""

@@ -25,6 +25,7 @@ from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import load_model
 from tram_ds.models.processors import load_image_processor, new_image_processor
 from tram_ds.runtime.errors import DataError
+from tram_ds.tasks import classes
 from tram_ds.tasks.protocol import Load
 
 IMAGE_SIZE = 32  # of a fresh model that does not say
@@ -116,8 +117,8 @@ class ImageClassification:
     def counts(self, batch: Batch) -> tuple[int, int]:
         return len(batch["labels"]), len(batch["labels"])
 
-    def correct(self, output: Output, batch: Batch) -> Tensor:
-        return (output.logits.argmax(-1) == batch["labels"]).sum()
+    def row_sums(self, output: Output, batch: Batch) -> Tensor:
+        return classes.row_sums(output.logits, batch["labels"])
 
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
         """Mean loss in nats per image, and the fraction of images with the right class (top-1)."""

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -26,7 +25,7 @@ from tram_ds.data.stream import Stream
 from tram_ds.data.streamed import StreamedText
 from tram_ds.data.tokenize import Blocks, blocks, tokenize
 from tram_ds.data.usable import Reading
-from tram_ds.models.chunked import IGNORED, Chunked
+from tram_ds.models.chunked import Chunked
 from tram_ds.models.config import load_config
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import load_model
@@ -130,37 +129,22 @@ class LanguageModeling:
     def counts(self, batch: Batch) -> tuple[int, int]:
         return causal.counts(batch)
 
-    def correct(self, output: Output, batch: Batch) -> Tensor:
-        """() zero: accuracy means nothing here."""
-        return output.loss_sum.new_zeros(())
-
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
         return causal.perplexity(loss_sum, count)
 
-    def evaluation_sums(self, output: Output, batch: Batch) -> Tensor:
-        """(3,) fp64 loss sum, count and number correct of an evaluation batch: those of `forward`,
-        or M2D2's.
+    def row_sums(self, output: Output, batch: Batch) -> Tensor:
+        """(B, 3) fp64 of every row: those of `forward`, or M2D2's.
 
         `task.m2d2_ref`: the reference script weights the mean loss of a row's len - 1 predictions
         with len and divides by the total length (M2D2's validate_on_multiple_files.py).
         """
-        zero = torch.zeros((), dtype=torch.float64, device=output.loss_sum.device)
-        if not self.settings.m2d2_ref:
-            return torch.stack([output.loss_sum.double(), zero + output.count, zero])
-        loss = output.losses
-        if loss is None:
-            loss = F.cross_entropy(
-                output.logits.float(),
-                causal.next_tokens(batch),
-                ignore_index=IGNORED,
-                reduction="none",
-            )
-        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-        # (N,) of the row each position is in
-        length = mask.sum(1, keepdim=True).expand_as(mask)[mask].double()
-        return torch.stack(
-            [(loss.double() * length / (length - 1)).sum(), zero + len(length), zero]
-        )
+        found = causal.row_sums(output, batch)
+        if self.settings.m2d2_ref:
+            ids = batch["input_ids"]
+            length = batch.get("attention_mask", torch.ones_like(ids)).sum(1).double()
+            found[:, 0] *= length / (length - 1)
+            found[:, 1] = length
+        return found
 
     def prompt(self, text: str) -> list[int]:
         """The ids that a continuation of the text follows, begun as a document is."""

@@ -20,8 +20,8 @@ class Task(Protocol):
     algorithms.
 
     A task may have more, each asked for where it is there: said() (what was read, for the log and
-    results.json), evaluation_sums(output, batch) (another rule of scoring), examine(model) (before
-    the first step, collective: DataError where batches do not mean to the model what they should),
+    results.json), examine(model) (before the first step, collective: DataError where batches do not
+    mean to the model what they should),
     prompt(text) and ends() (ids before and at the end of a sample), tokenizer or processor (saved
     beside an export).
     """
@@ -61,8 +61,9 @@ class Task(Protocol):
         report."""
         ...
 
-    def correct(self, output: Output, batch: Batch) -> Tensor:
-        """() number of correctly predicted targets, or 0 where accuracy means nothing."""
+    def row_sums(self, output: Output, batch: Batch) -> Tensor:
+        """(B, 3) fp64: loss sum, count, and how many targets are predicted correctly (0 where
+        accuracy means nothing) of every row of an evaluation batch."""
         ...
 
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
