@@ -1,5 +1,5 @@
 """Runs programs on N ranks of this machine (gloo, loopback), in forks of one process that has
-imported everything once (tests/zygote.py)."""
+imported everything once (tests/fork_server.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,24 @@ def script(
     end = zygote.run(job)
     code = next((code for code in end.codes if code), 0)
     return subprocess.CompletedProcess([str(program), *arguments], code, end.stdout, end.stderr)
+
+
+def started(
+    program: Path | str,
+    *arguments: str,
+    cwd: Path,
+    ranks: list[dict[str, str]],
+    logs: Sequence[Path],
+) -> list[zygote.Rank]:
+    """`python program arguments...` once in each environment of `ranks`, beside the test, which
+    ends them; what one prints is added to its file of `logs`."""
+    assert all(zygote.same_start(rank) for rank in ranks), "a fork is not what they would be"
+    found = []
+    for rank, log in zip(ranks, logs, strict=True):
+        streams = (os.devnull, str(log), str(log))
+        job = zygote.Job(str(program), list(arguments), [rank], str(cwd), streams)
+        found += zygote.started(job)
+    return found
 
 
 def store(folder: Path) -> None:

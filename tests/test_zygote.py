@@ -75,12 +75,62 @@ def test_what_a_job_leaves_running_ends_with_it(program: Path) -> None:
     assert ended(int((program.parent / "child").read_text()))
 
 
+def test_ranks_that_are_started_run_beside_the_test(program: Path) -> None:
+    """Others are served meanwhile; what they leave running ends with them, and their logs grow."""
+    logs, folder = [program.parent / "0.log", program.parent / "1.log"], program.parent
+    hanging = ranks.started(program, "hang", "left", cwd=folder, ranks=ranks.places(2), logs=logs)
+    assert ranks.script(program, "seven", cwd=folder).returncode == 7
+    for _ in range(1000):
+        if (folder / "child").exists() and (folder / "child").read_text():
+            break
+        time.sleep(0.05)
+    assert [rank.poll() for rank in hanging] == [None, None]
+    hanging[0].kill()
+    hanging[1].terminate()
+    assert [rank.wait() for rank in hanging] == [-9, -15]
+    hanging[0].kill()  # of one that has ended: nothing
+    assert logs[1].read_text().startswith("rank 1 of 2") and hanging[0].poll() == -9
+    assert ended(int((folder / "child").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("streams", "redirected"),
+    [
+        ((zygote.CLOSED, zygote.CLOSED), "<&- >&-"),
+        ((os.devnull, zygote.LEFT), "| true"),
+        ((os.devnull, "/dev/full"), "< /dev/null > /dev/full"),
+    ],
+    ids=("closed", "left", "full"),
+)
+def test_streams_are_those_of_an_interpreter(
+    tmp_path: Path, streams: tuple[str, str], redirected: str
+) -> None:
+    """Closed ones are None, and text that goes nowhere is an error: here of the last flush, or of
+    the print where PYTHONUNBUFFERED is set."""
+    program = tmp_path / "streams.py"
+    program.write_text(
+        "import sys, time\n"
+        "time.sleep(0.2)  # the reader has gone\n"
+        "print([s is None for s in (sys.stdin, sys.stdout)], file=sys.stderr)\n"
+        "print('text')\n"
+        "sys.exit(3)\n"
+    )
+    line = f"{sys.executable} {program} 2> by_bash {redirected}; exit ${{PIPESTATUS[0]}}"
+    wanted = subprocess.run(["bash", "-c", line], cwd=tmp_path).returncode
+    job = zygote.Job(
+        str(program), [], ranks.places(1), str(tmp_path), (*streams, str(tmp_path / "forked"))
+    )
+    assert zygote.ended(job).codes == [wanted]
+    said = [(tmp_path / name).read_text().splitlines()[0] for name in ("forked", "by_bash")]
+    assert said[0] == said[1] and (wanted == 3) == (zygote.CLOSED in streams)
+
+
 def test_another_environment_is_another_interpreter(
     program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Libraries read such variables when they are imported, which the server has done already."""
     program.write_text("import sys; print(sys.orig_argv[1:])\n")
-    assert "tests.zygote" in ranks.script(program, cwd=program.parent).stdout
+    assert "tests.fork_server" in ranks.script(program, cwd=program.parent).stdout
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert str(program) in ranks.script(program, cwd=program.parent).stdout
 

@@ -1,35 +1,20 @@
-"""Starts Python programs in forks of one process that has imported once: the imports cost more
-than most jobs do.
-
-    python -m tests.zygote        a job a line on stdin (JSON), its end a line on stdout
-
-The server imports and does nothing else: no process group, no gradient, no thread of Python's. Each
-rank is a session of its own with the environment, folder, arguments and output of its job; whatever
-it leaves running is killed at its end, and everything ends with the process that asked.
-"""
+"""Starts Python programs in forks of one process that has imported once (tests/fork_server.py):
+the imports cost more than most jobs do."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import ctypes
 import functools
-import gc
-import importlib
 import json
 import os
-import random
-import runpy
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 START = dict(os.environ)  # before any test has changed it
@@ -57,37 +42,22 @@ QUIET = {
     "PYTHONWARNINGS": "ignore",
     "GLOO_SOCKET_IFNAME": "lo",
 }
-LIBRARIES = (
-    "torch.distributed.fsdp",
-    "torch.distributed.checkpoint",
-    "deepspeed",
-    # of each first engine of DeepSpeed's in a process; the optimizer brings torch's compiler along
-    "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.runtime.superoffload.superoffload_stage3",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    "torch.utils.cpp_extension",
-    "transformers.models.gpt2.modeling_gpt2",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "matplotlib.pyplot",
-    "tram_ds.engines.fsdp2",
-    "tram_ds.engines.zero",
-    "tram_ds.training.run",
-)
 RANK_HERE = "%rank%"
-GRACE = 10.0  # seconds for the peers of a rank that has failed to say what they saw
+CLOSED, LEFT = "", "|"  # a stream that is not open; a pipe whose reader has gone away
 
 
 @dataclass(frozen=True)
 class Job:
     """`python program arguments` on each of `ranks`, one environment each. program: a script's path
-    or a module's name; RANK_HERE in an argument stands for the rank's number. alone: the end of
-    rank 0 is the job's, its peers are meant to die."""
+    or a module's name; RANK_HERE in an argument or a stream stands for the rank's number. streams:
+    what stdin, stdout and stderr lead to: a path, CLOSED or LEFT. alone: the end of rank 0 is the
+    job's, its peers are meant to die."""
 
     program: str
     arguments: list[str]
     ranks: list[dict[str, str]]
     cwd: str
-    folder: str = ""  # where the output of rank k goes: k.out and k.err
+    streams: tuple[str, str, str] = (os.devnull, os.devnull, os.devnull)
     timeout: float = 300.0
     alone: bool = False
 
@@ -106,7 +76,8 @@ def run(job: Job) -> End:
     """Runs the job to its end. TimeoutExpired, with its output, where it takes longer than its
     timeout."""
     with tempfile.TemporaryDirectory() as folder:
-        end = End(**server().ask(Job(**{**vars(job), "folder": folder})))
+        streams = (os.devnull, f"{folder}/{RANK_HERE}.out", f"{folder}/{RANK_HERE}.err")
+        end = ended(replace(job, streams=streams))
         for name in ("stdout", "stderr"):
             files = [Path(folder) / f"{rank}.{name[3:]}" for rank in range(len(job.ranks))]
             text = "".join(file.read_text(errors="replace") for file in files)
@@ -114,6 +85,48 @@ def run(job: Job) -> End:
     if end.timed_out:
         raise subprocess.TimeoutExpired(job.program, job.timeout, end.stdout, end.stderr)
     return end
+
+
+def ended(job: Job) -> End:
+    """Runs the job to its end, its streams where the job says; what they got is not in it."""
+    return End(**server().ask(run=asdict(job)))
+
+
+def started(job: Job) -> list[Rank]:
+    """The ranks of the job, which run beside the test that asks. `timeout` and `alone` are not
+    read: who starts them ends them."""
+    return [Rank(pid) for pid in server().ask(start=asdict(job))]
+
+
+class Rank:
+    """A process of `started`, as subprocess.Popen has it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = server().ask(poll=self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 300.0) -> int:
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(f"rank {self.pid}", timeout)
+            time.sleep(0.02)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:  # not reaped, so its number is nobody else's
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def same_start(environment: dict[str, str]) -> bool:
@@ -130,12 +143,12 @@ def server() -> Server:
 
 
 class Server:
-    """A process of `main`, and the way to ask it."""
+    """A process of tests/fork_server.py, and the way to ask it."""
 
     def __init__(self) -> None:
         self.environment = {**START, **QUIET}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote"],
+            [sys.executable, "-m", "tests.fork_server"],
             cwd=ROOT,
             env=self.environment,
             stdin=subprocess.PIPE,
@@ -144,10 +157,10 @@ class Server:
         )
         atexit.register(self.process.communicate)  # closes its stdin, which ends it
 
-    def ask(self, job: Job) -> dict[str, Any]:
+    def ask(self, **request: Any) -> Any:
         assert self.process.stdin and self.process.stdout
         try:
-            self.process.stdin.write(json.dumps(asdict(job)) + "\n")
+            self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             answer = self.process.stdout.readline()
         except BaseException:  # interrupted: its answer would be taken for that of the next job
@@ -161,125 +174,3 @@ class Server:
     def _give_up(self) -> None:
         server.cache_clear()
         self.process.kill()
-
-
-def main() -> None:
-    """Serves until stdin ends."""
-    _end_with_parent()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    for name in LIBRARIES:
-        importlib.import_module(name)
-    # or every ZeRO-3 engine that DeepSpeed builds would have all that was imported looked through
-    gc.collect()
-    gc.freeze()
-    while line := sys.stdin.readline():
-        assert threading.active_count() == 1, threading.enumerate()  # a fork would lose the others
-        answers.write(json.dumps(_serve(Job(**json.loads(line)))) + "\n")
-        answers.flush()
-
-
-def _serve(job: Job) -> dict[str, Any]:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pids = []
-    for rank in range(len(job.ranks)):
-        pid = os.fork()
-        if pid == 0:
-            _become(job, rank)
-        pids.append(pid)
-    return _wait(job, pids)
-
-
-def _wait(job: Job, pids: list[int]) -> dict[str, Any]:
-    """The ends of all ranks. Those that outlive the timeout, or by GRACE a peer that failed, are
-    killed."""
-    codes: dict[int, int] = {}
-    end, timed_out = time.monotonic() + job.timeout, False
-    while len(codes) < len(pids):
-        time.sleep(0.005)
-        now = time.monotonic()
-        for pid in pids:
-            # not reaped yet: until its session is killed, its number can be nobody else's
-            if pid not in codes and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-                codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                if codes[pid] and not job.alone:
-                    end = min(end, now + GRACE)
-        if now > end:
-            timed_out = not any(codes.values()) or job.alone
-            for pid in set(pids) - set(codes):
-                _kill(pid)
-            end = float("inf")
-    return {"codes": [codes[pid] for pid in pids], "timed_out": timed_out}
-
-
-def _kill(pid: int) -> None:
-    """The rank and its session, which it may not have made yet."""
-    os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _become(job: Job, rank: int) -> NoReturn:
-    """This fork becomes rank `rank` of the job, as if the interpreter had started it."""
-    code: Any = 1
-    try:
-        os.setsid()
-        _end_with_parent()
-        files = [os.open(f"{job.folder}/{rank}.{name}", os.O_RDWR | os.O_CREAT) for name in OUTPUT]
-        for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), *files)):
-            os.dup2(file, number)
-            os.close(file)
-        # or what a rank said would be lost with it when it is killed
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        os.chdir(job.cwd)
-        os.environ.clear()
-        os.environ.update(job.ranks[rank])
-        random.seed()  # or all forks would draw the same names
-        importlib.import_module("numpy").random.seed()
-        _program(job)
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        _leave(code if isinstance(code, int) else int(code is not None))
-
-
-OUTPUT = ("out", "err")
-
-
-def _program(job: Job) -> None:
-    rank = os.environ.get("RANK", "0")
-    sys.argv = [job.program, *(word.replace(RANK_HERE, rank) for word in job.arguments)]
-    if job.program.endswith(".py"):
-        sys.path[0] = str(Path(job.program).parent)
-        runpy.run_path(job.program, run_name="__main__")
-    else:
-        runpy.run_module(job.program, run_name="__main__", alter_sys=True)
-
-
-def _leave(code: int) -> NoReturn:
-    """What an interpreter does at its end, but for taking itself apart."""
-    try:
-        threading._shutdown()  # type: ignore[attr-defined] # waits for threads that are no daemons
-        atexit._run_exitfuncs()  # type: ignore[attr-defined]
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-def _end_with_parent() -> None:
-    """SIGKILL to this process when the one that started it ends (Linux: PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

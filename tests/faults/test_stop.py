@@ -1,5 +1,6 @@
-"""Signals, dead and hung ranks, and two jobs in one folder: real processes of launch/train.py,
-without a launcher's help."""
+"""Signals, dead and hung ranks, and two jobs in one folder: processes of launch/train.py, without a
+launcher's help. All are forks of one that has imported once but the two jobs in one folder, which
+are interpreters of their own."""
 
 from __future__ import annotations
 
@@ -10,15 +11,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.integration.test_train import RECIPE, TRAIN
-from tests.ranks import environment, free_port
+from tests.ranks import environment, free_port, started
+from tests.zygote import Rank
 
 pytestmark = pytest.mark.faults
+
+Process = Rank | subprocess.Popen[str]
 
 RUN = Path("runs") / "tiny-tram_prev-0"
 BASE = [
@@ -28,6 +32,10 @@ BASE = [
 ]
 
 
+def command(*arguments: str) -> list[str]:
+    return ["--recipe", "tiny.yaml", "engine=replicated", *BASE, *arguments]
+
+
 def start(
     folder: Path,
     world: int,
@@ -35,35 +43,38 @@ def start(
     script: str = TRAIN,
     port: int | None = None,
     only: int | None = None,
-) -> list[subprocess.Popen[str]]:
+) -> list[Rank]:
     """One process per rank (or `only` one of them); the engine is DDP for two ranks."""
     (folder / "tiny.yaml").write_text(RECIPE)
+    numbers = range(world) if only is None else [only]
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
-    shared = {"WORLD_SIZE": str(world), **address} if world > 1 else {}
-    command = [
-        sys.executable,
+    shared = {"WORLD_SIZE": str(world), **address}
+    return started(
         script,
-        "--recipe",
-        "tiny.yaml",
-        "engine=replicated",
-        *BASE,
-        *arguments,
-    ]
-    ranks = []
-    for rank in range(world) if only is None else [only]:
-        env = environment(
-            **shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})
+        *command(*arguments),
+        cwd=folder,
+        ranks=[environment(**shared, RANK=str(k), LOCAL_RANK=str(k)) for k in numbers],
+        logs=[folder / f"rank{k}.log" for k in numbers],
+    )
+
+
+def interpreter(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A process of one rank that has imported nothing yet."""
+    (folder / "tiny.yaml").write_text(RECIPE)
+    with (folder / "rank0.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, TRAIN, *command(*arguments)],
+            cwd=folder,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            text=True,
         )
-        log = (folder / f"rank{rank}.log").open("a")
-        ranks.append(
-            subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, text=True)
-        )
-    return ranks
 
 
 def wait_for(
     condition: Callable[[], bool],
-    ranks: list[subprocess.Popen[str]],
+    ranks: Sequence[Process],
     folder: Path,
     seconds: float = 120,
 ) -> None:
@@ -75,7 +86,7 @@ def wait_for(
         time.sleep(0.05)
 
 
-def ended(ranks: list[subprocess.Popen[str]], seconds: float = 120) -> list[int]:
+def ended(ranks: Sequence[Process], seconds: float = 120) -> list[int]:
     try:
         return [r.wait(timeout=seconds) for r in ranks]
     finally:
@@ -202,13 +213,12 @@ def test_a_rank_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path) -> N
 
 def test_two_jobs_in_one_folder(tmp_path: Path) -> None:
     """The second leaves with 5 and names the first; the first is not disturbed."""
-    first = start(tmp_path, 1, "train.steps=100000")
+    first = interpreter(tmp_path, "train.steps=100000")
     try:
-        wait_for(lambda: checkpointed(tmp_path), first, tmp_path)
-        second = start(tmp_path, 1, "--resume")
-        assert ended(second) == [5]
-        assert f"{first[0].pid}" in (tmp_path / "rank0.log").read_text()
-        assert first[0].poll() is None
+        wait_for(lambda: checkpointed(tmp_path), [first], tmp_path)
+        assert ended([interpreter(tmp_path, "--resume")]) == [5]
+        assert f"{first.pid}" in (tmp_path / "rank0.log").read_text()
+        assert first.poll() is None
     finally:
-        first[0].terminate()
-        assert first[0].wait(timeout=60) == 75
+        first.terminate()
+        assert first.wait(timeout=60) == 75
