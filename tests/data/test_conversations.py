@@ -47,6 +47,11 @@ def test_messages_and_pairs_are_read_from_every_kind(tmp_path, ending):
         ({"messages": ["x"]}, "message 1 has no role"),
         ({"messages": [TALK[0], {"role": "assistant", "content": 3}]}, "message 2 has no text"),
         ({"messages": [{**TALK[1], "tool_calls": [1]}]}, "message 1 has tool_calls beside role"),
+        ({"messages": [{**TALK[1], "weight": 0}]}, "message 1 has weight beside role"),
+        ({"messages": [{**TALK[1], "trained": False}]}, "message 1 has trained beside role"),
+        ({"messages": TALK, "tools": [{"name": "f"}]}, "tools beside its messages, which would"),
+        ({"prompt": "x", "completion": "y", "system": "z"}, "system beside its messages"),
+        ({"messages": TALK, "images": ["a.png"], "tools": []}, "images beside its messages"),
         ({"messages": TALK[:1]}, "no turn of the assistant"),
         ({"messages": []}, "no turn of the assistant"),
         ({"prompt": "x", "completion": " "}, "no turn of the assistant"),
@@ -57,6 +62,13 @@ def test_messages_and_pairs_are_read_from_every_kind(tmp_path, ending):
 def test_a_row_that_is_no_conversation_says_why(values, why):
     text, wrong = conversation(Row("line 1", values), "text")
     assert not text and why in wrong
+
+
+def test_what_is_empty_says_nothing():
+    empty = {"tools": None, "images": [], "system": "", "id": 7, "source": "a"}
+    messages = [TALK[0] | {"name": None}, TALK[1] | {"tool_calls": []}]
+    text, wrong = conversation(Row("line 1", {"messages": messages, **empty}), "text")
+    assert json.loads(text) == messages and not wrong
 
 
 def test_rows_are_cut_counted_and_named_by_their_line(tmp_path, tokenizer):

@@ -14,11 +14,28 @@ from tram_ds.runtime.wording import short
 
 ANSWERS = "assistant"  # the role whose turns are learned
 Messages = list[dict[str, str]]
+# columns that belong to what is said where they are there, and have no place in a conversation here
+BESIDE = (
+    "system",
+    "tools",
+    "functions",
+    "documents",
+    "chat_template_kwargs",
+    "image",
+    "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
+)
+EMPTY = (None, "", [], {})  # 0 and False say something: `weight: 0` is a turn not to be learned
 
 
 def conversation(row: Row, column: str) -> tuple[str, str]:
     """(the row's conversation as a line of JSON, nothing), or (nothing, why it has none). column:
     of rows of text, not read."""
+    if more := [key for key in BESIDE if row.values.get(key) not in EMPTY]:
+        return "", f"{more[0]} beside its messages, which would not be read"
     messages = _messages(row)
     if wrong := messages if isinstance(messages, str) else _wrong(messages):
         return "", wrong
@@ -76,7 +93,8 @@ def _wrong(messages: list[Any]) -> str:
             return f"message {number} has no role"
         if not isinstance(message.get("content"), str):
             return f"message {number} has no text as its content"
-        if more := [key for key in message if key not in ("role", "content") and message[key]]:
+        more = [k for k, value in message.items() if value not in EMPTY]
+        if more := [key for key in more if key not in ("role", "content")]:
             return f"message {number} has {more[0]} beside role and content"
     if not any(m["role"] == ANSWERS and m["content"].strip() for m in messages):
         return f"no turn of the {ANSWERS} that says anything"
