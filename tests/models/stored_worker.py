@@ -60,7 +60,8 @@ def settings(
 def build(job: Any, case: dict[str, Any], name: str, load: Any) -> dict[str, Any]:
     section = ModelSection(path=case["path"])
     more = {"num_labels": 3, "new_head": True} if "Sequence" in case["auto"] else {}
-    model = load(getattr(transformers, case["auto"]), section, seed=5, **more)
+    cache = str(Path(case["path"]).parent / "cache")  # of a model that is pickles alone
+    model = load(getattr(transformers, case["auto"]), section, seed=5, cache_dir=cache, **more)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(case["frozen"] not in key if case["frozen"] else True)
     stored: Any = getattr(model, "stored", None)

@@ -48,15 +48,28 @@ def without_prefix(folder, prefix="transformer."):
     return folder
 
 
+def pickled(folder, like):
+    """As `like`, in two files of pickles, the tied head beside its embedding in the second."""
+    AutoConfig.from_pretrained(like).save_pretrained(folder)
+    state = AutoModelForCausalLM.from_pretrained(like).state_dict()
+    where = {name: f"part-{int('wte' in name or 'lm_head' in name)}.bin" for name in state}
+    for file in set(where.values()):
+        torch.save({name: t for name, t in state.items() if where[name] == file}, folder / file)
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {
+    found = {
         "fp32": saved(root / "fp32", "gpt2"),
         "bf16": saved(root / "bf16", "llama", torch.bfloat16),
         "index": saved(root / "index", "gpt2", max_shard_size="6KB"),
         "hub names": without_prefix(saved(root / "hub", "gpt2")),
     }
+    return {**found, "pickles": pickled(root / "pickles", found["fp32"])}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +82,7 @@ def cases(folders, tmp_path_factory):
         "a bf16 file, bf16 working copy": case("bf16", half=True),
         "an index, bf16 working copy": case("index", half=True),
         "hub names": case("hub names"),
+        "pickles, tied": case("pickles"),
         "a new head": case("bf16", CLASSES, half=True),
         "frozen blocks": case("bf16", half=True, frozen="layers.0."),
     }
@@ -91,7 +105,7 @@ def cases(folders, tmp_path_factory):
 )
 def test_every_engine_holds_the_same_as_from_a_whole_model(cases, world, names):
     found = ranks.run("tests.models.stored_worker", str(cases), names, world=world)
-    assert len(found) == 6 and all(set(each) == set(names.split(",")) for each in found.values())
+    assert len(found) == 7 and all(set(each) == set(names.split(",")) for each in found.values())
     for case, engines in found.items():
         for name, every in engines.items():
             for rank, ways in enumerate(every):
@@ -146,16 +160,6 @@ def test_a_new_head_is_drawn_as_when_all_is_loaded(folders):
     into = torch.empty(4)
     each[1].stored.read("score.weight", 3, into)
     assert torch.equal(into, head.flatten()[3:7])
-
-
-def test_a_model_without_safetensors_is_loaded_whole_and_said_so(folders, tmp_path):
-    model: Any = load_model(AutoModelForCausalLM, section(folders["fp32"]))
-    model.config.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    left: Any = load_stored(AutoModelForCausalLM, section(tmp_path))
-    assert not any(p.is_meta for p in left.parameters())
-    assert "no safetensors files" in left.loaded_whole
-    assert torch.equal(left.lm_head.weight, model.lm_head.weight)
 
 
 def test_a_model_whose_tensors_are_merged_is_loaded_whole_and_said_so(tmp_path):

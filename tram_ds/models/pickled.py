@@ -28,26 +28,37 @@ def check(path: str, revision: str) -> None:
     """DataError for a folder or hub name whose pickled weights would be loaded and are cut, lack a
     file, or are anything else than tensors by name. Nothing where it has safetensors. Reads what
     the tensors are called, not their values."""
+    for file in files(path, revision):
+        look_into(file)
+
+
+def files(path: str, revision: str) -> list[Path]:
+    """The files of pickled weights of a folder or hub name; none where it has safetensors.
+    DataError for a folder that has neither, and where the index names a file that is not there."""
     if any(find(path, name, revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-        return
+        return []
     single = find(path, WEIGHTS_NAME, revision)
-    index = None if single is not None else find(path, WEIGHTS_INDEX_NAME, revision)
     if single is not None:
-        _look_into(single)
-    elif index is not None:
-        for name in _named(index):
-            part = find(path, name, revision) if Path(name).name == name else None
-            if part is None:
-                raise DataError(
-                    f"'{path}' lacks {name}, which {WEIGHTS_INDEX_NAME} names: get the whole set"
-                )
-            _look_into(part)
-    elif Path(path).is_dir():
+        return [single]
+    index = find(path, WEIGHTS_INDEX_NAME, revision)
+    if index is not None:
+        return [_part(path, name, revision) for name in _named(index)]
+    if Path(path).is_dir():
         raise DataError(
             f"'{path}' has no weights that are read ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}, or an "
             "index of several): load them with the library that wrote them, and write them by "
             "save_pretrained of transformers"
         )
+    return []
+
+
+def _part(path: str, name: str, revision: str) -> Path:
+    part = find(path, name, revision) if Path(name).name == name else None
+    if part is None:
+        raise DataError(
+            f"'{path}' lacks {name}, which {WEIGHTS_INDEX_NAME} names: get the whole set"
+        )
+    return part
 
 
 def _named(index: Path) -> list[str]:
@@ -57,28 +68,45 @@ def _named(index: Path) -> list[str]:
         raise DataError(f"{index} is damaged ({error!r}): get it again") from error
 
 
-def _look_into(file: Path) -> None:
+def look_into(file: Path) -> None:
+    """DataError where `file` is cut, or anything else than tensors by name."""
+    _load(file, "meta")
+
+
+def tensors(file: Path) -> Mapping[str, Tensor]:
+    """What is in it, by name, left in the file and mapped; in memory where it is of torch's older
+    format, which is no archive. DataError as look_into."""
+    return _load(file, "cpu")
+
+
+def _load(file: Path, device: str) -> Mapping[str, Tensor]:
     with file.open("rb") as stream:
         if stream.read(24).startswith(b"version https://git-lfs"):
             raise DataError(f"{file} is a pointer of git-lfs: run `git lfs pull`")
     try:
-        # of a file in torch's older format, which is no archive, the values are read as well
+        # of a file in torch's older format the values are always read
         found: Any = torch.load(
-            file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file) or None
+            file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file) or None
         )
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{file} is damaged, or would run code when it is read, which is not done "
             f"({_reason(error)}): get it again, as safetensors where there is such a copy"
         ) from error
+    except NotImplementedError as error:  # of a device that has no such tensors
+        raise DataError(
+            f"{file} holds tensors that are not numbers as they are, but codes of them: give a "
+            "model that is not quantised"
+        ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError) as error:
         raise DataError(f"{file} is cut or damaged ({first_line(error)}): get it again") from error
-    held = found.values() if isinstance(found, Mapping) else [None]
-    if not all(isinstance(value, Tensor) for value in held):
+    held = found.items() if isinstance(found, Mapping) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in held):
         raise DataError(
             f"{file} holds more than a model's weights by name, as a checkpoint of training does: "
             "give the folder that save_pretrained of transformers wrote"
         )
+    return found
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tram_ds.models import adapters, pickled, stored
+from tram_ds.models import adapters, converted, pickled, stored, tied
 from tram_ds.models.config import load_config, revision
 from tram_ds.models.whole import refuse_incomplete
 from tram_ds.runtime.errors import DataError
@@ -32,34 +32,58 @@ GRAPHS = 32
 
 
 def load_model(
-    auto_class: Any, section: Any, *, seed: int = 0, new_head: bool = False, **overrides: Any
+    auto_class: Any,
+    section: Any,
+    *,
+    seed: int = 0,
+    new_head: bool = False,
+    cache_dir: str | None = None,
+    **overrides: Any,
 ) -> nn.Module:
     """The model on CPU in fp32 and train mode.
 
     auto_class: AutoModelForCausalLM and its like. seed: of a fresh initialisation (the whole model
     or a new head); the global random state is left as it was. new_head: allow `model.path` to lack
     the head's weights, or to have them in another size; the model's `new_weights` lists those
-    initialised here.
+    initialised here. cache_dir: of load_stored.
     overrides: as in load_config.
     """
     return _build(auto_class, section, _load_weights, seed, new_head, overrides)
 
 
 def load_stored(
-    auto_class: Any, section: Any, *, seed: int = 0, new_head: bool = False, **overrides: Any
+    auto_class: Any,
+    section: Any,
+    *,
+    seed: int = 0,
+    new_head: bool = False,
+    cache_dir: str | None = None,
+    **overrides: Any,
 ) -> nn.Module:
     """As load_model, with the parameters that `model.path` has left in its files: they are on the
     meta device, and `model.stored` (models/stored.py) reads them, so that an engine never holds
-    more than its shards.
+    more than its shards. Where it has pickles alone, these files are their copy in the cache
+    (models/converted.py). cache_dir: the cache; None is the user's.
 
-    A model of `model.init`, one without safetensors files, and one whose tensors transformers
-    merges or splits are loaded whole, as by load_model; `model.loaded_whole` then says why.
+    A model of `model.init`, one whose tensors transformers merges or splits, and one whose tied
+    weights differ in the files are loaded whole, as by load_model; `model.loaded_whole` then says
+    why.
     """
-    return _build(auto_class, section, _leave_weights, seed, new_head, overrides)
+
+    def leave(*args: Any) -> nn.Module:
+        return _leave_weights(*args, cache_dir=cache_dir)
+
+    return _build(auto_class, section, leave, seed, new_head, overrides)
 
 
 def load_outline(
-    auto_class: Any, section: Any, *, seed: int = 0, new_head: bool = False, **overrides: Any
+    auto_class: Any,
+    section: Any,
+    *,
+    seed: int = 0,
+    new_head: bool = False,
+    cache_dir: str | None = None,
+    **overrides: Any,
 ) -> nn.Module:
     """The model's modules on the meta device, without a weight and without adapters: for what can
     be refused by their names. DataError for targets of model.lora that match none."""
@@ -133,7 +157,13 @@ def _load_weights(
 
 
 def _leave_weights(
-    auto_class: Any, section: Any, config: PretrainedConfig, new_head: bool, options: dict
+    auto_class: Any,
+    section: Any,
+    config: PretrainedConfig,
+    new_head: bool,
+    options: dict,
+    *,
+    cache_dir: str | None,
 ) -> nn.Module:
     with torch.device("meta"):
         kind = type(auto_class.from_config(config, **options))
@@ -141,14 +171,11 @@ def _leave_weights(
     try:
         if lora is not None and lora.dora:
             raise stored.NotSlices("model.lora.dora begins with the norms of its weights")
+        files = _files(section, cache_dir)
         model, report = stored.read_model(
-            kind,
-            section.path,
-            revision(section),
-            config=config,
-            ignore_mismatched_sizes=new_head,
-            **options,
+            kind, files, config=config, ignore_mismatched_sizes=new_head, **options
         )
+        tied.refuse_different(model, files)
     except stored.NotSlices as why:
         whole: Any = _load_weights(auto_class, section, config, new_head, options)
         whole.loaded_whole = f"'{section.path}' is loaded whole on every rank: {why}"
@@ -156,6 +183,16 @@ def _leave_weights(
     _check_report(section.path, model, report, new_head)
     _as_from_path(model, section)
     return model
+
+
+def _files(section: Any, cache_dir: str | None) -> dict[str, stored.Entry]:
+    where = section.path, revision(section)
+    if files := stored.entries(*where) or converted.entries(*where, cache_dir):
+        return files
+    raise stored.NotSlices(
+        "it has no safetensors files (from_pretrained and save_pretrained of transformers write "
+        "them)"
+    )
 
 
 def _check_report(path: str, model: Any, report: Any, new_head: bool) -> None:

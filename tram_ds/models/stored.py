@@ -29,7 +29,7 @@ CHUNK = 1 << 22
 
 
 class NotSlices(Exception):
-    """Why a model's parameters are not slices of its files: it has none in safetensors, or
+    """Why a model's parameters are not slices of its files: it has none that are read so, or
     transformers merges or splits their tensors."""
 
 
@@ -161,20 +161,14 @@ def find(path: str, name: str, revision: str) -> Path | None:
 
 
 def read_model(
-    kind: Any, path: str, revision: str, **options: Any
+    kind: Any, files: Mapping[str, Entry], **options: Any
 ) -> tuple[Any, Mapping[str, Any]]:
     """(the model with its stored parameters on meta and `model.stored`, transformers' report).
 
-    kind: the model's class, whose from_pretrained takes the `options`. What the files lack is
-    initialised by it, in memory, and buffers are read whole. NotSlices where a parameter is not one
-    tensor of the files.
+    kind: the model's class, whose from_pretrained takes the `options`. files: as entries() gives
+    them. What they lack is initialised by it, in memory, and buffers are read whole. NotSlices
+    where a parameter is not one tensor of the files.
     """
-    files = entries(path, revision)
-    if files is None:
-        raise NotSlices(
-            "it has no safetensors files (from_pretrained and save_pretrained of transformers "
-            "write them)"
-        )
     marks, state = _marked(files)
     model, report = kind.from_pretrained(
         None, state_dict=state, output_loading_info=True, **options
@@ -231,7 +225,9 @@ def read_pieces(kind: Any, folder: Path, **options: Any) -> tuple[Any, Mapping[s
     """(a model of a folder, transformers' report, what reads its parameters): of one that is no
     slices of its files, from the whole in memory."""
     try:
-        model, report = read_model(kind, str(folder), "main", **options)
+        if (files := entries(str(folder), "main")) is None:
+            raise NotSlices("it has no safetensors files")
+        model, report = read_model(kind, files, **options)
         return model, report, model.stored.read
     except NotSlices:
         model, report = kind.from_pretrained(folder, output_loading_info=True, **options)

@@ -96,7 +96,7 @@ def show(recipe: Recipe, world: int, assumed: Assumed, console: Console | None =
     host = 4 * size.parameters / 1e9
     console.print(
         f"host memory: {host:.1f} GB for each GPU of a node at the start, where a model is drawn "
-        "(model.init) or converted; of safetensors files a rank reads what it holds, and no more"
+        "(model.init) or merged by transformers; of files a rank reads what it holds, and no more"
     )
     fits = own.fits(assumed.memory * 1e9)
     verdict = (

@@ -94,7 +94,8 @@ class TaskSection(NamedSection):
     max_eval_tokens: Positive | None = None
     """Most tokens scored per evaluation domain, in tokens; null = all."""
     cache_dir: Place | None = None
-    """Folder for extracted and tokenised data; null = the user's cache folder."""
+    """Folder for extracted and tokenised data, and for the safetensors made of a model that has
+    pickles alone; null = the user's cache folder."""
 
     def unread(self) -> dict[str, str]:
         text_only = {"seq_len", "tokenizer"} if self.name == "image_classification" else set()

@@ -94,6 +94,7 @@ class Entailment:
             self.model_section,
             seed=self.seed,
             new_head=True,
+            cache_dir=self.settings.cache_dir,
             **self._config_values(),
         )
         set_label_names(model.config, LABELS, self.numbers)

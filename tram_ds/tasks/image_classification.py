@@ -78,6 +78,7 @@ class ImageClassification:
             self.model_section,
             seed=self.seed,
             new_head=True,
+            cache_dir=self.cache_dir,
             **values,
         )
         set_label_names(model.config, self.source.classes, self.numbers)

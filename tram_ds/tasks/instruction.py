@@ -86,7 +86,13 @@ class Instruction:
             self.eval_sets(split)
 
     def model(self, load: Load = load_model) -> nn.Module:
-        return load(AutoModelForCausalLM, self.model_section, seed=self.seed, **self.defaults)
+        return load(
+            AutoModelForCausalLM,
+            self.model_section,
+            seed=self.seed,
+            cache_dir=self.settings.cache_dir,
+            **self.defaults,
+        )
 
     def train_rows(self) -> Sequence[Example] | Sequence[list[Example]]:
         """Conversations of the training domains, one domain after the other; packs of them where

@@ -90,7 +90,13 @@ class LanguageModeling:
             self.eval_sets(split)
 
     def model(self, load: Load = load_model) -> nn.Module:
-        return load(AutoModelForCausalLM, self.model_section, seed=self.seed, **self.defaults)
+        return load(
+            AutoModelForCausalLM,
+            self.model_section,
+            seed=self.seed,
+            cache_dir=self.settings.cache_dir,
+            **self.defaults,
+        )
 
     def train_rows(self) -> Sequence[np.ndarray] | Stream:
         """Rows (seq_len,) int64 of the training domains, one after the other, without shorter last
