@@ -162,6 +162,19 @@ def test_the_average_that_is_scored_is_one_more_copy():
     )
 
 
+def test_a_save_in_the_background_keeps_what_the_step_replaces():
+    """theta_{t-1} and an average are another copy through the passes; theta_0 is not replaced."""
+    extra = {}
+    for row in ("base", "asam", "tram_prev", "tram_init", "mesa", "asam_mesa"):
+        beside = load("m2d2_gpt2xl.yaml", [f"algorithm={row}", "checkpoint.asynchronous=true"])
+        plans = [plan.plan(load("m2d2_gpt2xl.yaml", [f"algorithm={row}"]), 8), plan.plan(beside, 8)]
+        totals = [p.memory.total for p in plans]
+        copy = model_states.fp32_shard(plans[0].setup, plans[0].size)
+        extra[row] = (totals[1] - totals[0]) / copy
+    assert extra["base"] == extra["asam"] == extra["tram_init"] == 0
+    assert extra["tram_prev"] == extra["mesa"] == extra["asam_mesa"] == 1
+
+
 @pytest.mark.parametrize("logits", ["whole", "chunks"])
 def test_a_stored_loss_gradient_takes_what_it_is_or_is_made_from(logits):
     """Of each of 3 micro-batches the logits once more; or hidden states, one head for all and,
@@ -265,14 +278,17 @@ def test_states_are_what_two_ranks_hold():
     for engine, real in found.items():
         name = "zero" if engine.startswith("zero") else {"ddp": "replicated"}.get(engine, engine)
         config = {"zero_optimization": {"stage": int(engine[-1])}} if name == "zero" else {}
-        setup = setup_of(name, config, world=2, half=True, kept=2, micros=1, checkpointing=False)
+        common = {"world": 2, "half": True, "kept": 2, "micros": 1, "checkpointing": False}
+        setup = setup_of(name, config, background=True, **common)
         seen = model_states.references(setup, size, row)
         planned = {
             **model_states.states(setup, size, row),
             "predictions": seen.heads + seen.rows,
             "previous": seen.previous,
+            "saved": seen.saved,
         }
-        assert real.pop("weights") == 0, engine  # theta_{t-1}, during the passes
+        # theta_{t-1}, during the passes
+        assert real.pop("weights") == real.pop("saved at once") == 0, engine
         for part, bytes_ in real.items():
             assert planned[part] == pytest.approx(bytes_, rel=0.1), (engine, part)
 

@@ -19,7 +19,9 @@ def show(recipe: Recipe, world: int, console: Console | None = None) -> None:
     if why := refusal(recipe, world):
         console.print(f"not traced: {why}\n")
         return
-    found, planned = trace(recipe, world), plan(recipe, world)
+    alone = recipe.checkpoint.model_copy(update={"asynchronous": False})  # no save beside the step
+    planned = plan(recipe.model_copy(update={"checkpoint": alone}), world)
+    found = trace(recipe, world)
     console.print(
         f"[bold]traced[/]: {planned.algorithm} as one of {world} rank(s), in fake tensors"
     )

@@ -148,7 +148,8 @@ def _going_forward(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str
 def _beside(setup: RunSetup, size: ModelSize, row: Algorithm) -> dict[str, int]:
     """What stays from pass to pass."""
     seen = references(setup, size, row)
-    return {"references": seen.weights + seen.heads, "ascent": sum(copies(setup, size, row))}
+    kept = seen.weights + seen.saved + seen.heads
+    return {"references": kept, "ascent": sum(copies(setup, size, row))}
 
 
 def _at_loss(setup: RunSetup, size: ModelSize, row: Algorithm) -> int:
@@ -167,7 +168,7 @@ def _ascent(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Memory
     yield Memory(
         "the ascent",
         **states(setup, size, row),
-        references=seen.weights + seen.heads,
+        references=seen.weights + seen.saved + seen.heads,
         ascent=total + realised + formula,
         activations=0,
         logits=seen.rows,
@@ -194,10 +195,12 @@ def _reference(setup: RunSetup, size: ModelSize, row: Algorithm) -> Iterator[Mem
     held = states(setup, size, row)
     early = held if setup.keeps_gradients else {**held, "gradients": 0}
     whole = 0 if size.chunked else 2 * FP32 * size.positions * size.classes
+    # theta_{t-1} is there, whether it is being written or not
+    kept = seen.weights + max(seen.previous, seen.saved)
     yield Memory(
         "the reference",
         **early,
-        references=seen.weights + seen.previous + seen.heads - seen.heads_ahead,
+        references=kept + seen.heads - seen.heads_ahead,
         ascent=0,
         activations=size.saved_block,
         logits=seen.rows - seen.rows_ahead + whole,

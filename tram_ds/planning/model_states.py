@@ -57,7 +57,8 @@ def copies(setup: RunSetup, size: ModelSize, row: Algorithm) -> tuple[int, int]:
 @dataclass(frozen=True)
 class References:
     """Bytes. weights: kept always; previous: theta_{t-1}, from the descent to the next reference
-    forward, where it is kept.
+    forward, where it is kept. saved: what a checkpoint still writes of before the step while its
+    passes run.
 
     heads, rows: of the predictions held during the passes; *_ahead: of those among them that are of
     the next step's batch.
@@ -65,6 +66,7 @@ class References:
 
     weights: int
     previous: int
+    saved: int
     heads: int
     rows: int
     heads_ahead: int
@@ -73,7 +75,7 @@ class References:
 
 def references(setup: RunSetup, size: ModelSize, row: Algorithm) -> References:
     """Of the row, at this batch."""
-    kept = [r for r in row.regions if isinstance(r.reference, WeightReference)]
+    kept = [r.reference for r in row.regions if isinstance(r.reference, WeightReference)]
     previous = [r for r in row.regions if isinstance(r.reference, Previous)]
     ahead = sum(
         r.reference.lookahead and row.at(1).asks(r.reference)
@@ -83,6 +85,7 @@ def references(setup: RunSetup, size: ModelSize, row: Algorithm) -> References:
     # what dL/dlogits is, or is made from, is as large as a prediction
     predictions = len(kept) + len(previous) + ahead + row.stored_gradient
     shard = fp32_shard(setup, size)
+    saved = shard if setup.background else 0
     # one copy serves all micro-batches
     head = size.classes * size.width * setup.working if size.chunked else 0
     rows = (
@@ -94,6 +97,8 @@ def references(setup: RunSetup, size: ModelSize, row: Algorithm) -> References:
     return References(
         (len(kept) + (row.anchor is not None)) * shard,
         len(previous) * shard,
+        # each step replaces these, and the old ones live until they are written
+        (len(previous) + sum(r.name == "average" for r in kept)) * saved,
         predictions * head,
         predictions * rows,
         ahead * head,

@@ -68,6 +68,7 @@ def setup_for(recipe: Recipe, world: int) -> RunSetup:
         micros=accumulation(recipe, world),
         checkpointing=recipe.model.activation_checkpointing,
         average=recipe.eval.weights == "ema",
+        background=recipe.checkpoint.asynchronous,
     )
 
 

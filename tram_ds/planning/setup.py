@@ -15,7 +15,8 @@ class RunSetup:
 
     bucket, live: elements of a reduction bucket, and of gathered parameters that ZeRO-3 may keep.
     reduce_each: the gradient of every micro-batch is reduced, so that none is held unsharded.
-    average: the recipe has the moving average of the weights scored instead of theta.
+    average: the recipe has the moving average of the weights scored instead of theta. background:
+    checkpoints are written while the next step's passes run.
     """
 
     engine: str  # replicated, fsdp2, zero0, zero1, zero2 or zero3
@@ -32,6 +33,7 @@ class RunSetup:
     bucket: int = 500_000_000
     live: int = 1_000_000_000
     average: bool = False
+    background: bool = False
 
     @property
     def working(self) -> int:
