@@ -111,7 +111,7 @@ def test_a_planted_residual_is_off_and_none_is_not(section: Section) -> None:
     ]
     off = cells(of, "tram_x")
     assert off["verdict"] == "off, better" and off["n"] == "3" and off["compute"] == "2.33 x"
-    low, high = map(float, off["95 %"].strip("[]%\N{NO-BREAK SPACE}").split(","))
+    low, high = map(float, off["95 %, seeds"].strip("[]%\N{NO-BREAK SPACE}").split(","))
     assert low < -2.0 < high < 0.0
     assert not cells(of, "asam")["verdict"].startswith("off")
 

@@ -479,7 +479,7 @@ def test_an_interval_over_few_seeds_is_not_shown(tmp_path: Path, seeds: int, sho
             scores = {d: v + shift + 0.1 * seed**2 for d, v in HOME.items()}
             made_runs.write(tmp_path, made_runs.recipe(algorithm, seed), scores)
     block = versus.significance(table(tmp_path), "adam", 0.01)
-    assert text(block, "tram_x", "95 % bootstrap").startswith("[") == shown
+    assert text(block, "tram_x", "95 % bootstrap, seeds").startswith("[") == shown
     assert any("resamples the seeds" in note and "below 5" in note for note in block.notes)
 
 

@@ -13,6 +13,7 @@ from tram_ds.comparison import (
     frontier_plot,
     frontier_views,
     plots,
+    row_draws,
     tables,
     versus,
     views,
@@ -25,6 +26,7 @@ from tram_ds.comparison.layouts import TABLES, Layout, paper_layout
 from tram_ds.comparison.lines import off_lines
 from tram_ds.comparison.paper import Frame
 from tram_ds.comparison.paper_marks import marks
+from tram_ds.comparison.row_draws import Draws
 from tram_ds.comparison.runs import ANALYSES, CompareError, Run
 from tram_ds.comparison.terms import explained
 
@@ -90,14 +92,15 @@ def _section(table: Table, baseline: str | None, alpha: float, frontier: bool) -
     layout, means = table.layout, table.means()
     plain, trained = versus.baseline_of(table, baseline), layout.metric not in ANALYSES
     blocks = [] if trained or layout.train is None else [versus.transfer(table)]
-    found = sides(table) if frontier else None
+    rows = row_draws.draws(table, between=frontier) if trained and table.runs else Draws()
+    found = sides(table, rows) if frontier else None
     blocks += [
         tables.scores(table),
         *(frontier_views.blocks(table, found) if found else ()),
         *filter(None, [tables.against_paper(table)]),
         tables.summary(table),
     ]
-    blocks += [versus.significance(table, plain, alpha)] if len(means) > 1 else []
+    blocks += [versus.significance(table, plain, alpha, rows)] if len(means) > 1 else []
     blocks += [compute(table, plain)] if trained else []
     blocks += tables.spread(table)
     blocks += (

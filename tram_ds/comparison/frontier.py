@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from tram_ds.comparison import row_noise
 from tram_ds.comparison.residual import Residual
 
 Array = np.ndarray
@@ -43,11 +44,14 @@ class Scale:
 @dataclass(frozen=True)
 class Arm:
     """Runs of one setting. scores: (seeds, 1 + domains) on a Scale, the training domain first, all
-    finite. strength: what orders arms along their curve, such as the learning rate."""
+    finite. strength: what orders arms along their curve, such as the learning rate. rows: (draws,
+    seeds, 1 + domains) the same where the rows of the test sets are drawn anew, in one draw the
+    same rows for every run; None where their scores are not known."""
 
     name: str
     scores: Array
     strength: float = 0.0
+    rows: Array | None = None
 
     @property
     def n(self) -> int:
@@ -95,9 +99,12 @@ class Frontier:
         means = np.stack([arm.mean for arm in self.arms])
         return self._curve(np.asarray(x, float), means, columns(means, self.scale))
 
-    def draws(self, x: Array, chosen: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draws(
+        self, x: Array, chosen: Array, rng: np.random.Generator, shifts: Array | None = None
+    ) -> tuple[Array, Array]:
         """The frontier at x in draws of the seeds' noise, and its zero-shot average over the
-        domains chosen in each draw. chosen: (draws, domains), numbers of domains. Returns (draws,
+        domains chosen in each draw. chosen: (draws, domains), numbers of domains. shifts: of the
+        arms' means, (any number, arms, 1 + domains), which are drawn with it. Returns (draws,
         points, 1 + domains), (draws, points). NaN where one seed an arm says nothing of noise."""
         means = np.stack([arm.mean for arm in self.arms])
         shape = (len(chosen), len(x), means.shape[1])
@@ -105,23 +112,33 @@ class Frontier:
             return np.full(shape, np.nan), np.full(shape[:2], np.nan)
         counts = np.array([arm.n for arm in self.arms])
         drawn = means + noise(self.arms, counts, len(chosen), rng)
+        if shifts is not None:
+            drawn += np.resize(shifts, drawn.shape)
         again = _average(np.take_along_axis(drawn[..., 1:], chosen[:, None, :], 2), self.scale)
         y = np.concatenate([columns(drawn, self.scale), again], axis=2)
         found = np.stack([self._curve(x, m, of) for m, of in zip(drawn, y, strict=True)])
         return found[..., :-1], found[..., -1]
 
+    def below(self, methods: Array, means: Array, as_at: Array) -> Array:
+        """(methods, 1 + domains): scores of methods (methods, 1 + domains) less the frontier at
+        their in-domain scores, if `means` (arms, 1 + domains) were those of the arms; on the
+        branches that reach as_at (methods,)."""
+        y = columns(means, self.scale)
+        return columns(methods, self.scale) - self._curve(methods[:, 0], means, y, as_at)
+
     def band(self, x: Array, level: float = 0.95, resamples: int = RESAMPLES) -> Array:
         """(2, points): the lower and upper bound of the zero-shot average at x."""
         rng = np.random.default_rng(0)
-        found, _ = self.draws(np.asarray(x, float), _chosen(self.domains, resamples, rng), rng)
+        chosen = _chosen(self.domains, resamples, rng)
+        found, _ = self.draws(np.asarray(x, float), chosen, rng, row_noise.shifts(self.arms))
         ends = [0.5 - level / 2, 0.5 + level / 2]
         return np.quantile(found[..., 0], ends, axis=0)
 
-    def _curve(self, x: Array, means: Array, y: Array) -> Array:
-        """The better of the branches that reach x."""
+    def _curve(self, x: Array, means: Array, y: Array, as_at: Array | None = None) -> Array:
+        """The better of the branches that reach x, or as_at instead."""
         found = np.full((len(self.branches), len(x), y.shape[1]), np.nan)
         for i, branch in enumerate(self.branches):
-            there = self._reach(branch, x)
+            there = self._reach(branch, x if as_at is None else as_at)
             if there.any():
                 found[i, there] = self._spline(branch, x[there], means, y)
         return np.fmin.reduce(found)
@@ -214,6 +231,7 @@ def residuals(
     level = frontier.at(x)
     theirs, theirs_chosen = frontier.draws(x, chosen, rng)
     base = _variance(theirs)
+    rows = row_noise.variances(frontier, methods, rng)
     found = []
     for i, method in enumerate(methods):
         own, own_chosen = _own(frontier, method, chosen, rng)
@@ -226,6 +244,7 @@ def residuals(
                 level=float(level[i, c]),
                 own=float(own[c]) * method.n,
                 base=float(base[i, c]) * frontier.seeds,
+                rows=float(rows[i, c]),
                 **alike,
             )
             for c in range(len(value))

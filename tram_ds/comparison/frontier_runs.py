@@ -12,6 +12,7 @@ import numpy as np
 from tram_ds.comparison.collect import Table
 from tram_ds.comparison.compute import examples, samples
 from tram_ds.comparison.frontier import Arm, Frontier, Scale, fit
+from tram_ds.comparison.row_draws import Draws, Key
 from tram_ds.comparison.runs import Run
 
 EQUAL = {"steps": 1.02, "FLOPs": 1.25}  # ratio of what still counts as equal
@@ -35,7 +36,7 @@ class Member:
 class Sides:
     """base: the arms of plain training. methods: the other rows. interpolated: points between the
     pre-trained model and base runs. curves: of every run, its interpolation (points, 1 + domains).
-    notes: what was left out."""
+    notes: what was left out. rows: what the arms' are of."""
 
     domains: tuple[str, ...]
     scale: Scale
@@ -44,6 +45,7 @@ class Sides:
     interpolated: tuple[Member, ...]
     curves: Mapping[str, Sequence[np.ndarray]]
     notes: tuple[str, ...]
+    rows: Draws | None = None
 
     @property
     def budgets(self) -> dict[float, list[Member]]:
@@ -73,8 +75,9 @@ def ratio(a: float, b: float) -> float:
     return max(a, b) / min(a, b) if min(a, b) > 0 and max(a, b) < math.inf else math.inf
 
 
-def sides(table: Table) -> Sides:
-    """Of a table with a training domain and columns never trained on."""
+def sides(table: Table, rows: Draws | None = None) -> Sides:
+    """Of a table with a training domain and columns never trained on. rows: the same with the rows
+    of the test sets drawn anew, where that is known."""
     layout = table.layout
     assert layout.train is not None
     domains = tuple(c for c in table.values if c in layout.zero_shot)
@@ -91,19 +94,41 @@ def sides(table: Table) -> Sides:
         if not any(whole):
             continue
         kept = tuple(s for s, there in zip(seeds, whole, strict=True) if there)
-        member = _member(method, scaled[whole], kept, runs)
+        again = _again(rows, [(method, seed, 1.0) for seed in kept], wanted, scale)
+        member = _member(method, scaled[whole], kept, runs, again)
         plain = runs[0].recipe["algorithm"]["name"] == "base"
         (base if plain else methods).append(member)
         along = {run.seed: _interpolation(run, table, wanted, scale) for run in runs}
         curves[method] = [np.stack(list(points.values())) for points in along.values() if points]
-        between += _between(member, along, runs) if plain else []
-    return Sides(domains, scale, tuple(base), tuple(methods), tuple(between), curves, tuple(notes))
+        if plain:
+            for a, there in _between(along).items():
+                keys = [(method, seed, a) for seed in there]
+                again = _again(rows, keys, wanted, scale)
+                stacked = np.stack(list(there.values()))
+                between.append(_member(f"{method} at {a:g}", stacked, tuple(there), runs, again))
+    sorted_out = tuple(base), tuple(methods), tuple(between)
+    return Sides(domains, scale, *sorted_out, curves, tuple(notes), rows)
 
 
-def _member(name: str, scores: np.ndarray, seeds: tuple[int, ...], runs: Sequence[Run]) -> Member:
+def _again(
+    rows: Draws | None, keys: Sequence[Key], wanted: Sequence[str], scale: Scale
+) -> np.ndarray | None:
+    """(draws, keys, columns) on the scale; None where rows are not drawn."""
+    if rows is None or not rows.scores:
+        return None
+    return np.stack([scale.up(rows.of(key, wanted)) for key in keys], 1)
+
+
+def _member(
+    name: str,
+    scores: np.ndarray,
+    seeds: tuple[int, ...],
+    runs: Sequence[Run],
+    again: np.ndarray | None,
+) -> Member:
     rate = float((runs[0].recipe.get("optimizer") or {}).get("lr") or 0.0)
     seen, spent = (float(np.mean([of(run) for run in runs])) for of in (samples, examples))
-    return Member(Arm(name, scores, rate), seeds, seen, spent)
+    return Member(Arm(name, scores, rate, again), seeds, seen, spent)
 
 
 def _interpolation(
@@ -120,12 +145,10 @@ def _interpolation(
 
 
 def _between(
-    member: Member, along: Mapping[int, Mapping[float, np.ndarray]], runs: Sequence[Run]
-) -> list[Member]:
-    """A member per point strictly between the two models."""
-    found = []
-    for a in sorted({a for points in along.values() for a in points if 0 < a < 1}):
-        there = {seed: points[a] for seed, points in along.items() if a in points}
-        name = f"{member.arm.name} at {a:g}"
-        found.append(_member(name, np.stack(list(there.values())), tuple(there), runs))
-    return found
+    along: Mapping[int, Mapping[float, np.ndarray]],
+) -> dict[float, dict[int, np.ndarray]]:
+    """Every point strictly between the two models -> seed -> its scores."""
+    return {
+        a: {seed: points[a] for seed, points in along.items() if a in points}
+        for a in sorted({a for points in along.values() for a in points if 0 < a < 1})
+    }

@@ -14,18 +14,33 @@ from tram_ds.comparison.frontier_runs import EQUAL, Member, Sides
 from tram_ds.comparison.layouts import Layout
 from tram_ds.comparison.lines import in_unit, off_lines
 from tram_ds.comparison.residual import LEVEL, Residual, verdict
+from tram_ds.comparison.row_draws import Draws
 
 MARGIN = {True: 0.01, False: 0.04}  # log: 1 %; logit: a point of accuracy near 60 %
+SEEDS, ROWS = "95 %, seeds", "95 %, seeds and rows"
 COLUMNS = {
     "verdict": "what the seeds can tell, corrected for the number of rows",
     "off": "zero-shot average off the frontier of plain training at that in-domain score",
-    "95 %": "interval of that over seeds, of the row and of the base arms",
+    SEEDS: "interval of that over seeds, of the row and of the base arms",
     "95 %, domains too": "the same where the domains are drawn too: for others of their kind",
     "n": "runs of the row with different random numbers, of which the interval is",
     "in-domain": "score on the domain trained on, where the frontier is looked up",
     "zero-shot": "zero-shot average of the row",
     "compute": "training compute, as a multiple of the base arms' with the fewest steps",
 }
+
+
+OF_ROWS = (
+    "interval of that over seeds, of the row and of the base arms, and over the rows of the test "
+    "sets, which are the same for all runs"
+)
+
+
+def _columns(rows: Draws | None) -> dict[str, str]:
+    """Name -> meaning; the interval's says what is drawn."""
+    if rows is None or not rows.scores:
+        return COLUMNS
+    return {ROWS if c == SEEDS else c: OF_ROWS if c == SEEDS else m for c, m in COLUMNS.items()}
 
 
 def blocks(table: Table, found: Sides) -> list[Block]:
@@ -39,7 +54,8 @@ def blocks(table: Table, found: Sides) -> list[Block]:
         name = f"frontier_{kind.lower()}"
         rows = _rows(found, shown)
         notes = (*_told(layout, found, len(rows)), *_missing(found, frontiers, kind))
-        made.append(Block(name, title, tuple(COLUMNS), rows, notes, meanings=COLUMNS))
+        named = _columns(found.rows)
+        made.append(Block(name, title, tuple(named), rows, notes, meanings=named))
         if len(found.domains) > 1 and shown:
             made.append(_by_domain(f"{name}_domains", f"{title}, by domain", layout, found, shown))
     return made + off_lines(table.means(), layout)
@@ -134,10 +150,22 @@ def _told(layout: Layout, found: Sides, rows: int) -> list[str]:
         "seeds needed: for 80 % power at the residual observed, corrected for as many rows, by the "
         "row and every base arm",
         "intervals take the runs of one seed for independent; what they share makes them too wide",
-        "seeds and domains are drawn, single rows of a test set are not: runs keep one score a "
-        "domain; the sampling error of a small set, which all rows share, is in no interval",
+        _drawn(found.rows),
         *found.notes,
     ]
+
+
+def _drawn(rows: Draws | None) -> str:
+    if rows is not None and rows.scores:
+        return (
+            "seeds, domains and the rows of the test sets are drawn: in one draw the same rows for "
+            "all runs, each domain's by themselves; the rows of a domain are taken for independent"
+        )
+    why = "runs keep one score a domain" if rows is None else rows.lacking
+    return (
+        f"seeds and domains are drawn, single rows of a test set are not: {why}; the sampling "
+        "error of a small set, which all rows share, is in no interval"
+    )
 
 
 def _span(counts: Sequence[int]) -> str:

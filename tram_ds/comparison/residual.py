@@ -22,7 +22,8 @@ class Residual:
 
     own, base: variances of the two sides if each had one seed. seeds: of a base arm, on average.
     base_df: degrees of freedom of `base`, which all arms share. domains: the variance with the
-    domains drawn too; NaN for a single domain.
+    domains drawn too; NaN for a single domain. rows: the variance that the choice of the test
+    sets' rows adds, whatever the number of seeds; 0 where it is not known.
     """
 
     n: int
@@ -35,12 +36,15 @@ class Residual:
     base_df: int
     domains: float = math.nan
     of_domains: int = 0
+    rows: float = 0.0
 
     def _error(self, n: float, seeds: float, df: float, base_df: float) -> tuple[float, float]:
         """(standard error, its degrees of freedom by Welch and Satterthwaite)."""
         own, base = self.own / n, self.base / seeds
         parts = own**2 / df + base**2 / base_df if df > 0 and base_df > 0 else math.nan
-        return math.sqrt(own + base), (own + base) ** 2 / parts if parts else math.inf
+        # a test set has so many rows that their part has no limit to its degrees of freedom
+        whole = own + base + self.rows
+        return math.sqrt(whole), whole**2 / parts if parts else math.inf
 
     @cached_property
     def error(self) -> tuple[float, float]:
@@ -52,17 +56,17 @@ class Residual:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, over seeds."""
+        """95 %, over seeds, and rows where their part is known."""
         se, df = self.error
         half = float(stats.t.ppf(0.5 + LEVEL / 2, df)) * se
         return self.value - half, self.value + half
 
     @property
     def over_domains(self) -> tuple[float, float]:
-        """95 %, over seeds and domains: for further domains of this kind."""
+        """95 %, over the same and domains: for further domains of this kind."""
         _, df = self.error
         df = min(df, self.of_domains - 1) if self.of_domains > 1 else math.nan
-        half = float(stats.t.ppf(0.5 + LEVEL / 2, df)) * math.sqrt(self.domains)
+        half = float(stats.t.ppf(0.5 + LEVEL / 2, df)) * math.sqrt(self.domains + self.rows)
         return self.value - half, self.value + half
 
     @property
@@ -91,7 +95,7 @@ class Residual:
         """The fewest seeds with 80 % power for the observed residual where so many rows are looked
         at together (Bonferroni); None if more than MOST, or where the noise is not known."""
         level = 1 - (1 - LEVEL) / rows
-        if not math.isfinite(self.value + self.own + self.base):
+        if not math.isfinite(self.value + self.own + self.base + self.rows):
             return None
         low, high = 2, MOST
         if not self.power(high, level) >= POWER:

@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from tram_ds.comparison import interpolation, measured_with
+from tram_ds.comparison import interpolation, measured_with, row_files
 from tram_ds.comparison.course import RECORDED, Course, course
 from tram_ds.comparison.folders import run_folders
 from tram_ds.comparison.interpolation import Scores
+from tram_ds.comparison.row_files import Rows
 from tram_ds.runtime.jsonl import decode
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
@@ -38,7 +39,8 @@ class Run:
     kind. order: later is higher. interpolation: scores at points from the pre-trained model, 0, to
     the trained one, 1. said: its warnings, and why it ended before its last step. settings: of each
     of analyses. resolved: keys of the recipe that data or model decided, as they were. contents:
-    "DOMAIN (SPLIT)" -> digest of what was read there.
+    "DOMAIN (SPLIT)" -> digest of what was read there. rows: point, as of interpolation, 1 the run
+    itself -> the scores of single rows, where they are kept.
     samples: `prompt`, and the `text` that followed it."""
 
     where: str
@@ -57,6 +59,7 @@ class Run:
     resolved: dict[str, str] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
     interpolation: dict[float, Scores] = field(default_factory=dict)
+    rows: dict[float, Rows] = field(default_factory=dict)
     said: tuple[str, ...] = ()
     samples: tuple[dict[str, str], ...] = ()
 
@@ -230,7 +233,8 @@ def _read_folder(folder: Path, split: str) -> Run:
         else {}
     )
     analyses = {name: files.analysis / f"{name}.json" for name in ANALYSES}
-    between, left_out = interpolation.read(files, split, recipe)
+    between, between_rows, left_out = interpolation.read(files, split, recipe)
+    rows, unread = row_files.read(files.rows, results["scores"])
     return _run(
         str(folder),
         recipe,
@@ -240,7 +244,8 @@ def _read_folder(folder: Path, split: str) -> Run:
         tags=tags,
         order=files.results.stat().st_mtime,
         interpolation=between,
-        also_said=left_out,
+        rows=between_rows | {1.0: rows.get(split, {})},
+        also_said=[*left_out, *unread],
         folder=str(folder),
         run_id=files.run_id.read_text(encoding="utf-8").strip() if files.run_id.exists() else None,
         analyses={

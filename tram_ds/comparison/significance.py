@@ -83,10 +83,15 @@ def wilcoxon(
 
 
 def bootstrap(
-    a: Sequence[float], b: Sequence[float], alpha: float = 0.01, seed: int = 0
+    a: Sequence[float],
+    b: Sequence[float],
+    alpha: float = 0.01,
+    seed: int = 0,
+    rows: np.ndarray | None = None,
 ) -> tuple[Interval | None, Verdict]:
     """The mean of a - b, paired by seed, resampled over seeds: (interval, verdict). No interval for
-    one pair."""
+    one pair. rows: (any number, pairs), a - b in draws of the rows that they were scored on, which
+    are resampled with the seeds."""
     differences = np.asarray(a, float) - np.asarray(b, float)
     n = len(differences)
     missing = f"not enough seeds: {n} of {pairs_needed(alpha)}"
@@ -94,6 +99,9 @@ def bootstrap(
         return None, Verdict("bootstrap", n, None, why=missing)
     chosen = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
     means = differences[chosen].mean(axis=1)
+    if rows is not None:
+        drawn = np.resize(rows, (RESAMPLES, n))
+        means = np.take_along_axis(drawn, chosen, axis=1).mean(axis=1)
     interval = Interval(
         float(differences.mean()), *(float(q) for q in np.quantile(means, [0.025, 0.975]))
     )

@@ -4,6 +4,7 @@ follows in-domain."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,10 @@ from tram_ds.comparison import significance as tests
 from tram_ds.comparison.blocks import NONE, Block, Cell, number
 from tram_ds.comparison.collect import Table
 from tram_ds.comparison.layouts import sorted_methods
+from tram_ds.comparison.row_draws import Draws
 from tram_ds.comparison.transfer import pearson
 
+NO_ROWS = Draws()
 FEW = 5  # seeds: of fewer a bootstrap interval is too narrow to be shown
 
 
@@ -34,9 +37,9 @@ def baseline_of(table: Table, wanted: str | None) -> str:
     )
 
 
-def significance(table: Table, baseline: str, alpha: float) -> Block:
+def significance(table: Table, baseline: str, alpha: float, drawn: Draws = NO_ROWS) -> Block:
     """Every method against the baseline: the paper's test over domains, and bootstrap and Wilcoxon
-    paired by seed."""
+    paired by seed. drawn: the scores where test rows are drawn anew, resampled with the seeds."""
     layout, means = table.layout, table.means()
     methods = [m for m in means.index if m != baseline]
     by_domain = []
@@ -51,12 +54,12 @@ def significance(table: Table, baseline: str, alpha: float) -> Block:
     for method, verdict, holm in zip(methods, by_domain, corrected, strict=True):
         found = Cell(verdict.text(alpha), math.nan if verdict.p is None else verdict.p)
         last = Cell(tests.p_text(holm), math.nan if holm is None else holm)
-        rows.append((method, [*_by_seed(table, method, baseline, alpha), found, last]))
+        rows.append((method, [*_by_seed(table, method, baseline, alpha, drawn), found, last]))
     test = "Kolmogorov-Smirnov" if layout.test == "ks" else "Wilcoxon"
     columns = (
         f"Δ {layout.summary}",
-        "95 % bootstrap",
-        "bootstrap, seeds",
+        f"95 % bootstrap, {drawn.drawn}",
+        f"bootstrap, {drawn.drawn}",
         "Wilcoxon, seeds",
         f"{test}, domains",
         "Holm p",
@@ -67,8 +70,8 @@ def significance(table: Table, baseline: str, alpha: float) -> Block:
         "corrected for all rows",
         f"by seed, n pairs cannot give p below 2^(1-n): {tests.pairs_needed(alpha)} seeds are "
         f"needed for p < {alpha:g}",
-        f"the bootstrap resamples the seeds that both rows have, in pairs; below {FEW} of them no "
-        "interval is shown",
+        f"the bootstrap resamples the seeds that both rows have, in pairs{_and_rows(drawn)}; below "
+        f"{FEW} of them no interval is shown",
         *(("bootstrap: of the ratio of perplexities, in percent",) if layout.log else ()),
         f"{test} is the paper's test; it does not say of which samples: here, mean scores of the "
         "zero-shot domains",
@@ -76,7 +79,32 @@ def significance(table: Table, baseline: str, alpha: float) -> Block:
     return Block("significance", f"{layout.title}: against {baseline}", columns, rows, notes)
 
 
-def _by_seed(table: Table, method: str, baseline: str, alpha: float) -> list[Cell]:
+def _and_rows(drawn: Draws) -> str:
+    if not drawn.scores:
+        return ""
+    return (
+        ", and the rows of the test sets, the same for both (the pre-trained row has no scores of "
+        "rows: there, seeds alone)"
+    )
+
+
+def _differences(
+    table: Table, pair: tuple[str, str], seeds: Sequence[int], drawn: Draws
+) -> np.ndarray | None:
+    """(draws, seeds) of the summary, paired; None where rows are not known."""
+    columns = [c for c in table.values if c in table.layout.zero_shot]
+    keys = [[(method, seed, 1.0) for seed in seeds] for method in pair]
+    known = all(key in drawn.scores for of in keys for key in of)
+    if not (known and seeds and columns):
+        return None
+    first, second = (
+        np.stack([drawn.of(key, columns).mean(axis=1) for key in of], 1) for of in keys
+    )
+    found = np.log(first) - np.log(second) if table.layout.log else first - second
+    return found[np.isfinite(found).all(axis=1)]
+
+
+def _by_seed(table: Table, method: str, baseline: str, alpha: float, drawn: Draws) -> list[Cell]:
     name = table.layout.summary
     both = pd.concat(
         [table.of(method)[name].rename("a"), table.of(baseline)[name].rename("b")],
@@ -93,7 +121,9 @@ def _by_seed(table: Table, method: str, baseline: str, alpha: float) -> list[Cel
     )
     log = table.layout.log
     compared = [np.log(values).tolist() if log else values for values in (a, b)]
-    interval, drawn = tests.bootstrap(compared[0], compared[1], alpha)
+    rows = _differences(table, (method, baseline), [int(s) for s in both.index], drawn)
+    rows = rows if rows is not None and len(rows) else None
+    interval, verdict = tests.bootstrap(compared[0], compared[1], alpha, rows=rows)
     ranked = tests.wilcoxon(a, b, alpha, of="seeds")
     shown = NONE
     if interval and len(a) >= FEW:
@@ -103,7 +133,7 @@ def _by_seed(table: Table, method: str, baseline: str, alpha: float) -> list[Cel
     return [
         delta,
         Cell(shown),
-        *(Cell(v.text(alpha), math.nan if v.p is None else v.p) for v in (drawn, ranked)),
+        *(Cell(v.text(alpha), math.nan if v.p is None else v.p) for v in (verdict, ranked)),
     ]
 
 
