@@ -10,11 +10,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,22 +48,36 @@ def anonymous(pid: int | str = "self") -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-class Peak(threading.Thread):
-    """The kernel keeps no high-water mark of RssAnon, so it is looked at every millisecond."""
+# The kernel keeps no high-water mark of RssAnon, so it is looked at every millisecond: by another
+# process, because a library that holds the interpreter's lock while it allocates is never seen by a
+# thread of its own.
+WATCH = """
+import select, sys
+print(flush=True)
+most = 0
+while not select.select([sys.stdin], [], [], 0.001)[0]:
+    for line in open("/proc/" + sys.argv[1] + "/status"):
+        if line.startswith("RssAnon"):
+            most = max(most, 1024 * int(line.split()[1]))
+print(most)
+"""
+
+
+class Peak:
+    """Of RssAnon, from its making to added()."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.start_bytes, self.most, self.over = anonymous(), 0, False
-
-    def run(self) -> None:
-        while not self.over:
-            self.most = max(self.most, anonymous())
-            time.sleep(0.001)
+        command = [sys.executable, "-S", "-c", WATCH, str(os.getpid())]
+        self.watch = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.watch.stdout is not None
+        self.watch.stdout.readline()  # it looks from now on
+        self.start_bytes = anonymous()
 
     def added(self) -> int:
-        self.over = True
-        self.join()
-        return max(self.most, anonymous()) - self.start_bytes
+        most, _ = self.watch.communicate()
+        return max(int(most), anonymous()) - self.start_bytes
 
 
 class Phases(dict[str, list[int]]):
@@ -77,7 +91,6 @@ class Phases(dict[str, list[int]]):
         ctypes.CDLL(None).malloc_trim(0)
         dist.barrier()
         peak = Peak()
-        peak.start()
         yield
         every: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(every, peak.added())
