@@ -13,7 +13,8 @@ from tests.parity import problem
 from tram_ds.algorithms.self_check import self_check
 from tram_ds.algorithms.stepper import Stepper, wrap
 from tram_ds.algorithms.table import ALGORITHMS
-from tram_ds.engines.shards import Lazy, Shards, Span, digest
+from tram_ds.engines.digest import digest
+from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.runtime.exits import NumericError
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tram_ds.algorithms.distance import kl_forward
-from tram_ds.models import chunked, logits
+from tram_ds.models import logit_chunks, logits
 from tram_ds.models.chunked import Chunked, chunkable
 from tram_ds.models.output import Output
 from tram_ds.tasks.causal import next_tokens
@@ -62,16 +62,20 @@ def whole(m: Any, b: dict[str, torch.Tensor]) -> Output:
     found = m(**b).logits[b["attention_mask"].bool()]
     targets = next_tokens(b)
     loss = torch.nn.functional.cross_entropy(
-        found.float(), targets, ignore_index=chunked.IGNORED, reduction="sum"
+        found.float(), targets, ignore_index=logit_chunks.IGNORED, reduction="sum"
     )
     return Output(
-        loss, (targets != chunked.IGNORED).sum(), found, rows=3, counted=targets != chunked.IGNORED
+        loss,
+        (targets != logit_chunks.IGNORED).sum(),
+        found,
+        rows=3,
+        counted=targets != logit_chunks.IGNORED,
     )
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(chunked.CHUNK_ELEMENTS, "cpu", 7 * C)
+    monkeypatch.setitem(logit_chunks.CHUNK_ELEMENTS, "cpu", 7 * C)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.parity import problem
 from tram_ds.algorithms.bound import algorithm as build_algorithm
 from tram_ds.algorithms.stepper import Stepper, wrap
-from tram_ds.engines.fsdp2 import shard
+from tram_ds.engines.fsdp2_units import shard
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.replicated import Replicated
 

@@ -13,6 +13,7 @@ import torch
 from tram_ds.algorithms.ascent import sam
 from tram_ds.algorithms.shift import AlongMomentum
 from tram_ds.algorithms.stepper import Stepper
+from tram_ds.engines import norms
 from tram_ds.engines import protocol as base
 
 
@@ -107,7 +108,10 @@ def mean_of_means(built: Stepper) -> None:
             engine.backward_one(terms.objective / float(terms.sums[1]) / len(batches))
             sums += terms.sums
         engine.targets = torch.ones((), dtype=torch.float64)
-        squares = base.squared_norm(engine, norm_rule) / engine.replicas
+        squares = norms.squared_norm(
+            engine.weights.gradient(), engine.params, norm_rule, engine.device
+        )
+        squares = squares / engine.replicas
         means = base.PassMeans.of(engine.data_sum(torch.cat([sums, squares[None]])))
         return replace(means, norm=means.norm * means.targets)
 

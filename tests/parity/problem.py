@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tram_ds.models import adapters, chunked
+from tram_ds.models import adapters, logit_chunks
 from tram_ds.models.chunked import Chunked
 from tram_ds.models.output import Output
 from tram_ds.recipe.model_section import LoraSection, ModelSection
@@ -116,7 +116,7 @@ def chunked_forward() -> Chunked:
 def few_rows() -> Any:
     """Decorates a function, in which chunks have 5 rows, so that these small batches have several.
     Put back afterwards, because what other tests of the process plan has a chunk's real size."""
-    return mock.patch.dict(chunked.CHUNK_ELEMENTS, cpu=5 * 19, cuda=5 * 19)
+    return mock.patch.dict(logit_chunks.CHUNK_ELEMENTS, cpu=5 * 19, cuda=5 * 19)
 
 
 def forward(m: torch.nn.Module, b: dict[str, torch.Tensor]) -> Output:

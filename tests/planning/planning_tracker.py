@@ -30,7 +30,8 @@ from tram_ds.algorithms.step import climb
 from tram_ds.engines.fsdp2 import over
 from tram_ds.engines.layout import transformer_blocks
 from tram_ds.engines.shards import PART
-from tram_ds.models.chunked import CHUNK_ELEMENTS, Chunked
+from tram_ds.models.chunked import Chunked
+from tram_ds.models.logit_chunks import CHUNK_ELEMENTS
 from tram_ds.models.output import Output
 from tram_ds.models.passes import ForwardContext
 from tram_ds.models.randomness import StepRandomness

@@ -11,7 +11,7 @@ import pytest
 from tests import ranks
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.table import ALGORITHMS
-from tram_ds.models.chunked import CHUNK_ELEMENTS
+from tram_ds.models.logit_chunks import CHUNK_ELEMENTS
 from tram_ds.planning import cost, memory, model_states, plan, report, sizes
 from tram_ds.planning.setup import setup_of
 from tram_ds.recipe.loading import load

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tram_ds import wrap
 from tram_ds.algorithms.stepper import Stepper
-from tram_ds.models.chunked import CHUNK_ELEMENTS, Chunked
+from tram_ds.models.chunked import Chunked
+from tram_ds.models.logit_chunks import CHUNK_ELEMENTS
 from tram_ds.models.pretrained import load_model
 from tram_ds.recipe.loading import load
 from tram_ds.recipe.model_section import ModelSection

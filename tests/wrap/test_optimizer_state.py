@@ -15,7 +15,7 @@ from torch import nn
 from tests.wrap.hand import batches, forward, mlp
 from tram_ds.algorithms.stepper import Stepper, wrap
 from tram_ds.checkpoint import resume as checkpoint
-from tram_ds.engines import fsdp2, optimizer_state
+from tram_ds.engines import fsdp2, optimizer_refusals
 
 Make = Callable[[Any], torch.optim.Optimizer]
 O = torch.optim  # noqa: E741
@@ -105,10 +105,10 @@ def test_state_that_pieces_cannot_save_is_refused_before_a_step(name: str) -> No
     step."""
     optimizer = MAKERS[name]([nn.Parameter(torch.ones(3))])
     if KEEPS[name] is None:
-        optimizer_state.refuse_optimizer(optimizer, sharded=True)
+        optimizer_refusals.refuse_optimizer(optimizer, sharded=True)
         return
     with pytest.raises(ValueError, match=f"keeps {KEEPS[name]} for every piece"):
-        optimizer_state.refuse_optimizer(optimizer, sharded=True)
-    optimizer_state.refuse_optimizer(optimizer, sharded=True, allowed=fsdp2.NUMBERS)
-    optimizer_state.refuse_optimizer(optimizer, sharded=False)
+        optimizer_refusals.refuse_optimizer(optimizer, sharded=True)
+    optimizer_refusals.refuse_optimizer(optimizer, sharded=True, allowed=fsdp2.NUMBERS)
+    optimizer_refusals.refuse_optimizer(optimizer, sharded=False)
     assert not optimizer.state, "it has taken none itself"

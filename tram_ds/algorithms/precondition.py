@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tram_ds.engines.optimizer_state import SECOND_MOMENT, refuse_without_second_moment
+from tram_ds.engines.optimizer_refusals import refuse_without_second_moment
+from tram_ds.engines.optimizer_state import SECOND_MOMENT
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Lazy, Shards
 

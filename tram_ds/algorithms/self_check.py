@@ -20,7 +20,7 @@ from tram_ds.algorithms.options import SecondMasks
 from tram_ds.algorithms.step import distance_and_radius
 from tram_ds.algorithms.stepper import Stepper
 from tram_ds.algorithms.trust_region import TrustRegion
-from tram_ds.engines.shards import digest
+from tram_ds.engines.digest import digest
 from tram_ds.models.passes import Forward, ForwardContext
 from tram_ds.runtime.exits import NumericError
 from tram_ds.runtime.ranks import agreed

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tram_ds.algorithms.ascent import TINY
 from tram_ds.engines.layout import parameter_shapes
-from tram_ds.engines.optimizer_state import FIRST_MOMENTS, refuse_without_first_moment
+from tram_ds.engines.optimizer_refusals import refuse_without_first_moment
+from tram_ds.engines.optimizer_state import FIRST_MOMENTS
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.models.randomness import StepRandomness

@@ -20,7 +20,8 @@ from tram_ds.algorithms.step import Probe, StepReport, train_step
 from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.engines import choose
 from tram_ds.engines.layout import kinds_of, parameter_shapes
-from tram_ds.engines.optimizer_state import Extras, refuse_without_second_moment
+from tram_ds.engines.optimizer_refusals import refuse_without_second_moment
+from tram_ds.engines.optimizer_state import Extras
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards
 from tram_ds.models.chunked import Chunked

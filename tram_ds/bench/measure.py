@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tram_ds.engines import protocol as base
+from tram_ds.engines import norms
 
 SMALL = 1024  # bytes: sums, norms and flags; a collective of a model's tensors is larger
 
@@ -152,7 +152,7 @@ class Shares:
         """Inside, `seconds` grows with every step."""
         engine = self.engine
         with (
-            mock.patch.object(base, "squared_norm", self._timed(base.squared_norm)),
+            mock.patch.object(norms, "squared_norm", self._timed(norms.squared_norm)),
             mock.patch.object(engine, "norm", self._timed(engine.norm)),
             mock.patch.object(engine, "moved", self._timed_context(engine.moved)),
         ):

@@ -36,7 +36,7 @@ from tram_ds.bench.measure import Traffic
 from tram_ds.engines import fsdp2, replicated
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import PART
-from tram_ds.models.chunked import CHUNK_ELEMENTS
+from tram_ds.models.logit_chunks import CHUNK_ELEMENTS
 from tram_ds.models.output import Batch, Output
 from tram_ds.planning import outline
 from tram_ds.planning.plan import setup_for

@@ -14,7 +14,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from tram_ds.engines import replicas
 from tram_ds.engines.filling import Fill
-from tram_ds.engines.protocol import Engine, Schedule
+from tram_ds.engines.protocol import Engine
+from tram_ds.engines.schedule import Schedule
 from tram_ds.runtime.ranks import Job
 
 

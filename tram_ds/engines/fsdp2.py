@@ -21,20 +21,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from tram_ds.engines import filling, layout, optimizer_state, replicas
+from tram_ds.engines import filling, layout, optimizer_refusals, replicas
 from tram_ds.engines.filling import Fill
+from tram_ds.engines.fsdp2_units import shard
 from tram_ds.engines.optimizer_state import Extras
-from tram_ds.engines.protocol import Engine, Schedule
+from tram_ds.engines.protocol import Engine
+from tram_ds.engines.schedule import Schedule
 from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.engines.torch_weights import TorchWeights, local
 
@@ -62,7 +58,7 @@ class FSDP2:
         self._reshard()
         names = layout.parameter_names(self.module)
         layout.refuse_parameters(names)
-        optimizer_state.refuse_optimizer(optimizer, sharded=True, allowed=NUMBERS)
+        optimizer_refusals.refuse_optimizer(optimizer, sharded=True, allowed=NUMBERS)
         self.optimizer = optimizer
         kinds = layout.kinds_of(self.module)
         spans = tuple(
@@ -151,7 +147,7 @@ class FSDP2:
         self._reshard()
         self.torch.step()
         if not self._state_seen:
-            optimizer_state.refuse_state(self.optimizer, list(self.torch.names), NUMBERS)
+            optimizer_refusals.refuse_state(self.optimizer, list(self.torch.names), NUMBERS)
             self._state_seen = True
 
     def moments(self) -> dict[str, Shards]:
@@ -192,58 +188,8 @@ def over(
     return Engine(weights, clip_norm=clip_norm, schedule=schedule)
 
 
-def shard(
-    model: nn.Module,
-    *,
-    dtype: torch.dtype = torch.float32,
-    reshard_after_forward: bool = True,
-    offload: bool = False,
-    shard_size: int | None = None,
-    device_type: str = "cpu",
-) -> FSDPModule:
-    """fully_shard over the whole job: every transformer block a unit, and so the embedding and the
-    output head where they are not tied; the rest in the root. Collective.
-
-    dtype: of the working copy; gradients are reduced in fp32. offload: masters, gradients and
-    moments live on the CPU.
-    shard_size: ranks per shard group (2-D hybrid sharding: replicated across groups); None shards
-    over all ranks. ValueError where shard_size does not divide the number of ranks.
-    """
-    world = dist.get_world_size()
-    if shard_size is not None and world % shard_size:
-        raise ValueError(
-            f"engine config shard_size={shard_size} does not divide {world} ranks: choose one of "
-            f"{_divisors(world)}"
-        )
-    # fp32 named in a policy would cast what is float64, and every input, to it
-    half = dtype != torch.float32
-    pinned = device_type == "cuda"  # pinning needs an accelerator
-    options: dict[str, Any] = {
-        "mesh": _mesh(device_type, world, shard_size or world),
-        "mp_policy": MixedPrecisionPolicy(dtype, torch.float32) if half else MixedPrecisionPolicy(),
-        "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
-    }
-    for part in [*layout.transformer_blocks(model), *layout.vocabulary_units(model)]:
-        fully_shard(part, reshard_after_forward=reshard_after_forward, **options)
-    # The root is resharded explicitly: FSDP2's default leaves it gathered, and stale after the
-    # weights move.
-    return fully_shard(model, reshard_after_forward=True, **options)
-
-
-def _mesh(device_type: str, world: int, shard_size: int) -> DeviceMesh:
-    """2-D only where there is something to replicate."""
-    if shard_size == world:
-        return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
-    names = ("replicate", "shard")
-    return init_device_mesh(device_type, (world // shard_size, shard_size), mesh_dim_names=names)
-
-
 def _on_gpu(mesh: DeviceMesh) -> bool:
     return mesh.device_type == "cuda"
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
 
 
 def _dtensor(p: nn.Parameter, name: str) -> DTensor:

@@ -14,7 +14,7 @@ and rank-local where it is Shards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,17 +23,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tram_ds.engines import replicas
+from tram_ds.engines import norms, replicas
+from tram_ds.engines.norms import NormRule
 from tram_ds.engines.optimizer_state import Extras, optimizer_steps
 from tram_ds.engines.pull import Pull
 from tram_ds.engines.reading import Reading
+from tram_ds.engines.schedule import Schedule, set_rates
 from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.engines.sums import LossFn, PassMeans, divisor
 from tram_ds.engines.weights import Weights
-
-Schedule = Callable[[int], float]  # optimizer steps taken so far -> factor on every group's lr
-# (theta, g, g), a part of each -> what is to be measured of g
-NormRule = Callable[[Shards, Shards, Shards], Shards]
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,7 @@ class Engine:
         self.targets = torch.ones((), dtype=torch.float64, device=self.device)
         self._theta: Shards | None = None
         self._reading: Reading | None = None
-        self._compared = False  # whether replicas were, in this step
-        self._alike = torch.ones((), dtype=torch.bool, device=self.device)
+        self._drift = replicas.Drift(weights)
 
     @property
     def layout(self) -> tuple[Span, ...]:
@@ -80,7 +77,8 @@ class Engine:
         True where the trained parameters have changed since the last step; ValueError where that
         cannot be followed.
         """
-        self._theta, self.perturbed, self._compared = None, False, False
+        self._theta, self.perturbed = None, False
+        self._drift.begin()
         return self.weights.follow()
 
     def abandon(self) -> None:
@@ -228,27 +226,13 @@ class Engine:
             sums += terms.sums
         # The sharding's own reduction has happened in the last micro-batch's backward, so it stands
         # before this all-reduce on every rank. What replicas hold alike is counted once.
-        squares = squared_norm(self, norm_rule) / (1 if local_only else self.replicas)
-        means = PassMeans.of(self._reduced(torch.cat([sums, squares[None]]), local_only))
+        squares = norms.squared_norm(
+            self.weights.gradient(), self.params, norm_rule, self.device
+        ) / (1 if local_only else self.replicas)
+        found = torch.cat([sums, squares[None]])
+        means = PassMeans.of(self._drift.reduced(found, local_only, self.data_sum, self.steps))
         self.targets = divisor(means.targets)
         return means
-
-    def _reduced(self, found: Tensor, local_only: bool) -> Tensor:
-        """The sums of a pass over the ranks; on the way, whether replicas still hold the same."""
-        if local_only or self.world_size == 1:
-            self._compared = True  # the next pass of this step may be at each rank's own epsilon
-            return found
-        if self.replicas == 1 or self._compared:
-            return self.data_sum(found)
-        self._compared = True
-        # a row for each shard of the weights: under hybrid sharding a few ranks hold each alike
-        shards = self.world_size // self.replicas
-        mine = torch.zeros(shards, 2, dtype=torch.float64, device=self.device)
-        own = 0 if self.shard_group is None else dist.get_rank(self.shard_group)
-        mine[own] = replicas.sample(self.weights.masters(), self.steps)
-        found = self.data_sum(torch.cat([found, mine.flatten()]))
-        self._alike = replicas.alike(found[-2 * shards :].view(shards, 2), self.replicas)
-        return found[: -2 * shards]
 
     def descend(self, finite: Tensor, grad_norm: Tensor, pull: Pull | None = None) -> StepInfo:
         """Clips, takes one base-optimizer step, publishes; leaves weights and moments untouched and
@@ -259,10 +243,10 @@ class Engine:
         step is taken. RuntimeError where replicas do not hold the same weights any more.
         """
         gradient = self.weights.gradient()
-        lr = self._set_lr()
+        lr = set_rates(self.weights.optimizer, self.schedule, self.steps)
         share = 0.0 if pull is None else pull.share(self.weights.optimizer.param_groups)
         finite = finite.to(grad_norm.device) & torch.isfinite(grad_norm)
-        finite, alike = torch.stack([finite, self._alike.to(finite.device)]).tolist()
+        finite, alike = torch.stack([finite, self._drift.alike.to(finite.device)]).tolist()
         if not alike:
             raise RuntimeError(replicas.DRIFTED)
         if finite:
@@ -280,18 +264,9 @@ class Engine:
         elif self.perturbed:
             self.weights.restore(self.params())
         self.clear()
-        self._theta, self.perturbed, self._compared = None, False, False
+        self._theta, self.perturbed = None, False
+        self._drift.begin()
         return StepInfo(lr, skipped=not finite)
-
-    def _set_lr(self) -> float:
-        groups = self.weights.optimizer.param_groups
-        if self.schedule is not None:
-            for group in groups:
-                # where torch's own schedulers keep the rate they multiply
-                base = group.setdefault("initial_lr", group["lr"])
-                group["lr"] = base * self.schedule(self.steps)
-        lr = groups[0]["lr"]
-        return float("nan") if lr is None else float(lr)  # Adafactor can set its own
 
     def moments(self) -> dict[str, Shards]:
         """The base optimizer's per-parameter state by its torch name (exp_avg, ...), live, layout
@@ -314,21 +289,3 @@ class Engine:
         self._after_reading()
         self._theta, self.steps = None, steps
         self.weights.load(params, moments, steps, extras or Extras())
-
-
-def squared_norm(engine: Engine, norm_rule: NormRule | None) -> Tensor:
-    """() float64: of this rank's pieces of the summed gradient, or of what the rule makes of it."""
-    g = wide(engine.weights.gradient())
-    x = g
-    if norm_rule is not None:
-        x = Lazy(lambda theta, g: norm_rule(theta, g, g), engine.params(), g)
-    return x.square_sum(engine.device).to(engine.device)
-
-
-def wide(shards: Shards) -> Shards | Lazy:
-    """fp32, part by part where the pieces are not."""
-    return (
-        shards
-        if all(t.dtype in (torch.float32, torch.float64) for t in shards)
-        else Lazy(Shards.wide, shards)
-    )

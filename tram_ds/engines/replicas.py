@@ -8,6 +8,7 @@ sample that rides on a pass's own all-reduce: 4096 elements of one parameter a s
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tram_ds.engines.shards import Shards
+from tram_ds.engines.weights import Weights
 
 SAMPLE = 4096  # elements
 # W squares of 16 bits, and the square of their sum, are exact in float64 up to W = 1448
@@ -26,6 +28,47 @@ DRIFTED = (
     "between two steps, or reduces only some of the gradients. Write on every rank alike, or "
     "broadcast from rank 0"
 )
+
+
+class Drift:
+    """Whether the replicas of these weights hold the same, as far as the passes have told.
+
+    alike: () bool on the device, since the last comparison: one a step, in its first all-reduce.
+    """
+
+    def __init__(self, weights: Weights):
+        self.weights = weights
+        self.alike = torch.ones((), dtype=torch.bool, device=weights.device)
+        self._compared = False  # in this step
+
+    def begin(self) -> None:
+        """A step begins, at theta_t on every rank."""
+        self._compared = False
+
+    def reduced(
+        self,
+        found: Tensor,
+        local_only: bool,
+        data_sum: Callable[[Tensor], Tensor],
+        turn: int,
+    ) -> Tensor:
+        """The sums of a pass over the ranks, with the sample along where its turn is. Collective,
+        unless local_only."""
+        weights, count = self.weights, self.weights.replicas
+        if local_only or weights.world_size == 1:
+            self._compared = True  # the next pass of this step may be at each rank's own epsilon
+            return found
+        if count == 1 or self._compared:
+            return data_sum(found)
+        self._compared = True
+        # a row for each shard of the weights: under hybrid sharding a few ranks hold each alike
+        shards = weights.world_size // count
+        mine = torch.zeros(shards, 2, dtype=torch.float64, device=weights.device)
+        own = 0 if weights.shard_group is None else dist.get_rank(weights.shard_group)
+        mine[own] = sample(weights.masters(), turn)
+        found = data_sum(torch.cat([found, mine.flatten()]))
+        self.alike = alike(found[-2 * shards :].view(shards, 2), count)
+        return found[: -2 * shards]
 
 
 def _digest(piece: Tensor) -> Tensor:

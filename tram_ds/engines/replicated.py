@@ -18,9 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tram_ds.engines import filling, layout, optimizer_state, replicas
+from tram_ds.engines import filling, layout, optimizer_refusals, replicas
 from tram_ds.engines.optimizer_state import Extras
-from tram_ds.engines.protocol import Engine, Schedule
+from tram_ds.engines.protocol import Engine
+from tram_ds.engines.schedule import Schedule
 from tram_ds.engines.shards import Lazy, Shards, Span
 from tram_ds.engines.torch_weights import TorchWeights
 
@@ -50,7 +51,7 @@ class Replicated:
         self.model: Any = model
         self.module: nn.Module = replicas.unwrapped(model)
         self.optimizer, self.dtype, self.ddp = optimizer, dtype, ddp
-        optimizer_state.refuse_optimizer(optimizer, sharded=False)
+        optimizer_refusals.refuse_optimizer(optimizer, sharded=False)
         self._adopt(())
         self._reduced = False  # whether the pass's gradient is one of all ranks
         self.device = next(iter(self.torch.names)).device

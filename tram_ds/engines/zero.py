@@ -25,9 +25,10 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
-from tram_ds.engines import filling, layout, optimizer_state
+from tram_ds.engines import filling, layout, optimizer_refusals
 from tram_ds.engines.filling import Fill
-from tram_ds.engines.protocol import Engine, Schedule
+from tram_ds.engines.protocol import Engine
+from tram_ds.engines.schedule import Schedule
 from tram_ds.engines.zero_harmful import harmful
 from tram_ds.engines.zero_storage import Bf16Partitioned, Partitioned, Storage
 from tram_ds.engines.zero_weights import Zero, base_optimizer, partition_of
@@ -84,7 +85,7 @@ def _refuse(engine: Any) -> None:
         )
     if hasattr(engine, "train_batch") and type(engine).__name__ == "PipelineEngine":
         raise ValueError("a pipeline-parallel engine has no forward pass of a whole model")
-    optimizer_state.refuse_optimizer(base_optimizer(engine), sharded=True)
+    optimizer_refusals.refuse_optimizer(base_optimizer(engine), sharded=True)
     accumulated = getattr(engine.optimizer, "averaged_gradients", None) or {}
     if any(v is not None for v in accumulated.values()) or any(
         p.grad is not None for p in engine.module.parameters()

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tram_ds.engines import layout, optimizer_state, replicas
+from tram_ds.engines import layout, optimizer_refusals, optimizer_state, replicas
 from tram_ds.engines.filling import Fill
 from tram_ds.engines.optimizer_state import Extras
 from tram_ds.engines.shards import Lazy, Shards, Span
@@ -105,7 +105,7 @@ class Zero:
         self.model.set_gradient_accumulation_boundary(True)
         self.model.step()
         if not self._state_seen:
-            optimizer_state.refuse_state(self.optimizer, self.storage.state_keys())
+            optimizer_refusals.refuse_state(self.optimizer, self.storage.state_keys())
             self._state_seen = True
 
     def moments(self) -> dict[str, Shards]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from tram_ds.models.chunked import IGNORED  # of transformers too
+from tram_ds.models.logit_chunks import IGNORED  # of transformers too
 from tram_ds.models.output import Output
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.reference import NoiseReference
-from tram_ds.models.chunked import CHUNK_ELEMENTS
+from tram_ds.models.logit_chunks import CHUNK_ELEMENTS
 from tram_ds.planning.setup import FP32, RunSetup
 from tram_ds.planning.sizes import ModelSize
 

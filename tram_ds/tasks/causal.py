@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tram_ds.data.bpe import source_tokenizer
 from tram_ds.data.sources import Source, corpus_digest
 from tram_ds.data.tokenize import vocabulary_size
-from tram_ds.models.chunked import IGNORED, Chunked, chunkable
+from tram_ds.models.chunked import Chunked, chunkable
+from tram_ds.models.logit_chunks import IGNORED
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.processors import has_tokenizer, load_tokenizer
 from tram_ds.runtime.errors import DataError

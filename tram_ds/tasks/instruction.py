@@ -24,8 +24,9 @@ from tram_ds.data.examples import Example, Examples, open_examples
 from tram_ds.data.own_text import OwnText
 from tram_ds.data.packing import Packs
 from tram_ds.data.usable import Reading
-from tram_ds.models.chunked import IGNORED, Chunked
+from tram_ds.models.chunked import Chunked
 from tram_ds.models.config import load_config
+from tram_ds.models.logit_chunks import IGNORED
 from tram_ds.models.output import Batch, Output
 from tram_ds.models.pretrained import load_model
 from tram_ds.runtime.errors import DataError

@@ -11,23 +11,23 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tram_ds.runtime.redact import redact
 from tram_ds.runtime.run_layout import RunFolder
 from tram_ds.tracking import group
 from tram_ds.tracking.attach import SPOOLS, connect, refuse_deleted
+from tram_ds.tracking.description import describe, run_id_of, send_dataset
 from tram_ds.tracking.points import (
     MAX_METRICS,
     Point,
     digest,
     line_digest_before,
-    metric_name,
     read_batches,
 )
 from tram_ds.tracking.results import cost_points, curves, final_points, samples_text, table_json
 from tram_ds.tracking.server import mark_left
-from tram_ds.tracking.state import MAX_KEY, PARENT, StateFile
+from tram_ds.tracking.state import PARENT, StateFile
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,9 +65,9 @@ class Uploader:
             raise
 
     def _push(self, client: MlflowClient) -> None:
-        self._describe(client)
+        describe(client, self._file, self._server_params)
         self._mark_left(client)
-        self._send_dataset(client)
+        send_dataset(client, self._file)
         for name in SPOOLS:
             self._replay(client, name)
         self._send_final(client)
@@ -82,7 +82,7 @@ class Uploader:
         A server that was restored from a copy lacks some, and so does a run that was deleted for a
         while under a version of this program that took its refusals for bad points.
         """
-        client, run_id = self._client or self._connect(), _id(self._file.state.run_id)
+        client, run_id = self._client or self._connect(), run_id_of(self._file.state)
         points = [p for name in SPOOLS for p in self._all(name)]
         have = {
             key: {metric.step for metric in client.get_metric_history(run_id, key)}
@@ -128,60 +128,11 @@ class Uploader:
         self._client = client
         return client
 
-    def _describe(self, client: MlflowClient) -> None:
-        """Parameters and tags. A parameter that changed since the run began cannot be replaced: it
-        becomes a tag."""
-        from mlflow.entities import Param, RunTag
-
-        state = self._file.state
-        tags = dict(state.tags)
-        if (wanted := digest(state.params)) != state.acknowledged.get("params"):
-            params = {metric_name(key): value for key, value in state.params.items()}
-            new = [
-                Param(key, value) for key, value in params.items() if key not in self._server_params
-            ]
-            for start in range(0, len(new), group.MAX_PARAMS):
-                client.log_batch(
-                    _id(state.run_id),
-                    params=new[start : start + group.MAX_PARAMS],
-                    synchronous=True,
-                )
-            changed = {
-                key: value
-                for key, value in params.items()
-                if self._server_params.get(key, value) != value
-            }
-            tags |= {f"changed.{key}"[:MAX_KEY]: value for key, value in changed.items()}
-            self._send_tags(client, [RunTag(key, value) for key, value in tags.items()])
-            self._file.acknowledge("params", wanted)
-            self._file.acknowledge("tags", digest(state.tags))
-        elif (wanted := digest(state.tags)) != state.acknowledged.get("tags"):
-            self._send_tags(client, [RunTag(key, value) for key, value in tags.items()])
-            self._file.acknowledge("tags", wanted)
-
     def _mark_left(self, client: MlflowClient) -> None:
         state = self._file.state
         if state.left and state.acknowledged.get("left") != state.left:
-            mark_left(client, state.left, _id(state.run_id))
+            mark_left(client, state.left, run_id_of(state))
             self._file.acknowledge("left", state.left)
-
-    def _send_tags(self, client: MlflowClient, tags: Sequence[Any]) -> None:
-        for start in range(0, len(tags), group.MAX_PARAMS):
-            client.log_batch(
-                _id(self._file.state.run_id),
-                tags=tags[start : start + group.MAX_PARAMS],
-                synchronous=True,
-            )
-
-    def _send_dataset(self, client: MlflowClient) -> None:
-        """The data of the run as an MLflow dataset; sent again, the server keeps one."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        state = self._file.state
-        if state.dataset and state.acknowledged.get("dataset") != digest(state.dataset):
-            tag = InputTag("mlflow.data.context", "training")
-            client.log_inputs(_id(state.run_id), [DatasetInput(Dataset(**state.dataset), [tag])])
-            self._file.acknowledge("dataset", digest(state.dataset))
 
     def _replay(self, client: MlflowClient, name: str) -> None:
         """The lines of a spool after the acknowledged offset."""
@@ -202,7 +153,7 @@ class Uploader:
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
-        run_id = _id(self._file.state.run_id)
+        run_id = run_id_of(self._file.state)
         metrics = [Metric(key, value, timestamp, step) for key, step, value, timestamp in points]
         try:
             client.log_batch(run_id, metrics=metrics, synchronous=True)
@@ -265,13 +216,13 @@ class Uploader:
         if self._final() and state.acknowledged.get(CURVES) != str(state.offset):
             figure = curves(self._file.run_dir)
             if figure is not None:
-                client.log_figure(_id(state.run_id), figure, CURVES)
+                client.log_figure(run_id_of(state), figure, CURVES)
             self._file.acknowledge(CURVES, str(state.offset))
 
     def _send_artifacts(self, client: MlflowClient) -> None:
         for name, text in self._artifacts().items():
             if self._file.state.acknowledged.get(name) != digest(text):
-                client.log_text(_id(self._file.state.run_id), text, name)
+                client.log_text(run_id_of(self._file.state), text, name)
                 self._file.acknowledge(name, digest(text))
 
     def _conclude(self, client: MlflowClient) -> None:
@@ -279,7 +230,7 @@ class Uploader:
         scored = not self._final() or state.acknowledged.get("final") == digest(state.results)
         # a seed that is over has its scores: its parent's mean counts on it
         if scored and state.status and state.acknowledged.get("status") != state.status:
-            client.set_terminated(_id(state.run_id), state.status, state.ended)
+            client.set_terminated(run_id_of(state), state.status, state.ended)
             self._file.acknowledge("status", state.status)
 
     def _told_group(self) -> str:
@@ -292,12 +243,7 @@ class Uploader:
         """The parent, computed from all its children; after the status, which it looks at."""
         state, wanted = self._file.state, self._told_group()
         if state.acknowledged.get("group") != wanted:
-            run = client.get_run(_id(state.run_id))
+            run = client.get_run(run_id_of(state))
             if PARENT in run.data.tags:
                 group.refresh(client, run, state)
             self._file.acknowledge("group", wanted)
-
-
-def _id(run_id: str | None) -> str:
-    assert run_id is not None, "attached before anything is sent"
-    return run_id

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tram_ds.engines.protocol import Schedule
+from tram_ds.engines.schedule import Schedule
 from tram_ds.recipe.sections import OptimizerSection, ScheduleSection
 
 
