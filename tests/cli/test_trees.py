@@ -52,7 +52,10 @@ CASES: dict[str, tuple[int, str]] = {
     "train --recipe own.yaml --resume optimizer.lr=2e-3": (4, LOCK),
     "evaluate --recipe own.yaml --model runs/done": (0, NONE),
     "evaluate --recipe own.yaml --model runs/done --interpolate 0,1": (0, NONE),
-    "evaluate --recipe own.yaml --model runs/done --out scores.json": (0, r"scores\.json"),
+    "evaluate --recipe own.yaml --model runs/done --out scores.json": (
+        0,
+        r"scores\.(json|rows\.npz)",
+    ),
     "evaluate --recipe own.yaml --model runs/nowhere": (2, NONE),
     "compare runs/done": (0, NONE),
     "compare runs/*": (0, NONE),

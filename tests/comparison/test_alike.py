@@ -10,7 +10,7 @@ import pytest
 from tests import made_runs
 from tests.made_runs import S2ORC
 from tram_ds.comparison import alike, collect, comparison, runs
-from tram_ds.comparison.runs import CompareError
+from tram_ds.comparison.run import CompareError
 from tram_ds.data.m2d2_names import ABBREVIATIONS, PAPER, short_names
 
 HOME = {"home": 10.0, "far": 30.0}

@@ -19,7 +19,7 @@ from tram_ds.comparison import collect, comparison, compute, course, paper, runs
 from tram_ds.comparison.blocks import Block
 from tram_ds.comparison.layouts import paper_layout
 from tram_ds.comparison.render import render
-from tram_ds.comparison.runs import CompareError
+from tram_ds.comparison.run import CompareError
 
 HOME = {"home": 10.0, "near": 20.0, "far": 40.0}
 

@@ -27,7 +27,7 @@ from tram_ds.comparison.comparison import Section
 from tram_ds.comparison.course import course
 from tram_ds.comparison.plots import png
 from tram_ds.comparison.render import render
-from tram_ds.comparison.runs import Run
+from tram_ds.comparison.run import Run
 from tram_ds.jobs import sweep
 from tram_ds.jobs.sweep import Cell
 from tram_ds.recipe.recipe import to_dict

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests import ranks
-from tram_ds.comparison.runs import CompareError, from_mlflow
+from tram_ds.comparison.run import CompareError
+from tram_ds.comparison.runs import from_mlflow
 from tram_ds.tracking import tracker as tracking
 from tram_ds.tracking.metrics_log import MetricsLog
 from tram_ds.tracking.points import metric_name, read_batches

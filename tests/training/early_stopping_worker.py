@@ -29,7 +29,7 @@ tracking: {enabled: false}
 PLANTED = {2: 3.0, 4: 1.0, 6: 1.5, 8: 1.0}  # equal is no improvement: over at step 8
 
 
-def planted(judge: Evaluator, rows: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def planted(judge: Evaluator, rows: Mapping[str, Any], *_: Any) -> dict[str, dict[str, float]]:
     """What rank 0 measures; to another rank every measurement is the best so far."""
     step = judge.engine.steps
     loss = PLANTED[step] if judge.engine.rank == 0 else 1.0 / (step + 1)

@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     from tram_ds.evaluation import candidates
     from tram_ds.evaluation import models as evaluation
     from tram_ds.evaluation.row_scores import packed
+    from tram_ds.evaluation.scores_table import table
     from tram_ds.runtime import ranks
 
     if options.out:
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         chosen, models, domains, options.split, job, options.sharded
     )
     if job.rank == 0:
-        print(evaluation.table(report))
+        print(table(report))
         if not options.out:
             return terminal.reported()
         text = json.dumps(strict(report, []), indent=2) + "\n"

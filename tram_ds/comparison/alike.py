@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from tram_ds.comparison.measured_with import CHOICE, DATA, scoring
-from tram_ds.comparison.runs import Run
+from tram_ds.comparison.run import Run
 
 DIGEST = "data digest"
 ALL = "all that was read"

@@ -13,7 +13,7 @@ from tram_ds.comparison.alike import alike
 from tram_ds.comparison.labels import labels
 from tram_ds.comparison.layouts import Layout, own_layout, paper_layout, sorted_methods
 from tram_ds.comparison.paper import Column, Frame
-from tram_ds.comparison.runs import ANALYSES, CompareError, Run
+from tram_ds.comparison.run import ANALYSES, CompareError, Run
 from tram_ds.data.m2d2_names import ABBREVIATIONS, short_names
 
 # tables of the paper that `auto` recognises

@@ -27,7 +27,7 @@ from tram_ds.comparison.lines import off_lines
 from tram_ds.comparison.paper import Frame
 from tram_ds.comparison.paper_marks import marks
 from tram_ds.comparison.row_draws import Draws
-from tram_ds.comparison.runs import ANALYSES, CompareError, Run
+from tram_ds.comparison.run import ANALYSES, CompareError, Run
 from tram_ds.comparison.terms import explained
 
 CURVES = (

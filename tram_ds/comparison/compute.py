@@ -10,7 +10,7 @@ import numpy as np
 from tram_ds.algorithms.cost import cost
 from tram_ds.comparison.blocks import Block, Cell, number
 from tram_ds.comparison.collect import Table
-from tram_ds.comparison.runs import Run
+from tram_ds.comparison.run import Run
 
 SHORTEST = 60.0  # seconds of training: start-up and noise decide what a shorter run gains an hour
 

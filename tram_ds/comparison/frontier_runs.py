@@ -13,7 +13,7 @@ from tram_ds.comparison.collect import Table
 from tram_ds.comparison.compute import examples, samples
 from tram_ds.comparison.frontier import Arm, Frontier, Scale, fit
 from tram_ds.comparison.row_draws import Draws, Key
-from tram_ds.comparison.runs import Run
+from tram_ds.comparison.run import Run
 
 EQUAL = {"steps": 1.02, "FLOPs": 1.25}  # ratio of what still counts as equal
 

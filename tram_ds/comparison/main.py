@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from tram_ds.comparison import comparison, report, runs, swept
 from tram_ds.comparison.render import render
+from tram_ds.comparison.run import Run
 from tram_ds.runtime.files import refuse_unwritable
 from tram_ds.runtime.paths import expanded_uri
 from tram_ds.tracking.address import address
@@ -50,7 +51,7 @@ def main(options: Namespace, words: Sequence[str]) -> str:
     return text
 
 
-def _experiment_of(found: Sequence[runs.Run]) -> str:
+def _experiment_of(found: Sequence[Run]) -> str:
     """The MLflow experiment of the first run; `paper` without runs."""
     if not found:
         return "paper"

@@ -23,7 +23,7 @@ from tram_ds.comparison.collect import Table
 from tram_ds.comparison.compute import along
 from tram_ds.comparison.correlation import Panel, Trend, is_tram
 from tram_ds.comparison.layouts import Layout
-from tram_ds.comparison.runs import Run
+from tram_ds.comparison.run import Run
 from tram_ds.comparison.significance import mean_interval
 
 INK = "#010203"  # stands for the page's text colour

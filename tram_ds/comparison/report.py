@@ -22,7 +22,7 @@ from tram_ds.comparison import plots
 from tram_ds.comparison.blocks import Block
 from tram_ds.comparison.comparison import Section, blocks_of
 from tram_ds.comparison.render import Format, render
-from tram_ds.comparison.runs import Run
+from tram_ds.comparison.run import Run
 from tram_ds.runtime.files import private_dir, write_whole
 from tram_ds.runtime.redact import redact, redact_yaml
 from tram_ds.tracking.address import sqlite_path

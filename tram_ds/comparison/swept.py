@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from tram_ds.comparison.runs import CompareError
+from tram_ds.comparison.run import CompareError
 from tram_ds.jobs import sweep
 
 NAMED = 6  # cells that a note names

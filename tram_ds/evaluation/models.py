@@ -20,11 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tram_ds.data.alike import read_alike
-from tram_ds.data.m2d2_names import ABBREVIATIONS, short_names
 from tram_ds.engines import choose as engines
 from tram_ds.evaluation import row_scores
 from tram_ds.evaluation.candidates import Candidate
-from tram_ds.evaluation.per_token import tokens_of, told_apart
+from tram_ds.evaluation.per_token import tokens_of
 from tram_ds.evaluation.row_scores import RowScores
 from tram_ds.evaluation.score import evaluate, zero_shot_average
 from tram_ds.evaluation.weights import fill, towards
@@ -142,36 +141,6 @@ def _entry(
         "interpolation": candidate.interpolation,
         "zero_shot_average": None if math.isnan(average) else average,
     }
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """The report's main metric as text: a row per model, a column per domain (M2D2's with the
-    paper's names)."""
-    metric = report["metric"]
-    domains = list(report["models"][0]["scores"])
-    names = short_names(domains)
-    heads = [
-        (names[name].upper() if name in ABBREVIATIONS and names[name] != name else name)
-        + "*" * (name in report["train_domains"])
-        for name in domains
-    ]
-    rows = [["model", *heads, "zero-shot"]]
-    for entry in report["models"]:
-        values = [entry["scores"][domain][metric] for domain in domains] + [
-            entry["zero_shot_average"]
-        ]
-        note = " (untrained head)" if entry["untrained_head"] else ""
-        rows.append([entry["name"] + note, *(_shown(value, metric) for value in values)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            t.ljust(w) if not i else t.rjust(w)
-            for i, (t, w) in enumerate(zip(r, widths, strict=True))
-        )
-        for r in rows
-    ]
-    title = f"{metric} on {report['split']} of {report['data']} (* trained on)"
-    return "\n".join([title, *(line.rstrip() for line in lines), *told_apart(report["models"])])
 
 
 def _model(asked: Asked, candidate: Candidate, task: Any) -> tuple[Any, bool]:
@@ -299,9 +268,3 @@ def _told(bar: tqdm[Any]) -> Callable[[str, int, int], None]:
         bar.update()
 
     return progress
-
-
-def _shown(value: float | None, metric: str) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f}" if metric == "accuracy" else f"{value:,.2f}"

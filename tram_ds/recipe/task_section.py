@@ -18,7 +18,7 @@ def task_names() -> list[str]:
     return sorted(
         found.name
         for found in pkgutil.iter_modules(folder.__path__)
-        if found.name not in ("causal", "choose", "protocol", "streaming")
+        if found.name not in ("causal", "choose", "classes", "protocol", "streaming")
     )
 
 
