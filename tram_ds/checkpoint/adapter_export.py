@@ -66,6 +66,7 @@ def add_merged(
     adapters, in fp32; changed."""
     incomplete = partial(folder)
     run_folder.discard_export(incomplete)
+    # a copy, not in place: replaced as a whole, so that a crash leaves the adapters alone
     shutil.copytree(folder, incomplete)
     disable_progress_bar()
     whole = adapters.merged(base, folder / ADAPTER).to(dtype)

@@ -52,6 +52,7 @@ def changed(recipe_then: Mapping[str, Any], recipe_now: Mapping[str, Any]) -> li
     change are left out. A key that the earlier version lacks is read as what that version did."""
     then, now = _flat(kept(recipe_then)), _flat(kept(recipe_now))
     then |= _unwritten(then, now)
+    # in either of them: it may have been there then and not now
     stops = any(key.startswith("train.early_stopping.") for key in then | now)
     keys = [key for key in sorted(then | now) if not free(key) or (stops and key in MEASURED)]
     return [
@@ -63,6 +64,7 @@ def changed(recipe_then: Mapping[str, Any], recipe_now: Mapping[str, Any]) -> li
 
 def _unwritten(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of now that an earlier version of this library could not write, with what it did."""
+    # the default of today stands for what was done then, unless FORMERLY knows better
     found = {key: FORMERLY.get(key, default_of(key)) for key in now.keys() - then.keys()}
     # Before there were rules of the radius, null was no bound: of the rows that read one.
     bounded = then.get("algorithm.name") in readers("radius_max")
@@ -100,6 +102,7 @@ def differences(run_dir: Path, recipe_now: Mapping[str, Any]) -> list[str]:
     try:
         then = yaml.safe_load(RunFolder(run_dir).recipe.read_text(encoding="utf-8"))
         scored = [_flat(_scoring(recipe)) for recipe in (then, recipe_now)]
+    # ValueError: also bytes that are no UTF-8; Key and Type: YAML that is no recipe
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         return [f"{RunFolder.recipe}: {ABSENT} or not readable"]
     found = changed(then, recipe_now) + [

@@ -59,6 +59,7 @@ def export(
         else:
             layout = laid_out(tensors, names, max_shard_size)
             peers.first(doing, lambda: _begin(engine.module, layout, incomplete, dtype))
+            # found by looking, not by the world size: nodes may each have a folder of this name
             shared = not shared_folder.unshared(incomplete, peers, shared_folder.PATIENCE)
             write = _write_own if shared else _write_through_rank_0
             held = _held(engine, weights)
@@ -92,8 +93,10 @@ def _begin(module: Any, layout: Layout, incomplete: Path, dtype: torch.dtype) ->
 
 def _describe(module: Any, folder: Path, dtype: torch.dtype) -> None:
     """config.json and its like, as save_pretrained writes them; the dtype is that of the files."""
+    # the live model's dtype and name stay as they are
     config = copy.deepcopy(module.config)
     config.dtype = str(dtype).removeprefix("torch.")
+    # FSDP2 puts its own class in front (FSDPGPT2LMHeadModel), which transformers has not
     config.architectures = [type(module).__name__.removeprefix("FSDP")]
     config.save_pretrained(folder)
     if module.can_generate():
@@ -129,11 +132,14 @@ def _write_own(
             place = layout.places.get(span.name)
             if place is None or not span.length:
                 continue
+            # r+: opened without truncating, because other ranks write into it at the same time
             if place.file not in streams:
                 streams[place.file] = stack.enter_context(open(folder / place.file, "r+b"))
             beat(f"writing {span.name}")
+            # place is None where save_pretrained leaves a key out (_keys_to_ignore_on_save)
             place.write(streams[place.file], span.start, piece)
     for name in streams:
+        # by each writer: rank 0's own sync would not wait for another node's cache
         files.sync(folder / name)
 
 
@@ -146,6 +152,7 @@ def _write_through_rank_0(
 ) -> None:
     """Collective: one sum per parameter, which rank 0 writes before the next."""
     refused: OSError | None = None
+    # every rank, to the end, also after a failure: each whole parameter is a sum of all ranks
     whole = _wholes(engine, held)
     for name, tensor in itertools.chain(whole, _buffers(engine.module).items()):
         beat(f"writing {name}")
@@ -206,6 +213,7 @@ def _wholes(
         if trained and not parameter.requires_grad:
             continue
         shape = _shape(parameter)
+        # zeros: every element is one rank's, and the sum of the others' zero bits changes none
         full = torch.zeros(shape.numel(), dtype=torch.float32, device=engine.device)
         for span, piece in pieces.get(name, []):
             full[span.start : span.start + span.length] = piece.detach().reshape(-1)
@@ -223,6 +231,7 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
     """Those that belong to the state dict."""
     found = {}
     for prefix, m in module.named_modules():
+        # not named_buffers: that has those which from_pretrained expects in no file
         for name in set(m._buffers) - m._non_persistent_buffers_set:
             if (buffer := m._buffers[name]) is not None:
                 found[f"{prefix}.{name}" if prefix else name] = buffer

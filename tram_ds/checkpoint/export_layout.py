@@ -30,6 +30,7 @@ class Place:
     def write(self, stream: BinaryIO, start: int, values: Tensor) -> None:
         """Elements [start, start + len(values)) of the flattened tensor, cast; a CHUNK at a
         time."""
+        # past the end is allowed: the file system leaves a hole for what other ranks write
         stream.seek(self.byte + start * self.dtype.itemsize)
         for part in values.detach().reshape(-1).split(CHUNK):
             put(stream, part.to("cpu", self.dtype).contiguous())
@@ -62,6 +63,7 @@ def file_names(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]
         return None
     ignored = module._keys_to_ignore_on_save or ()
     kept = {name: tensor for name, tensor in state.items() if name not in ignored}
+    # by identity: what comes back as the same tensor was renamed alone, not merged or split
     names = {id(tensor): name for name, tensor in kept.items()}
     stored: Mapping[str, Any] = revert_weight_conversion(module, dict(kept))
     found = {names[id(t)]: name for name, t in stored.items() if id(t) in names}

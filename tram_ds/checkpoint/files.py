@@ -33,6 +33,7 @@ from tram_ds.runtime.locks import locked
 from tram_ds.runtime.run_layout import LATEST, MANIFEST, WEIGHTS, RunFolder
 
 FORMAT = "tram_ds checkpoint 1"
+# matched whole: neither step-X.tmp-ID nor step-X.superseded is a commit
 _COMMIT = re.compile(r"step-(\d{8,})(\.old)?")
 
 Manifest = dict[str, Any]
@@ -84,6 +85,7 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"{file}: cannot be read ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{file}: not a manifest of the format {FORMAT!r}")
+    # before the files are judged by it: their sizes and sums are believed from here on
     if manifest.get("digest") != _digest_of(manifest):
         raise CheckpointError(
             f"{file}: its contents do not match its own digest: it was altered or damaged"
@@ -104,7 +106,9 @@ def problems(path: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> l
     """
     files: dict[str, dict[str, Any]] = manifest["files"]
     found = []
+    # by one of the ranks that share the work, or each would report the same line
     if part == 0:
+        # the reader takes every safetensors file in the folder, so one too many would be read too
         unknown = sorted(
             p.name for p in path.iterdir() if p.name.endswith(WEIGHTS) and p.name not in files
         )
@@ -116,9 +120,11 @@ def problems(path: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> l
 
 def _problem(path: Path, file_name: str, expected: dict[str, Any]) -> list[str]:
     file = path / file_name
+    # a manifest may be forged: a name with a folder in it would point at a file elsewhere
     if Path(file_name).name != file_name or not file_name.endswith(WEIGHTS):
         return [f"{path / MANIFEST}: names {file_name!r}, which is no file of a checkpoint"]
     try:
+        # not stat: a link would be followed to a file outside
         status = os.lstat(file)
         if not stat.S_ISREG(status.st_mode):
             return [f"{file}: is not a plain file"]
@@ -169,9 +175,11 @@ def prepare(run_dir: Path | str) -> Path:
     holding the run's lock."""
     where = folder(run_dir)
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # mkdir's mode is cut by the umask, and does nothing to a folder that is there
     os.chmod(where, 0o700)
     probe = where / f"probe.tmp-{secrets.token_hex(4)}"
     disk.write_whole(probe, "writable")
+    # a list: entries go while it is walked through
     for path in list(where.iterdir()):
         replaced = path.name.endswith(".old") and (where / path.name.removesuffix(".old")).exists()
         if ".tmp-" in path.name or disk.is_temporary(path) or replaced:
@@ -181,6 +189,7 @@ def prepare(run_dir: Path | str) -> Path:
 
 def begin(where: Path, step: int) -> Path:
     """A new, private folder to write the checkpoint of `step` into."""
+    # pid and random part: two saves of one step never write into one folder
     partial = where / f"{name(step)}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
     partial.mkdir(mode=0o700)
     return partial
@@ -191,6 +200,7 @@ def seal(partial: Path, prefix: str) -> dict[str, dict[str, Any]]:
     sha256."""
     mine = sorted(p for p in partial.iterdir() if p.name.startswith(prefix))
     for file in mine:
+        # durable before the manifest names it: the commit's rename must not outrun the bytes
         os.chmod(file, 0o600)
         disk.sync(file)
     return {file.name: describe(file) for file in mine}
@@ -223,6 +233,7 @@ def commit(partial: Path, manifest: Manifest, keep: int) -> Path:
     # The order is the promise: until this rename the old commits are what a crash leaves, and only
     # after it does any of them go.
     disk.publish(partial, final)
+    # after the rename, so that a crash leaves at most an older name in it, never one of no commit
     disk.write_whole(where / LATEST, final.name + "\n")
     _retire(where, final, keep)
     return final
@@ -232,6 +243,7 @@ def _retire(where: Path, newest: Path, keep: int) -> None:
     """Sets abandoned commits aside and deletes those beyond `keep`, never the newest nor one that
     is being read."""
     for path in candidates(where.parent):
+        # kept as a candidate, it would be the newest at the next resume, and undo the way back
         if (step_of(path) or 0) > (step_of(newest) or 0):
             disk.set_aside(path, _free(path.with_name(f"{path.name}.superseded")))
     commits = candidates(where.parent)
@@ -263,6 +275,7 @@ def _remove(path: Path) -> None:
     if ".tmp-" not in path.name and not disk.is_temporary(path):
         if path.is_symlink() or not all(map(_written_by_a_save, path.iterdir())):
             return
+        # a name that prepare() clears away at the next start, should this process die here
         doomed = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
         disk.set_aside(path, doomed)
         path = doomed
@@ -290,6 +303,7 @@ def reading(path: Path) -> Iterator[None]:
 
 def _being_read(path: Path) -> bool:
     try:
+        # ours alone, had for a moment: a reader holds it shared, and then it is not to be had
         with locked(path / MANIFEST, timeout=0, create=False):
             return False
     except TimeoutError:

@@ -34,12 +34,14 @@ def header(entries: Mapping[str, Any]) -> bytes:
     """As https://huggingface.co/docs/safetensors has it: 8 bytes of length, JSON, blanks up to a
     multiple of 8."""
     text = json.dumps(entries, separators=(",", ":")).encode()
+    # the tensors begin after it, and are mapped into memory as they lie: aligned to 8 bytes
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def put(stream: BinaryIO, values: Tensor) -> None:
     """Its bytes; a flat tensor, contiguous, on the CPU."""
+    # as bytes, because numpy has no bfloat16; .data is a view, so nothing is copied
     stream.write(values.view(torch.uint8).numpy().data)
 
 
@@ -88,6 +90,7 @@ class PiecesWriter(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         each: dict[int, list[WriteItem]] = {}
         for item in plan.items:
+            # a file a kind: safetensors has all lengths at its beginning, so each is planned whole
             each.setdefault(self.files[item.index.fqn], []).append(item)
         for number, items in each.items():
             self._write(number, {item.index.fqn: self.pieces[item.index.fqn] for item in items})
@@ -112,6 +115,7 @@ class PiecesWriter(StorageWriter):
                 "shape": [piece.length()],
                 "data_offsets": [start, end],
             }
+        # where in its tensor a piece begins: HuggingFaceStorageReader asks under these keys
         offsets = {key: {"saved_offsets": [pieces[key].start]} for key in order}
         told = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
         with (self.folder / self._name(number)).open("wb") as stream:

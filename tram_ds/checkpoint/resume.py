@@ -73,11 +73,13 @@ def resume(
     """
     peers = Peers(stepper.engine.world_size)
     try:
+        # rank 0's list for all: on NFS others may not see the newest yet, and load another
         found = peers.first("looking for checkpoints", lambda: candidates(run_dir))
         refused: list[str] = []
         for path in found:
             manifest, bad = _inspect(path, peers)
             if not bad:
+                # after the files: what a damaged manifest says of its recipe is worth nothing
                 changes = _changes(manifest, stepper, recipe, data)
                 if changes and not allow_change:
                     raise CheckpointError(
@@ -117,6 +119,7 @@ def _changes(
 def _inspect(path: Path, peers: Peers) -> tuple[Manifest, str]:
     """(manifest, "") or ({}, what is wrong). Collective: the ranks share the hashing."""
     try:
+        # one reading for all ranks, so that all go by the same file list
         manifest = peers.first("reading the manifest", lambda: files.read_manifest(path))
         mine = peers.every(
             "verifying", lambda: files.problems(path, manifest, peers.rank, peers.world_size)
@@ -129,10 +132,12 @@ def _inspect(path: Path, peers: Peers) -> tuple[Manifest, str]:
 def _fill(stepper: Stepper, path: Path, manifest: Manifest, peers: Peers) -> None:
     """Reads verified files into the stepper. Collective."""
     doing = f"loading {path}"
+    # until the last byte is read: another process's retention may be at work in the folder
     with files.reading(path):
         peers.every(doing, lambda: states.refuse_displaced(stepper))
         shapes = states.shapes(stepper, peers)
         peers.every(doing, lambda: states.check(stepper, manifest, shapes))
+        # into new memory, applied once all ranks have read: a failed read changes no stepper
         state, copies, wanted = peers.every(doing, lambda: states.empty(stepper, manifest))
         peers.every(doing, lambda: tensors.read(wanted, path, peers))
         peers.every(doing, lambda: states.apply(stepper, state, copies))

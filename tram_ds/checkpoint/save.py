@@ -57,6 +57,7 @@ class Saver:
         if keep < 1:
             raise ValueError(f"keep={keep}: at least the newest checkpoint is kept")
         self.stepper, self.keep, self.lock = stepper, keep, lock
+        # a group of its own: a background save gathers while the steps reduce in theirs
         self.peers = Peers(stepper.engine.world_size, timeout)
         parameters = states.shapes(stepper, self.peers)
         self.told = {
@@ -84,10 +85,12 @@ class Saver:
         self.wait()
         doing = f"saving step {self.stepper.steps} in {self.folder}"
 
+        # before reading(), which asserts that the weights are at theta
         self.peers.every(doing, lambda: states.refuse_unsettled(self.stepper))
         reading = self.stepper.engine.reading() if asynchronous else None
 
         def collect() -> tuple[Flats, Manifest]:
+            # here and not in the thread: the next step counts on while that writes
             told = states.describe(self.stepper) | self.told | (also or {})
             return states.collect(self.stepper, reading), told
 
@@ -97,6 +100,7 @@ class Saver:
                 self._patiently(doing, mine, manifest)
             else:
                 arguments = (doing, mine, manifest, reading)
+                # daemon: one that hangs on storage must not keep the process from ending
                 self._thread = threading.Thread(
                     target=self._in_background, args=arguments, daemon=True
                 )
@@ -114,6 +118,7 @@ class Saver:
             self._thread.join()
             self._thread = None
         if self._error is not None:
+            # raised once: the next save starts afresh
             error, self._error = self._error, None
             raise error
 
@@ -130,6 +135,7 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
+        # not close(), which is collective: after an error the other ranks may never come to it
         elif self._thread is not None:
             self._thread.join(GRACE)
 
@@ -153,9 +159,12 @@ class Saver:
         weights, trained = (space.weights_bytes(module, trained=t) for t in (False, True))
         moments = moment_names(self.stepper.engine.weights.optimizer) or ()
         copies = 1 + len(moments) + len(references.names(self.stepper.algorithm))
+        # rank 0's count: require() compares with what rank 0 sees of the disk
         there = self.peers.gather(len(candidates(self.folder.parent)))[0]
+        # keep + 1: a commit is whole before an old one goes, so the two stand side by side
         more = max(1, self.keep + 1 - there)
         exported = weights * dtype.itemsize // space.FP32 * exports
+        # trained: of adapters a checkpoint holds no base, an export may
         needed = trained * copies * more + exported + space.LOGS
         self.space.require(
             needed, f"this run ({more} more checkpoints, exports: {exports} of the model)"
@@ -163,6 +172,7 @@ class Saver:
 
     def _patiently(self, doing: str, mine: Flats, manifest: Manifest) -> Path:
         """Writes once there is room. Collective."""
+        # of all ranks together: they write into one folder
         needed = sum(self.peers.gather(sum(flat.piece.nbytes for flat in mine.values())))
         return self.space.until_done(needed, doing, lambda: self._write(doing, mine, manifest))
 
@@ -181,6 +191,7 @@ class Saver:
             # Each call ends with all ranks knowing of every failure, so that none waits in the next
             # for a rank that has given up.
             peers.every(doing, lambda: tensors.write(mine, partial, kinds, names, peers))
+            # each hashes its own files, so that rank 0 need not read them all
             sealed = peers.every(doing, lambda: files.seal(partial, pieces.prefix(peers.rank)))
             whole = manifest | {
                 "files": {k: v for rank in peers.gather(sealed) for k, v in rank.items()}
@@ -193,4 +204,5 @@ class Saver:
             left = (
                 f"the newest checkpoint is {newest}" if newest else "there is no earlier checkpoint"
             )
+            # the same kind again: exit codes tell a lost peer from a disk
             raise type(error)(f"{error}; the partial folder is removed, {left}") from error

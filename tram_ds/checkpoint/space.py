@@ -25,7 +25,9 @@ FULL = ("No space left on device", "Disk quota exceeded")  # ENOSPC and EDQUOT, 
 
 def free(folder: Path) -> int:
     """Bytes that this user may still write there; of the nearest folder above that exists."""
+    # the run folder may not be made yet when it is asked
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # what is free to this user, without root's reserve
     return shutil.disk_usage(there).free
 
 
@@ -68,10 +70,12 @@ class Space:
                 try:
                     return action()
                 except CheckpointError as error:
+                    # by its words: on other ranks the errno is gone, only the text was gathered
                     if not any(words in str(error) for words in FULL):
                         raise
                     refused = error
             waited = time.monotonic() - since
+            # by one clock: a rank that gave up alone would leave the others in action()
             if self.peers.gather(waited >= self.patience)[0]:
                 raise refused
             if self.peers.rank == 0 and waited - told >= TELL:
@@ -83,6 +87,7 @@ class Space:
 
     def _lacking(self, needed: int, what: str) -> str:
         """What is missing, in words; "" where there is room."""
+        # quotas and mounts may differ by node: one view decides, or the ranks go two ways
         mine = (free(self.folder) if self.peers.rank == 0 else 0, needed)
         there, needed = self.peers.gather(mine)[0]
         if there >= needed:

@@ -101,6 +101,7 @@ def describe(stepper: Stepper) -> Manifest:
 def shapes(stepper: Stepper, peers: Peers) -> dict[str, list[int]]:
     """Every parameter's name and unsharded shape, from what all ranks hold. Collective."""
     mine = {span.name: list(span.shape) for span in stepper.engine.layout}
+    # from all ranks: one alone may hold nothing of a parameter
     return dict(sorted(item for rank in peers.gather(mine) for item in rank.items()))
 
 
@@ -124,6 +125,7 @@ def check(stepper: Stepper, manifest: Manifest, now: Mapping[str, list[int]]) ->
     )
     needed = set(references.names(stepper.algorithm))
     missing = sorted(needed - set(manifest["references"]))
+    # step 0 has no earlier weights yet: every row starts from theta_0 then
     if missing and manifest["step"]:
         raise CheckpointError(
             f"the reference weights {missing} that {stepper.algorithm.name} measures its distance "
@@ -132,6 +134,7 @@ def check(stepper: Stepper, manifest: Manifest, now: Mapping[str, list[int]]) ->
             "take d = 0"
         )
     expected = moment_names(stepper.engine.weights.optimizer)
+    # an optimizer has no moments before its first step
     if manifest["base_steps"] and expected is not None and expected != set(manifest["moments"]):
         raise CheckpointError(
             f"the optimizer continues from {sorted(expected) or 'no moments'}, the checkpoint "
@@ -150,6 +153,7 @@ def _same_tensors(what: str, then: Mapping[str, list[int]], now: Mapping[str, li
         if list(then[n]) != list(now[n])
     ]
     if problems:
+        # a model of another size differs in each of its parameters
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(
             f"the checkpoint is of another model: {what} differ: {'; '.join(problems[:5])}{more}"

@@ -50,6 +50,7 @@ class Flat(Tensor):
     @staticmethod
     def of(piece: Tensor, start: int, numel: int, read: Read | None = None) -> Flat:
         """read: how elements [from, to) of the piece are come by; None: they lie in it."""
+        # the whole tensor's size without its memory: planners check sizes and read no element
         make: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
         flat: Flat = make(Flat, (numel,), dtype=piece.dtype)
         flat.piece, flat.start, flat.read = piece.detach(), start, read
@@ -62,6 +63,7 @@ class Flat(Tensor):
     def chunks(self) -> Iterator[Tensor]:
         """Flat CPU tensors of at most CHUNK elements; laid end to end they are the piece."""
         if self.read is None:  # a copy where it is not contiguous
+            # no copy on the CPU, unlike read(): nobody changes it while it is written
             yield from (part.cpu() for part in self.piece.reshape(-1).split(CHUNK))
             return
         for start in range(0, self.length(), CHUNK):
@@ -88,6 +90,7 @@ class Flat(Tensor):
         return [self._chunk()]
 
     def __get_tensor_shard__(self, _: MetadataIndex) -> Tensor:
+        # view, not reshape: of a piece that is not contiguous that would fill a copy, in silence
         return self.piece.view(-1)  # to be filled
 
 
@@ -120,11 +123,14 @@ def write(
     kinds, names: all prefixes and all parameter names, the same on every rank. Refuses what does
     not add up to whole tensors.
     """
+    # gone through once a kind, which an iterator would be for the first kind alone
     names = list(names)
+    # numbered alike on all ranks, also for a rank that has nothing of a kind
     files = {f"{kind}/{name}": index for index, kind in enumerate(kinds, start=1) for name in names}
     dcp.save(
         tensors,
         storage_writer=PiecesWriter(folder, tensors, files, peers.rank),
+        # no nested dicts and no ShardedTensors: nothing to flatten
         planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
         process_group=peers.group,
         no_dist=peers.group is None,

@@ -94,6 +94,7 @@ class Evaluator:
     def initial(self) -> Scores | None:
         """The scores before the first step, kept in a file for a run that is resumed."""
         file = self.folder.initial
+        # after a resume the file has it: the weights of before the first step are gone
         if self.engine.steps == 0:
             self._write(self.folder.initial, self.score())
         return from_rank_0(lambda: json.loads(file.read_text()) if file.exists() else None)
@@ -126,15 +127,19 @@ class Evaluator:
     def keep_if_best(self, step: int, value: float) -> None:
         """Exports the weights to `best/` where their value of eval.key is the best so far."""
         key = self.recipe.eval.key
+        # rank 0's file for all: an export is collective, and all have to come to it or none
         if better(key, value, from_rank_0(self._best_alike).get(key)):
             found = {"step": step, key: value, **self._kind()}
             self.export(self.folder.best, self.judged(), lambda: self._about(found))
+            # after the weights: before them it would promise what is not there yet
             self._write(self.folder.best_loss, found)
+        # at the end every rank reads best/ and this file: not before rank 0 has written them
         barrier()
 
     def go_back_to(self, step: int, total: int) -> None:
         """At a resume from `step` of `total`: what was measured later, on a way that is left now,
         is not selected, exported or shown any more, nor are the results of an end that is none."""
+        # no collective below: rank 0 alone looks at files and changes them
         if self.engine.rank != 0:
             return
         for folder in (self.folder.best, self.folder.export):
@@ -148,6 +153,7 @@ class Evaluator:
             if json.loads(results.read_text())["selected"]["step"] > step:
                 run_folder.discard_export(self.folder.export)
             remove_file(results)
+            # scores of single rows are of those results
             remove_file(self.folder.rows)
 
     def export(self, to: Path, weights: Shards | None, known: Callable[[], card.Results]) -> None:
@@ -192,6 +198,7 @@ class Evaluator:
         peers = Peers(self.engine.world_size)
         try:
             bits = torch.finfo(getattr(torch, self.recipe.export.dtype)).bits
+            # weights_bytes is of fp32
             needed = weights_bytes(self.engine.module) * bits // 32
             self.room(needed, f"writing {to}", lambda: write(peers))
         finally:
@@ -209,6 +216,7 @@ class Evaluator:
         resolved: recipe key -> what the run found for it.
         The export first, with the scores in its card, then those of single rows: results.json
         stands for all."""
+        # asked on rank 0: read_export below or theta, the same on every rank
         measured = from_rank_0(lambda: self._best_alike()["step"] >= 0)
         best = self.recipe.eval.select == "best" and measured
         read = read_export if self.recipe.model.lora is None else read_adapter
@@ -240,6 +248,7 @@ class Evaluator:
             self._in_room(self.folder.export, lambda peers: self._merge(peers, results))
         if self.engine.rank == 0:
             write_whole(self.folder.rows, row_scores.packed(rows))
+        # last: where results.json is, export and rows are too
         self._write(self.folder.results, results)
         return results
 

@@ -43,6 +43,7 @@ def value_of(record: Mapping[str, Any], key: str) -> float:
 def better(key: str, value: float, best: float | None, by: float = 0.0) -> bool:
     """Whether a value of eval.key is better than the best so far, None at first, by more than `by`;
     NaN and infinity are not."""
+    # here, because a comparison with NaN is False either way: as the first best it would stay
     if not math.isfinite(value):
         return False
     if best is None:

@@ -179,6 +179,7 @@ def _score(
         )
     batch = recipe.eval.batch or recipe.train.micro_batch
     half = recipe.model.dtype == "bfloat16"
+    # the weights stay fp32, as a run's masters; bf16 is the forward's alone
     precision = torch.autocast(job.device.type, dtype=torch.bfloat16) if half else nullcontext()
     with precision, _bar(candidate.name, rows, batch, job) as bar:
         return evaluate(
@@ -244,6 +245,7 @@ def _scored(recipe: Recipe, candidate: Candidate) -> Recipe:
 
 def _data_sum(job: Job) -> Callable[[Tensor], Tensor]:
     def over_ranks(x: Tensor) -> Tensor:
+        # in place: evaluate's table is its own
         dist.all_reduce(x)
         return x
 

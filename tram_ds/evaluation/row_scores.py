@@ -50,6 +50,7 @@ def number_of(row: Any) -> int:
 
 def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, tuple | list):
+        # lengths and types go in too, or ("ab", "c") and ("a", "bc") would be one row
         digest.update(f"({len(value)}".encode())
         for part in value:
             _feed(digest, part)
@@ -76,6 +77,7 @@ def packed(kept: Kept) -> bytes:
         for domain, rows in domains.items():
             name = f"{group}/{domain}"
             arrays[f"{name}/value"] = rows.value
+            # 1 throughout where an example has one label: left out of the file
             if (rows.weight != 1).any():
                 arrays[f"{name}/weight"] = rows.weight
             arrays[f"{name}/digest"] = np.array(rows.digest)
@@ -94,6 +96,7 @@ def read(path: Path) -> Kept:
 
 def _read(path: Path) -> Kept:
     found: Kept = {}
+    # a file of results must not be able to run code
     with np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
             stem, _, kind = name.rpartition("/")

@@ -61,10 +61,12 @@ def continued(
         ids, mask = causal.right_padded([np.asarray(row) for row in rows], 0)
         batch = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         logits = model(**causal.inputs(batch)).logits
+        # the last real position: behind it there is padding
         nearest = {i: int(logits[i, len(rows[i]) - 1].argmax()) for i in going}
         for i, token in nearest.items():
             rows[i].append(token)
         going -= {i for i, token in nearest.items() if token in ends}
+        # by the ranks together: one that left alone would leave the others in a sharded forward
         if not agreed(bool(going)):
             break
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]

@@ -42,12 +42,14 @@ def evaluate(
     kept: takes the scores of every row of a domain, on every rank.
     """
     results = {}
+    # .module: a wrapper such as DDP has the head below it
     forward = task.chunked(getattr(model, "module", model)) or task.forward
     with torch.no_grad(), evaluation_mode(model):
         for domain, rows in rows_by_domain.items():
             if not len(rows):
                 raise DataError(f"domain '{domain}' has no rows to evaluate")
             # of every row its loss sum, count, correct; filled in by the one rank that has it
+            # float64: losses of many rows are added up, over ranks in whatever order
             table = torch.zeros(len(rows), 4, dtype=torch.float64, device=device)
             numbers = torch.zeros(len(rows), dtype=torch.float64)
             batches = _batches(len(rows), batch_size, rank, world_size)
@@ -55,14 +57,18 @@ def evaluate(
                 read = [rows[i] for i in indices]
                 batch = {k: v.to(device) for k, v in task.collate(read).items()}
                 output = forward(model, batch)
+                # a rank out of rows has run the model for its collectives alone
                 if weight:
                     mine = slice(indices[0], indices[-1] + 1, world_size)
                     table[mine, :3] = task.row_sums(output, batch)
                     numbers[mine] = torch.tensor([number_of(row) for row in read]).double()
                 if progress is not None:
                     progress(domain, done, len(batches))
+            # once a domain, not once a batch: each copy to the device would wait
             table[:, 3] = numbers.to(device)
+            # of whole rows, not of sums: each rank's rows are zero on the others
             whole = data_sum(table).cpu()
+            # summed over rows in their order: batches and ranks change nothing
             results[domain] = task.metrics(*whole[:, :3].sum(0).tolist())
             if kept is not None:
                 kept(domain, row_scores.of(whole.numpy(), "accuracy" in results[domain]))
@@ -88,6 +94,7 @@ def _batches(
     if batch_size < 1:
         raise ValueError(f"evaluation batch size {batch_size}: at least 1 is needed")
     mine = list(range(rank, num_rows, world_size))
+    # of the rank with most rows: all run as many batches as that one
     largest_share = math.ceil(num_rows / world_size)
     starts = range(0, largest_share, batch_size)
     return [(share, 1) if (share := mine[i : i + batch_size]) else ([0], 0) for i in starts]

@@ -20,6 +20,7 @@ from tram_ds.runtime.peers import Peers
 def fill(model: nn.Module, folder: Path) -> None:
     """The weights and buffers of a training checkpoint, in place. CheckpointError if it is damaged
     or of another model."""
+    # before anything is read into the model: a damaged file would leave it half filled
     manifest = checkpoint_files.verify(folder)
     parameters = {name: p for p, name in parameter_names(model).items()}
     shapes = {name: list(p.shape) for name, p in parameters.items()}
@@ -57,8 +58,10 @@ def towards(own: nn.Module, model: nn.Module, a: float, name: str) -> None:
         )
     with torch.no_grad():
         for key, tensor in ours.items():
+            # lerp takes tensors of one dtype
             start = theirs[key].to(tensor.dtype)
             if tensor.is_floating_point():
                 tensor.copy_(torch.lerp(start, tensor, a))
+            # counters such as BatchNorm's have no value between two: they are the model's, but at 0
             elif a == 0.0:
                 tensor.copy_(start)

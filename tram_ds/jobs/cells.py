@@ -67,6 +67,7 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        # 10,000: a slip such as 1-2000000000 would fill the memory with recipes
         if not first <= last < first + 10_000:
             raise RecipeError(
                 f"--seeds {short(text)}: expected numbers and rising ranges such as 1-20 or 0,2,5-7"

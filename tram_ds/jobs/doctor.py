@@ -58,6 +58,7 @@ def data(context: Context) -> str:
 def smoke(context: Context) -> str:
     """One step of the same recipe with a tiny model, in a process of its own per rank, in a folder
     beside the run's that is thrown away. Collective."""
+    # another port: the ranks of this check hold theirs while the smoke run's join
     port, start = _agreed_port(context.job), time.monotonic()
     place = _agreed_place(context)
     sets = [
@@ -122,6 +123,7 @@ def examine(context: Context, skip: tuple[str, ...] = ()) -> bool:
             elif not check.ok:
                 print(f"rank {context.job.rank}: {check.text()}", flush=True)
             well = well and check.ok
+        # by all: exit codes of ranks that differ confuse a launcher
         return not agreed(not well)
 
 

@@ -90,6 +90,7 @@ def secret_in(text: str) -> bool:
     """Whether something secret is written out in this text. A variable or the output of a command
     in its place is none."""
     without = _SHELL_VALUE.sub("", _FLAG_VALUE.sub("", text))
+    # what a removed value leaves between its quotes
     without = re.sub(r"\"\"|''", "", without)
     places = " ".join(
         part for part in re.split(r"[\s;]+", without) if not _A_PLACE.match(part.partition("=")[0])

@@ -100,11 +100,13 @@ def plan(cells: Sequence[Cell], slurm: Slurm, array: bool = False, name: str | N
     key = "gpus_per_node" if slurm.gpus_per_node == slurm.ranks else "ranks_per_node"
     fewer = f"slurm.{key}={{}}" if slurm.nodes == 1 else "slurm.nodes and ranks of {} in all"
     for cell in cells:
+        # all cells before anything is written: a batch that these ranks cannot share
         accumulation(cell.recipe, slurm.world_size, fewer)
     finished = [cell for cell in cells if cell.finished]
     todo = [cell for cell in cells if not cell.finished]
     array = array or len(cells) > 1
     name = name or cells[0].recipe.name
+    # UTC and pid: two submissions, from two login nodes too, get folders of their own
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
     place = (
         Path(os.path.commonpath([cell.run_dir.parent for cell in cells]))
@@ -142,6 +144,7 @@ def submit(plan: Plan) -> Submitted:
         raise SlurmError(NO_SLURM)
     write(plan)
     try:
+        # both scripts before the first is submitted: else a job would run with none after it
         tests = [
             _sbatch(["sbatch", "--test-only", script], plan.folder)[1] for script in plan.scripts
         ]

@@ -22,7 +22,9 @@ OURS = ("PYTHONPATH", "MASTER_ADDR", "MASTER_PORT", "TRAM_DS_GIT_COMMIT")
 
 def job_script(name: str, slurm: Slurm, folder: Path, cells: int | None) -> str:
     """The batch script of a run or, with a number of cells, of an array."""
+    # the deepspeed launcher starts the ranks of a node itself, srun one task for each
     per_node = 1 if slurm.launcher == "deepspeed" else slurm.ranks
+    # its one task has the cores of all ranks that it starts
     cpus = slurm.cpus_per_task * (slurm.ranks if slurm.launcher == "deepspeed" else 1)
     kind = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
     options = {
@@ -38,6 +40,7 @@ def job_script(name: str, slurm: Slurm, folder: Path, cells: int | None) -> str:
         "exclusive": slurm.exclusive or None,
         "array": cells
         and f"0-{cells - 1}" + (f"%{slurm.array_limit}" if slurm.array_limit else ""),
+        # B: to the batch script alone, which asks every rank again until it has heard
         "signal": f"B:USR2@{slurm.signal_seconds}",
         "requeue": True,
         "open-mode": "append",
@@ -110,6 +113,7 @@ def _render(
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        # a name misspelt in the template would else be an empty word of a job script
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -47,6 +47,7 @@ def run_folder(context: Context) -> str:
     barrier()
     if context.job.rank == 0:
         remove_file(file)
+    # after both barriers: a rank that raised before would leave the others in them
     if problem:
         raise problem
     return f"{folder} is writable" + (
@@ -92,6 +93,7 @@ def tracking(context: Context) -> str:
         with urllib.request.urlopen(health, timeout=SERVER_SECONDS, context=_tls()) as answer:
             answer.read(64)
     except (OSError, ValueError) as error:
+        # 401 or 404 is an answer too: somebody is there
         if isinstance(error, urllib.error.HTTPError) and error.code < 500:
             return f"{shown} answers ({error.code})"
         fix = (

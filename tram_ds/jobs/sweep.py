@@ -169,6 +169,7 @@ def run(found: Sequence[Cell], launcher: Sequence[str], continue_on_error: bool 
         code, stopped = _run(cell.command(launcher))
         if code != exits.DONE:
             print(f"{where}: exit {code}", flush=True)
+        # stopped: told to end while a cell was just finishing, it must not begin the next
         if code == exits.REQUEUE or (stopped and number < len(found)):
             return exits.REQUEUE
         first_failure = first_failure or code

@@ -49,4 +49,5 @@ MEANING: Final = {
 
 def code_of(error: BaseException) -> int | None:
     """The exit code that `error` ends a run with, None for one that deserves a traceback."""
+    # isinstance, not the exact class: whatever derives from one ends with its code
     return next((code for kind, code in CODES.items() if isinstance(error, kind)), None)

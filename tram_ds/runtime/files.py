@@ -18,11 +18,14 @@ TEMPORARY = ".tmp"  # ends the hidden name that write_whole writes under
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes or replaces a file: readers, and whoever looks after a crash, see the old text or the
     new one. Mode 0600."""
+    # in the same folder: a rename is one step within a file system only
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY}")
     try:
+        # the mode from the first byte on: chmod afterwards would leave a moment for others
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
+            # before the rename: some file systems keep the new name and lose the bytes
             os.fsync(file.fileno())
         publish(temporary, path)
     finally:
@@ -123,6 +126,7 @@ def set_aside(path: Path, to: Path) -> None:
     """Another name for what somebody may still want; FileExistsError where that name is taken."""
     if os.path.lexists(to):
         raise FileExistsError(f"{to} is there already")
+    # a look before, because rename replaces a file or an empty folder without a word
     os.rename(path, to)
 
 
@@ -147,5 +151,6 @@ def remove_tree(folder: Path, ours: Callable[[Path], bool]) -> bool:
     links = [Path(top) / name for top, names, _ in os.walk(folder) for name in names]
     if not all(map(ours, [*found, *filter(Path.is_symlink, links)])):
         return False
+    # only now: every file was looked at before the first one goes
     shutil.rmtree(folder)
     return True

@@ -32,6 +32,7 @@ def waiting(path: str, key: str) -> Iterator[None]:
         "HF_HUB_OFFLINE=1, which takes what is in the hub cache (HF_HOME)"
     )
     timer = Timer(SECONDS, lambda: print(line, file=sys.stderr, flush=True))
+    # a process that ends meanwhile does not wait for it
     timer.daemon = True
     if answers(address):
         timer.start()

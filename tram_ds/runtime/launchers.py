@@ -154,6 +154,7 @@ def _of_srun(env: Mapping[str, str], tasks: int) -> Place:
     nodes = _number(env, "SLURM_STEP_NUM_NODES", _number(env, "SLURM_NNODES", 1))
     if nodes == 1:
         found["MASTER_ADDR"] = env.get("MASTER_ADDR", "127.0.0.1")
+        # from the job's number: all its ranks get the same without asking, two jobs mostly do not
         port = 20000 + _number(env, "SLURM_JOB_ID", 0) % 10000
         found["MASTER_PORT"] = env.get("MASTER_PORT", str(port))
     _refuse_incomplete({**env, **found}, "srun", tasks)

@@ -26,6 +26,7 @@ def locked(
     timeout: seconds to wait for whoever holds it, then TimeoutError. shared: with others that
     share it. create: make the file, mode 0600, where there is none; else FileNotFoundError.
     """
+    # read-only is enough for flock: whoever may read a checkpoint may hold it
     flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
     descriptor = os.open(path, flags, 0o600)
     try:
@@ -41,6 +42,7 @@ def _taken(descriptor: int, path: Path, kind: int, timeout: float) -> bool:
     deadline = time.monotonic() + timeout
     while True:
         try:
+            # without a timeout the kernel waits for us; with one we have to ask again and again
             fcntl.flock(descriptor, kind | (fcntl.LOCK_NB if timeout < math.inf else 0))
             return True
         except BlockingIOError:

@@ -29,6 +29,7 @@ class Peers:
         self.group: Any = (
             dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
         )
+        # 0 without a group: an engine that trains alone inside a larger job writes for itself
         self.rank = dist.get_rank() if world_size > 1 else 0
 
     def gather(self, value: T) -> list[T]:
@@ -52,8 +53,10 @@ class Peers:
         failure: BaseException | None = None
         try:
             result = action()
+        # named too, because torch's CheckpointException is a BaseException
         except (Exception, CheckpointException) as error:
             failure = error
+        # also of a rank that failed: it must come to this gather, or the others wait for it
         texts = self.gather(_line(failure) if failure else None)
         failed = [
             t if t.startswith("rank ") else f"rank {rank}: {t}" for rank, t in enumerate(texts) if t
@@ -67,6 +70,7 @@ class Peers:
     def first(self, doing: str, action: Callable[[], T]) -> T:
         """action() on rank 0 alone; its result on every rank. Collective. If it failed, all raise
         CheckpointError."""
+        # two collectives: the first says whether there is a result to send
         result = self.every(doing, action if self.rank == 0 else lambda: None)
         return self.gather(result)[0]  # type: ignore[return-value]
 

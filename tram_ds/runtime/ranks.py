@@ -44,6 +44,7 @@ def detect(local_rank: int | None = None) -> Job:
     them, and MASTER_ADDR and MASTER_PORT on one node.
     """
     found = place(os.environ, local_rank)
+    # torch's rendezvous, DeepSpeed and Hugging Face read them from there
     os.environ.update(found.variables)
     device = _device(found.local_rank)
     return Job(found.rank, found.local_rank, found.world_size, found.launcher, device)
@@ -79,6 +80,7 @@ def joined(job: Job, engine: str, timeout: timedelta = TIMEOUT) -> Iterator[None
     PeerLost where not all ranks come within `timeout`; who is missing is said while it waits.
     """
     if job.device.type == "cuda":
+        # before the group: NCCL and bare "cuda" tensors take the current device, else all GPU 0
         torch.cuda.set_device(job.device)
     if job.world_size == 1 and engine == "replicated":
         yield
@@ -86,6 +88,7 @@ def joined(job: Job, engine: str, timeout: timedelta = TIMEOUT) -> Iterator[None
     if job.world_size == 1:
         os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        # in this process: one rank needs no port, which another job could have taken
         store = dist.HashStore()
         dist.init_process_group(_backend(job), store=store, rank=0, world_size=1, timeout=timeout)
     else:
@@ -107,6 +110,7 @@ def joined(job: Job, engine: str, timeout: timedelta = TIMEOUT) -> Iterator[None
 
 
 def _backend(job: Job) -> str:
+    # both on a GPU: object collectives and gathers of small facts stay on the CPU
     return "gloo" if job.device.type == "cpu" else "cpu:gloo,cuda:nccl"
 
 
@@ -122,6 +126,7 @@ def highest(wish: int) -> int:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return wish
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    # NCCL alone sums nothing that lies on the CPU
     box = torch.tensor(wish, device=device)
     dist.all_reduce(box, op=dist.ReduceOp.MAX)
     return int(box)
@@ -137,6 +142,7 @@ def from_rank_0(look: Callable[[], T]) -> T:
     collective path, such as a file, which other nodes may see later or not at all. Collective."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return look()
+    # the error travels too: rank 0 raising alone would leave the others in the broadcast
     box: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:

@@ -88,7 +88,9 @@ def redact_yaml(text: str) -> str:
 def _environment_secrets() -> list[str]:
     named = (value for key, value in os.environ.items() if is_secret_key(key, value))
     return sorted(
+        # shorter values and numbers stand in any text by chance
         (value for value in named if len(value) >= 8 and not _NUMBER.fullmatch(value)),
+        # the longest first: one that holds another would be hidden in part only
         key=len,
         reverse=True,
     )

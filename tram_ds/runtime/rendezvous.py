@@ -26,6 +26,7 @@ def meet(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
     try:
         store = _connect(rank, world_size, end, where)
         store.set_timeout(timeout)
+        # before anybody waits: each sees who has come, and can name who has not
         store.set(f"here/{rank}", socket.gethostname())
         missing = _wait(store, rank, world_size, end, where)
     except PeerLost:
@@ -45,10 +46,12 @@ def _connect(rank: int, world_size: int, end: float, where: str) -> dist.Store:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         left = timedelta(seconds=max(1.0, end - time.monotonic()))
         store, *_ = next(dist.rendezvous("env://", rank, world_size, timeout=left))
+        # keys of our own, apart from those of the agent whose store it is
         return dist.PrefixStore("tram_ds", store)
     if rank:
         _until_it_listens(rank, world_size, end, where)
     left = timedelta(seconds=max(1.0, end - time.monotonic()))
+    # wait_for_workers: torch's waiting says nothing, ours in _wait names who is missing
     return dist.TCPStore(
         host, int(port), world_size, rank == 0, left, wait_for_workers=False, multi_tenant=True
     )
@@ -81,6 +84,7 @@ def _wait(store: dist.Store, rank: int, world_size: int, end: float, where: str)
             said += 1
             if rank in (0, others[0] - 1):  # the first that is there, if rank 0 itself is missing
                 _say(f"rank {rank} waits for {_names(others)} of {world_size} at {where}")
+        # longer and longer: a thousand ranks, fifty times a second, are a load on rank 0's store
         time.sleep(min(0.5, 0.02 * (1 + now - began)))
     return []
 

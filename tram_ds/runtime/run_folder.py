@@ -42,6 +42,7 @@ def strangers(folder: Path, root: Path | None = None) -> list[str]:
 def refuse_place(run_dir: Path) -> None:
     """ValueError where no run may live: the folder one stands in or one above it (a root always
     is), a home folder."""
+    # links resolved on both sides, or a link to home would pass
     real, here = run_dir.resolve(), Path.cwd().resolve()
     # $HOME may be set to anything
     homes = [Path.home().resolve(), Path(pwd.getpwuid(os.getuid()).pw_dir).resolve()]
@@ -99,6 +100,7 @@ def empty(run_dir: Path) -> None:
     for path, _ in entries:
         if path.parent != run_dir or not is_one_of(LOCKS, path.name):
             files.remove_file(path)
+    # files first, then folders from the innermost out: each is empty when its turn comes
     folders = [Path(found) for found, _, _ in os.walk(run_dir)]
     for folder in sorted(folders, key=lambda path: -len(path.parts)):
         if folder != run_dir and not is_one_of(JOBS, folder.relative_to(run_dir).parts[0]):
@@ -116,8 +118,10 @@ def replace_export(partial: Path, folder: Path) -> None:
         )
         files.set_aside(folder, aside)
         print(f"{folder} held files that no run makes: kept as {aside}")
+    # durable before any name changes
     files.sync_tree(partial)
     old = replaced(folder)
+    # before the old one is discarded: after a crash between the renames it is the only one
     restore_export(folder)
     discard_export(old)
     # Two renames and nothing else between the old and the new: a crash there leaves both whole.

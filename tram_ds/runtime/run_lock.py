@@ -63,12 +63,14 @@ class RunLock:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # as long as a predecessor's heartbeat may still count, and two beats that were under way
         deadline = time.monotonic() + self.stale_after + 2 * self.beat
         while (found := self._take()) is not None:
             again = self.holder["job"] is not None and found.get("job") == self.holder["job"]
             if not again or time.monotonic() > deadline:
                 raise RunLocked(self._refusal(found))
             time.sleep(min(self.beat, 1.0))
+        # daemon: a process that ends without __exit__ must not live on and keep its lock fresh
         self._thread = threading.Thread(target=self._heartbeat, name="run-lock", daemon=True)
         self._thread.start()
         return self
@@ -96,16 +98,19 @@ class RunLock:
     def _take(self) -> dict[str, Any] | None:
         """None once the lock is ours, otherwise its holder."""
         mine = self.path.with_name(f"{RunFolder.lock}.{self.holder['token']}")
+        # whole before it is linked: nobody reads a lock without a name
         mine.write_text(json.dumps(self.holder))
         try:
             # two jobs that both find a stale lock must not both take it; without flock (some
             # mounts) a short race remains
             with locked(RunFolder(self.path.parent).lock_mutex):
+                # twice: once to find it, once after a stale one is removed
                 for _ in range(2):
                     try:
                         os.link(mine, self.path)
                         return None
                     except FileExistsError:
+                        # our new file has the server's "now": two hosts' clocks may differ
                         found, age = _read(self.path), _age(self.path, mine)
                     if not self._dead(found, age):
                         return found | {"age": age}
@@ -117,6 +122,7 @@ class RunLock:
     def _dead(self, found: dict[str, Any], age: float) -> bool:
         here = all(found.get(key) == self.holder[key] for key in ("host", "boot", "namespace"))
         if here:
+            # a pid alone may be another process's by now
             return _started(int(found["pid"])) != found["started"]
         return age > self.stale_after
 
@@ -160,6 +166,7 @@ def held(run_dir: Path | str, world_size: int, **options: Any) -> Iterator[RunLo
         except OSError as error:
             lock = None
             unfit = f"run_dir {run_dir}: cannot be made or written ({error}): choose another"
+    # before anybody raises, or the other ranks would wait in this gather for a rank 0 that left
     text, unfit = peers.gather(text)[0], peers.gather(unfit)[0]
     peers.close()
     if unfit:
@@ -190,7 +197,9 @@ def _started(pid: int) -> int:
     """When a process of this boot started, in clock ticks since then: no clock adjustment changes
     it. 0: no such process."""
     with suppress(OSError, ValueError, IndexError):
+        # after the last ")": the name in brackets may hold blanks and brackets itself
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        # a zombie has ended, and only waits to be asked how
         return 0 if fields[0] in "ZX" else int(fields[19])
     return 0
 

@@ -34,12 +34,14 @@ def refuse_unshared(run_dir: Path, world_size: int, patience: float = PATIENCE) 
 def unshared(folder: Path, peers: Peers, patience: float) -> str:
     """Which ranks do not see what rank 0 writes in `folder`, which exists there; "" where all do.
     Collective."""
+    # rank 0's word, a fresh one: a probe that an earlier job left would be seen without sharing
     probe = folder / peers.gather(f".shared-{secrets.token_hex(8)}.tmp")[0]
     try:
         peers.first(f"writing in {folder}", lambda: probe.touch(mode=0o600))
         end = time.monotonic() + patience
         while not (seen := probe.is_file()) and time.monotonic() < end:
             time.sleep(0.2)
+        # every rank comes here before rank 0 removes the file, so none looks for it in vain
         found = peers.gather((seen, os.uname().nodename))
     finally:
         if peers.rank == 0:

@@ -28,6 +28,7 @@ class StopRequest:
     received: signal.Signals | None = None
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        # nothing but this: a handler runs between any two bytecodes, inside a save too
         self.received = self.received or signal.Signals(number)
 
     @contextmanager
@@ -86,6 +87,7 @@ class Watchdog:
             thread.join()
 
     def _watch(self) -> None:
+        # a quarter at most, so that a short timeout is not overrun by much
         while not self._done.wait(min(1.0, self.timeout / 4)):
             idle = time.monotonic() - self._beat
             if idle > self.timeout:
@@ -97,4 +99,5 @@ class Watchdog:
                     flush=True,
                 )
                 faulthandler.dump_traceback(file=sys.stderr)
+                # not sys.exit: that ends this thread alone, and the main one hangs in a collective
                 os._exit(PEER)

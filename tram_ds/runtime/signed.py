@@ -13,6 +13,7 @@ _END = re.compile(re.escape(MARK).replace(r"\{\}", "([0-9a-f]{64})") + r"\Z")
 
 def signed(text: str) -> str:
     """The text with a last line that holds its digest; Markdown does not show it."""
+    # in one form: what is read back has to give the digest that was written
     text = text.rstrip("\n") + "\n\n"
     return text + MARK.format(_digest(text))
 

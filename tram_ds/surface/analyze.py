@@ -153,6 +153,7 @@ def run(recipe: Recipe, request: Request) -> tuple[Job, Report]:
         model = task.model(load_stored)
         kind = type(model)  # before an engine makes it something else
         engine = build_engine(chosen, name, model, job, 1, 1)
+        # before the load, which writes the export's weights over them
         pretrained = engine.params(keep=True) if "cka" in request.what else None
         engine.load(weights(engine, kind, export), {}, 0)
         report = opened(folder, header(recipe, request, task, export))
@@ -165,6 +166,7 @@ def run(recipe: Recipe, request: Request) -> tuple[Job, Report]:
     lines = {
         d: found["landscape"] for d, found in report["domains"].items() if "landscape" in found
     }
+    # outside joined(): no other rank waits while rank 0 draws
     if job.rank == 0 and "landscape" in request.what:
         landscape.plot(
             lines,

@@ -56,12 +56,14 @@ def linear_cka(x: Tensor, y: Tensor, centred: bool = True) -> float:
     size = torch.stack([x.norm(), y.norm()])
     if centred:
         x, y = x - x.mean(0), y - y.mean(0)
+    # relative to the size before centring: what is left of equal rows is rounding, not 0
     if bool((torch.stack([x.norm(), y.norm()]) <= 1e-12 * size).any()):
         raise ValueError(
             f"CKA of {len(x)} examples: all have the same representation; give more rows, or "
             "cka.pooling=mean where the model "
             "is causal and its first token sees only itself"
         )
+    # of d x d matrices, not n x n: n is the number of examples
     return float((y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
 
 
@@ -82,6 +84,7 @@ def features(subject: Subject, at: Shards | None, pooling: str) -> Tensor:
                 found = torch.zeros(
                     subject.rows, pooled.shape[1], dtype=torch.float64, device=subject.engine.device
                 )
+            # one of weight 0 repeats a row that another rank has: the sum would count it twice
             if weight:
                 found[rows.start : rows.stop] = pooled
     assert found is not None, "every rank runs at least one micro-batch"

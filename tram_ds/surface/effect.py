@@ -70,6 +70,7 @@ def run_rows(chosen: Sequence[Recipe], asked: Options, local_rank: int | None) -
 
 def effect_of(recipe: Recipe, task: Any, rows: Rows, job: Job, name: str, steps: int) -> Effect:
     """Of step `steps` of a fresh model. Collective."""
+    # a warm-up of the recipe's would leave the first steps without any movement
     at_full_rate = recipe.model_copy(update={"schedule": ScheduleSection()})
     micros = accumulation(recipe, job.world_size)
     engine = build_engine(at_full_rate, name, task.model(), job, micros, steps)

@@ -88,9 +88,11 @@ def top_eigenvalue(
         rest = best[1] - best[0] * value
         length = float(engine.norm(rest))
         residual = length / abs(value) if value else (math.inf if length else 0.0)
+        # "not >" also ends at NaN, which is then not converged
         if not residual > options.tolerance or used == options.iterations:
             break
         w, _ = orthonormal(engine, (rest, rest), [p for p in (best, last) if p is not None])
+        # images of best and last are combined below, H being linear: one product a round
         pairs = [best, (w, apply(w)), *([last] if last is not None else [])]
         weights = ritz(engine, pairs)
         best, change = combined(pairs, weights), combined(pairs[1:], weights[1:])
@@ -102,7 +104,9 @@ def ritz(engine: Engine, pairs: Sequence[Pair]) -> list[float]:
     """Coefficients, over an orthonormal basis given with its images, of the direction of largest
     curvature. Collective."""
     projected = dots(engine, [v for v, _ in pairs], [image for _, image in pairs])
+    # symmetric by hand: eigh reads one triangle, and rounding makes the two differ
     _, vectors = torch.linalg.eigh((projected + projected.T) / 2)
+    # eigh sorts upwards: the last is the largest, sign included
     return vectors[:, -1].tolist()
 
 
@@ -120,5 +124,6 @@ def orthonormal(engine: Engine, pair: Pair, basis: Sequence[Pair]) -> Pair:
     for b, b_image in [*basis, *basis]:  # twice is enough
         along = float(dots(engine, [v], [b]))
         v, image = v - b * along, image - b_image * along
+    # a vector that lay in the basis is zero here: no division by zero, no NaN in the next round
     scale = 1.0 / engine.norm(v).clamp(min=1e-30)
     return v * scale, image * scale

@@ -95,6 +95,7 @@ def filters(engine: Engine, normalise: str) -> dict[str, Filters]:
     for name, shape in parameter_shapes(engine).items():
         size = math.prod(shape)
         whole = normalise == "parameter" or len(shape) < 2 or not size
+        # transformers' Conv1D stores (in, out), the other way round than nn.Linear
         columns = isinstance(engine.module.get_submodule(name.rpartition(".")[0]), Conv1D)
         count = 1 if whole else shape[1 if columns else 0]
         found[name] = Filters(count, max(size // count, 1), columns and not whole)
@@ -110,6 +111,7 @@ def direction(engine: Engine, seed: int, name: str, options: Options) -> Shards:
     def scaled(span: Span, piece: Tensor) -> Tensor:
         if len(span.shape) < 2 and options.vectors == "fixed":
             return torch.zeros_like(piece)
+        # 1e-10: as in the authors' code, against a filter of zeros
         scale = own[span.name] / (drawn[span.name] + 1e-10)
         return piece * scale[cut[span.name].of(span, piece.device)].to(piece.dtype).view(
             piece.shape
@@ -129,6 +131,7 @@ def filter_norms(engine: Engine, x: Shards, cut: Mapping[str, Filters]) -> dict[
         squares[span.name].index_add_(
             0, cut[span.name].of(span, device), piece.reshape(-1).double().square()
         )
+    # one sum for all parameters: a small collective each would cost its latency each
     total = shard_sum(engine, torch.cat(list(squares.values()))).to(device).sqrt()
     return dict(zip(squares, total.split([f.count for f in cut.values()]), strict=True))
 

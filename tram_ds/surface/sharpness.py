@@ -59,6 +59,7 @@ def measure(subject: Subject, options: Options) -> dict[str, Any]:
     for start in range(0, subject.rows, stride):
         stop = min(start + stride, subject.rows)
         gradient = subject.gradient(theta + z, start, stop, train=juneja)
+        # gradient() is a mean over the rows; juneja adds up the means of its batches
         summed = -(-(stop - start) // options.batch) if juneja else 1
         z = clamp(z + gradient * (options.lr * summed), bound)
         if not juneja or stop == subject.rows:
@@ -90,5 +91,6 @@ def share_at(subject: Subject, z: Shards, bound: Shards) -> float:
         ),
         z.layout,
     )
+    # by norm(), which counts each element once, whatever the sharding: a sum of ones squared
     count, total = (subject.engine.norm(x).square() for x in (at, z * 0.0 + 1.0))
     return float(count / total)

@@ -81,9 +81,11 @@ class Subject:
         def objective(index: int, one: tuple[range, int]) -> MicroBatchSums:
             rows, weight = one
             output = run(index, self.batch(rows), masks="analysis", train=train)
+            # float64, because it is stacked with the float64 loss and summed over ranks
             count = torch.as_tensor(output.count, dtype=torch.float64, device=self.engine.device)
             loss, zero = output.loss_sum.detach().double(), torch.zeros_like(count)
             return MicroBatchSums(
+                # times 0, not left out: the backward's collectives need this rank too
                 output.loss_sum * weight,
                 torch.stack([loss.to(count.device), count, zero, zero]) * weight,
             )
@@ -105,6 +107,7 @@ class Subject:
         cuts = [
             range(a, min(a + self.micro_batch, stop)) for a in range(start, stop, self.micro_batch)
         ]
+        # rounded up: a sharded forward is collective, so every rank runs as many
         each = -(-len(cuts) // self.engine.world_size)
         mine = cuts[self.engine.rank * each : (self.engine.rank + 1) * each]
         return [(rows, 1) for rows in mine] + [(range(start, start + 1), 0)] * (each - len(mine))
@@ -121,6 +124,7 @@ def normal(key: str, start: int, length: int) -> Tensor:
     sequence named `key`."""
     if not length:
         return torch.empty(0)
+    # by whole blocks: a piece has the same numbers wherever sharding cuts the parameter
     first, last = start // BLOCK, (start + length - 1) // BLOCK
     blocks = [
         torch.randn(BLOCK, generator=_generator(f"{key}/{number}"))
@@ -150,6 +154,7 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
 def shard_sum(engine: Engine, x: Tensor) -> Tensor:
     """The sum of x over the ranks that hold different pieces of the weights, as a new tensor.
     Collective over shard_group."""
+    # copy: all_reduce writes into what it is given, which is the caller's
     x = x.detach().to(engine.device, copy=True)
     if engine.shard_group is not None:
         dist.all_reduce(x, group=engine.shard_group)

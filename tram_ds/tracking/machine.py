@@ -46,6 +46,7 @@ class SystemMetrics:
     def _sample_regularly(self) -> None:
         gpus = gpu_reader()
         processor()  # the first call only starts the measurement
+        # each sample is flushed below: the log's own thread has nothing to do
         spool = MetricsLog(self._run_dir, flush_seconds=3600.0, name=RunFolder.system)
         records = read(self._run_dir, RunFolder.system)
         step = int(records[-1].get("step", -1)) + 1 if records else 0

@@ -35,6 +35,7 @@ class MetricsLog:
         self._file_lock = threading.Lock()  # the file: held while writing
         self._closed = threading.Event()
         private_dir(self.path.parent)
+        # before the first append, which would go on with half a line
         _drop_torn_line(self.path)
         self._flusher = threading.Thread(
             target=self._flush_regularly, name="metrics-flush", daemon=True
@@ -48,6 +49,7 @@ class MetricsLog:
             raise ValueError(f"{self.path}: append after close")
         if "step" not in record:
             raise ValueError(f"{self.path}: a record needs `step`; got the keys {sorted(record)}")
+        # encoded at once: the caller may go on changing what it gave
         line = encode({"step": int(record["step"]), "time": round(time.time(), 3), **record})
         with self._lock:
             self._pending.append(line)
@@ -87,6 +89,7 @@ class MetricsLog:
                     for line in lines
                     if (record := decode(line)) is not None and record.get("step", 0) > step
                 ]
+                # before they go from here: a crash between the two leaves them twice, never nowhere
                 _append_text(superseded(self.path), "".join(dropped))
                 write_whole(self.path, "".join(kept))
 
@@ -121,6 +124,7 @@ def _append_text(path: Path, text: str) -> None:
     the error."""
     if not text:
         return
+    # unbuffered: a refused write is known here, and nothing is left to be written at close
     with open(
         os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0
     ) as file:
@@ -130,6 +134,7 @@ def _append_text(path: Path, text: str) -> None:
             while data:
                 data = data[file.write(data) :]
         except OSError:
+            # the lines are tried again as a whole: what half went in would stand twice
             os.ftruncate(file.fileno(), size)
             raise
 
@@ -141,4 +146,5 @@ def _drop_torn_line(path: Path) -> None:
     with path.open("rb+") as file:
         data = file.read()
         if data and not data.endswith(b"\n"):
+            # rfind gives -1 where there is no whole line: then all of it goes
             file.truncate(data.rfind(b"\n") + 1)

@@ -104,6 +104,7 @@ def metric_name(name: str) -> str:
     near = "/".join(parts)
     if near == name and len(name) <= MAX_KEY and name:
         return name
+    # 9: a dash and the checksum's 8 digits
     return f"{near[: MAX_KEY - 9] or '_'}-{zlib.crc32(name.encode()):08x}"
 
 

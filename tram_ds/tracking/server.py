@@ -29,6 +29,7 @@ def prepare_environment() -> None:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    # MLflow's own retries would hold a request for minutes, and the end of a run with it
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
     os.environ.setdefault("MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT", "30")
@@ -151,6 +152,7 @@ def find_parent(client: MlflowClient, experiment_id: str, state: State, note: st
     tags = {PARENT_TAG: group, NOTE: note}
     mine = client.create_run(experiment_id, state.started, tags, name).info.run_id
     client.set_terminated(mine, "FINISHED")  # it does no work of its own
+    # looked at again after creating: of two processes at once both now see both, and agree
     chosen = oldest() or mine
     if chosen != mine:
         client.delete_run(mine)

@@ -77,6 +77,7 @@ class StateFile:
         lock."""
         with self._lock:
             self.state = replace(self.state, **changes)
+            # in memory the address keeps its password, on disk it has none
             saved = asdict(self.state) | {"uri": redact(self.state.uri)}
             write_whole(
                 RunFolder(self.run_dir).tracking,
@@ -96,6 +97,7 @@ def load(run_dir: Path) -> State | None:
     sent again)."""
     try:
         saved = json.loads(RunFolder(run_dir).tracking.read_text(encoding="utf-8"))
+        # fields of another version are left out, not an error that would send everything again
         known = {key: value for key, value in saved.items() if key in State.__dataclass_fields__}
         return State(**known)
     except (OSError, ValueError, TypeError, AttributeError):
@@ -158,6 +160,7 @@ def begin(run_dir: Path, run: Identity, went_back: bool = False) -> StateFile:
         status=None,
         ended=None,
         started=earlier.started or now(),
+        # kept over restarts: it finds a run whose creation was answered to nobody
         run_key=earlier.run_key or uuid.uuid4().hex,
         run_id=run_id,
         acknowledged={key: value for key, value in earlier.acknowledged.items() if key != "status"},

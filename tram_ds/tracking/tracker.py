@@ -249,6 +249,7 @@ def sync(run_dir: str | Path, uri: str | None = None, wait: float = 15.0) -> Syn
         )
     ours = os.environ.get(URI, "")
     if uri is None and HIDDEN in state.uri and redact(ours) == state.uri:
+        # the saved address has no password; the environment's is the same address with it
         uri = ours
     if uri is None and HIDDEN in state.uri:
         raise ValueError(

@@ -141,12 +141,14 @@ class Uploader:
             return
         state, (offset_field, line_field) = self._file.state, SPOOLS[name]
         offset = getattr(state, offset_field)
+        # else it was cut at a resume: from its beginning, and steps the server has are left out
         same_file = line_digest_before(path, offset) == getattr(state, line_field)
         for end, last_line, points in read_batches(path, offset if same_file else 0):
             fresh = [point for point in points if point[1] > self._last_step.get(point[0], -1)]
             self.skipped += len(points) - len(fresh)
             for start in range(0, len(fresh), MAX_METRICS):
                 self._send_metrics(client, fresh[start : start + MAX_METRICS])
+            # after the server's answer: a crash before it sends the batch again, harmlessly
             self._file.update(**{offset_field: end, line_field: last_line})
 
     def _send_metrics(self, client: MlflowClient, points: Sequence[Point]) -> None:

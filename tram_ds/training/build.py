@@ -35,9 +35,11 @@ def build(opened: Opened) -> Run:
     """The model on its engine, the recipe's algorithm around it. Collective."""
     recipe, task, job = opened.recipe, opened.task, opened.job
     micros = accumulation(recipe, job.world_size)
+    # on meta where it can be: the engine reads each rank's own pieces from the files
     model: Any = task.model(load_stored)
     if job.rank == 0 and recipe.model.path and getattr(model, "loaded_whole", None):
         print(model.loaded_whole)
+    # before the engine, which has to know whether a gradient goes through two forward passes
     row = bind(recipe.algorithm, task.noise_site)
     engine = build_engine(
         recipe,
@@ -71,6 +73,7 @@ def build_engine(
     settings = engines.Settings(
         job=job,
         optimizer=lambda module: make(recipe.optimizer, module),
+        # by the name that was chosen: the recipe's may be auto
         config=engine_config(recipe.engine.model_copy(update={"name": name})),
         dtype=getattr(torch, recipe.model.dtype),
         micro_batch=recipe.train.micro_batch,

@@ -28,6 +28,7 @@ class EarlyStopping:
         if better(self.key, value, self.best, self.section.min_delta):
             self.best, self.best_step, self.since = value, step, 0
         else:
+            # NaN counts too: a run that diverges should end, not wait for a number
             self.since += 1
 
     @property
@@ -51,6 +52,7 @@ class EarlyStopping:
         """Goes on from state() as a checkpoint kept it; counts of another key, and none, leave
         this as it is."""
         found = manifest.get("early_stopping") or {}
+        # counts of another key say nothing of this one
         if self.section is not None and found.get("key") == self.key:
             self.best, self.best_step = found["best"], found["best_step"]
             self.since = found["since"]

@@ -21,10 +21,12 @@ def due(step: int, every: int | None, log_every: int, row: Algorithm) -> bool:
     """Whether step `step`, counted from 1, is measured: where one of EARLY or a multiple of `every`
     lies after the last logged step, and this one is logged. every: train.effect_every; None:
     never."""
+    # of the others the step is the base optimizer's: there is nothing to compare
     climbs_or_pulls = row.perturbs or row.penalty is not None
     if every is None or not climbs_or_pulls or step % log_every:
         return False
     before = step - log_every
+    # an interval, not equality: with log_every 10 step 3 is never logged, and 10 stands for it
     return any(before < early <= step for early in EARLY) or step // every > before // every
 
 

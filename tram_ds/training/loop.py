@@ -60,6 +60,7 @@ class Loop:
     def _train(self, pool: ThreadPoolExecutor) -> int:
         run, train = self.run, self.run.recipe.train
         forward = run.task.chunked(run.stepper.engine.module) or run.task.forward
+        # None: the first step of this process has nobody who looked ahead for it
         first, upcoming, stopping, overdue = run.stepper.steps, None, False, False
         while not self.ended(step := run.stepper.steps):
             done = step + 1
@@ -67,13 +68,16 @@ class Loop:
             batches = upcoming or self.batches(step, pool)
             if step == first:
                 self.examine(batches, forward)
+            # before the step, which has to know: one that looks ahead cannot be saved
             saving = stopping or overdue or self.save_is_due(done)
             # looking ahead runs the next step's batches through theta_t in this one, and a
             # checkpoint keeps no such predictions: a step before a save does not look ahead
             upcoming = None if saving or self.may_end(done) else self.batches(done, pool)
+            # before the step, at theta_t: after it the weights are those of the next
             looked = self.look(batches, step, forward)
             run.watchdog.beat("step")
             self.take(batches, step, forward, upcoming, looked)
+            # before the wish: a signal that comes during a long validation is heard at its end
             if _due(run.recipe.eval.every_steps, done):
                 self.validate(done)
             wish = highest(self.wish())  # one small all-reduce for both questions
@@ -81,6 +85,7 @@ class Loop:
             # A step that looked ahead kept nothing to resume from: one that does not follows, and
             # then the save.
             asked = (stopping or overdue) and run.stepper.restorable
+            # the same branch on every rank: of the recipe, the all-reduce and scores that all share
             if saving or asked or self.ended(done):
                 self.checkpoint()
                 overdue = False
@@ -106,6 +111,7 @@ class Loop:
         """A save now. Collective; its time is not the steps'."""
         self.run.watchdog.beat("checkpoint")
         self.save()
+        # after the save: its own minutes do not count towards the next one
         self._saved = time.monotonic()
         self.throughput.restart()
 
@@ -149,6 +155,7 @@ class Loop:
         self._ahead = {
             t: self._ahead.get(t) or self.read(t, pool)
             for t in (step, step + 1)
+            # a step beyond the last would read rows of an epoch that is never trained
             if t < self.run.total_steps
         }
         collated = [future.result() for future in self._ahead.pop(step)]
@@ -176,16 +183,20 @@ class Loop:
         """One step and its record; NumericError after train.max_skipped skipped steps in a row."""
         logging = _due(self.run.recipe.train.log_every, step + 1)
         full = step % self.run.recipe.train.probe_every == 0
+        # logged steps alone: a probe costs passes over the weights
         probe = EpsilonProbe(full, self.run.stepper.algorithm.epsilon_length) if logging else None
         report = self.run.stepper.step(batches, forward, self.run.task.counts, probe, upcoming)
+        # a tensor: read back with the rates, or every step would wait for the device
         self.throughput.add(step, report.targets)
         self.throughput.count(self.run.stepper, forward, batches)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
+        # skipped steps always: they are what somebody looks for in the record
         if logging or report.skipped:
             rates, now = self.throughput.rates(), time.monotonic()
             probed = probe.values if probe else {}
             found = step_record(step + 1, report, now - self._steps_since, probed)
             self.record(found | rates | looked)
+            # a record's seconds reach from the record before
             self._steps_since = now
         if self.skipped_in_a_row >= self.run.recipe.train.max_skipped:
             raise NumericError(self._hopeless(step + 1))
@@ -237,8 +248,10 @@ def step_record(step: int, report: StepReport, seconds: float, probed: dict[str,
         **probed,
     }
     if "first_grad_norm" in probed:
+        # of the pass that descends against the first pass, which a row with one pass lacks
         values["grad_norm_change"] = report.grad_norm / probed["first_grad_norm"] - 1.0
     numbers = dict(
+        # double: token counts above 2^24 have no exact float32; stacked: one copy, one wait
         zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True)
     )
     return {

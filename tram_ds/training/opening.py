@@ -76,6 +76,7 @@ def opened(recipe: Recipe, request: Request) -> Iterator[Opened | None]:
     ValueError for the recipe, its data or its folder, before anything is written.
     """
     job, folder = detect(request.local_rank), RunFolder(recipe.resolved_run_dir())
+    # first: N ranks of a node with a thread for every core each slow one another
     torch.set_num_threads(threads_per_rank(job))
     accumulation(recipe, job.world_size)  # refuses a batch that these ranks cannot share
     without_gpu.check(recipe, job)
@@ -83,6 +84,7 @@ def opened(recipe: Recipe, request: Request) -> Iterator[Opened | None]:
     if request.resume and request.overwrite:
         raise ValueError("--resume continues a run and --overwrite removes it: give one of the two")
     engine = engines.choose(recipe.engine.name, job)
+    # both before the ranks join, where a rank that never comes is waited for
     stop, watchdog = StopRequest(), Watchdog(job.rank, recipe.train.timeout + WATCHDOG_GRACE)
     with ExitStack() as stack:
         stack.enter_context(stop.listening())
@@ -92,6 +94,7 @@ def opened(recipe: Recipe, request: Request) -> Iterator[Opened | None]:
         refuse_other_recipes(recipe, job.world_size)
         # before the lock, which is a file in it
         refuse_folder(folder, request, job.world_size)
+        # rank 0's look for all: ranks that disagree would part before the collectives below
         if request.resume and from_rank_0(lambda: nothing_to_do(folder, recipe, request)):
             if job.rank == 0:
                 print(f"{folder} is finished: nothing to do{how_it_ended(folder.path)}")
@@ -163,6 +166,7 @@ def refuse_folder(folder: RunFolder, request: Request, world_size: int) -> None:
             run_folder.refuse(folder.path, resume=request.resume, overwrite=request.overwrite)
         except (ValueError, OSError) as error:
             text = str(error)
+    # before anybody raises: a rank 0 that raised alone would leave the others in their next call
     text = peers.gather(text)[0]
     peers.close()
     if text:
@@ -180,6 +184,8 @@ def take_folder(folder: RunFolder, recipe: Recipe, request: Request, job: Job) -
         return
     if request.overwrite and not request.resume:
         run_folder.empty(folder.path)
+    # after empty(), which takes the old one away
     write_whole(folder.recipe, dump(recipe))
+    # last: until now the folder said truly how its earlier process ended
     for marker in (folder.done, folder.requeue):
         remove_file(marker)

@@ -49,6 +49,7 @@ def schedule(section: ScheduleSection, peak_lr: float, total_steps: int) -> Sche
     The last of `total_steps` steps is taken at one curve step before end_lr, as Hugging Face's
     schedules do.
     """
+    # a factor, not a rate: engines multiply every group's own lr by it
     warmup, end = section.warmup_steps, section.end_lr / peak_lr if peak_lr else 0.0
     curves = {
         "constant": lambda left: 1.0,
@@ -61,6 +62,7 @@ def schedule(section: ScheduleSection, peak_lr: float, total_steps: int) -> Sche
     def factor(step: int) -> float:
         if step < warmup:
             return step / warmup
+        # max: a warm-up as long as the run leaves no curve
         left = (total_steps - step) / max(1, total_steps - warmup)
         return curve(min(1.0, max(0.0, left)))
 

@@ -66,6 +66,7 @@ class Progress:
         self._rate.add(record)
         self._latest = describe(record, self._rate.per_second())
         if self._bar is not None:
+            # the update after it draws, once
             self._bar.set_postfix(self._latest, refresh=False)
             self._bar.update(step - self._step)
         self._step = step

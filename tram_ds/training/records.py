@@ -60,6 +60,7 @@ class Records:
             self._told = True
             self.progress.message(effect.words(self.run.stepper.algorithm.name))
         if values["step"] == last_of_first(self.run):
+            # warned() reads the file
             self.flush()
             for text in warned(self.run):
                 self.progress.message(f"warning: {text}")

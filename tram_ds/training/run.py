@@ -48,6 +48,7 @@ def run(recipe: Recipe, request: Request) -> int:
                 code = loop(this, saver, records)
                 if code == DONE:
                     conclude(this, records, initial)
+                # set at the end alone: whatever raises before leaves FAILED
                 records.status = "FINISHED" if code == DONE else "KILLED"
         # before the barrier: a launcher may end this rank as soon as another one leaves with 75
         if this.job.rank == 0:
@@ -72,6 +73,7 @@ def saving(run: Run) -> Iterator[Saver]:
     )
     with saver:
         exports = 2 if run.recipe.eval.select == "best" else 1
+        # before the first step: to find the disk too small after hours would lose them
         saver.room(exports, getattr(torch, run.recipe.export.dtype))
         run.evaluator.room = saver.space.until_done
         yield saver
@@ -118,6 +120,7 @@ def loop(run: Run, saver: Saver, records: Records) -> int:
 
     def save() -> None:
         # a commit never knows of more steps than the record of the run
+        # needed 0: how many bytes are pending is not known, the disk's own refusal is waited for
         saver.space.until_done(
             0,
             run.folder.metrics.name,
@@ -129,6 +132,7 @@ def loop(run: Run, saver: Saver, records: Records) -> int:
         saver.save(asynchronous=run.recipe.checkpoint.asynchronous, also=also)
 
     code = Loop(run, records.add, save).train()
+    # a background save may still write: only then is the last step safe
     saver.wait()
     return code
 
@@ -139,6 +143,7 @@ def conclude(run: Run, records: Records, initial: Scores | None) -> None:
     stopped = run.early_stopping.told(run.stepper.steps, run.total_steps)
     found = resolved(run.stepper.algorithm)
     results = run.evaluator.conclude(initial, lambda: warned(run), stopped, found)
+    # on every rank: a NullTracker takes it where nothing is tracked
     records.tracker.log_results(results)
     if run.job.rank == 0:
         if stopped is not None:
@@ -163,6 +168,7 @@ def peer_errors(watchdog: Watchdog) -> Iterator[None]:
         lost = isinstance(error, dist.DistError) or any(
             word in str(error) for word in ("gloo", "Connection closed by peer")
         )
+        # our own errors are RuntimeErrors too, and say better what happened
         if not lost or isinstance(error, tuple(CODES)):
             raise
         first = str(error).splitlines()[0]

@@ -73,6 +73,7 @@ class Throughput:
     def rates(self) -> dict[str, float]:
         """tokens_per_second and, where it can be told, mfu, of the steps since the last call. Waits
         for the device."""
+        # float() waits for the device, and with it for all steps that are timed here
         tokens = float(self._tokens)
         self._lap()  # the wait belongs to the steps
         seconds, flops = self._seconds, self.flops * self._units
@@ -107,6 +108,7 @@ def throughput(recipe: Recipe, stepper: Stepper) -> Throughput:
     given = recipe.train.peak_tflops
     peak = given * TERA if given is not None else device_peak(engine.device, recipe.model.dtype)
     sizes = [(parameter_size(p), p.requires_grad) for p in engine.module.parameters()]
+    # a frozen weight has no gradient of its own, so a backward pass costs less
     share = sum(n for n, trains in sizes if trains) / sum(n for n, _ in sizes)
     return Throughput(peak, lambda step: cost_of(algorithm.at(step)).units_of(share), engine.rank)
 
@@ -128,6 +130,7 @@ def forward_flops(stepper: Stepper, forward: UserForward, batches: Sequence[Any]
     # lazily; a CPU's attention, which torch has no formula for
     from tram_ds.planning.sizes import CPU_ATTENTION
 
+    # display: a table of its own would go to the terminal
     counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     with torch.no_grad(), stepper.quiet(), torch.compiler.set_stance("force_eager"), counter:
         stepper.bind(forward, batches)(0, batches[0], masks="flops", train=False)
@@ -146,6 +149,7 @@ def gpu_peak(name: str, dtype: str) -> float | None:
 
     words = re.findall(r"[a-z0-9]+", name.lower())
     known = [PEAK[word] for word in words if word in PEAK]
+    # H100 PCIe and NVL are slower than the H100 of the table, MIG is a part of one
     if not known or "mig" in words or "nvl" in words or {"h100", "pcie"} <= set(words):
         return None
     half, single, _ = known[0]

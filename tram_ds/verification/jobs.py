@@ -68,6 +68,7 @@ class Ranks:
         for process in self.processes:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
+                    # the group: a rank leads a session of its own, with all that it started
                     os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

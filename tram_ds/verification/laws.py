@@ -99,6 +99,7 @@ def _verdict(law: Law, facts: Facts) -> Verdict:
         left = [f"{', '.join(missing)} left to do"] if missing else []
         why = "; ".join([*dict.fromkeys(excuses), *left, *unfit])
         return Verdict(law.name, "not measured", why or "there is nothing to measure it by")
+    # after the failures: what is broken is said even where the rest cannot be judged
     if found.unknown:
         return Verdict(law.name, "not measured", found.unknown)
     return Verdict(law.name, "holds", "; ".join([found.text, *unfit]))

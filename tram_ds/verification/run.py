@@ -99,6 +99,7 @@ def measured(out: Path, part: Part, end: float, seconds: float) -> bool:
     over; nothing is kept then. end: of the step, of time.monotonic; seconds: the whole step's."""
     began = time.monotonic()
     left = end - began
+    # half: a step with a limit below LEAST would else never begin
     if left < min(LEAST, seconds / 2):
         return False
     print(f"{part.name} ...", flush=True)

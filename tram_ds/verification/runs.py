@@ -85,6 +85,7 @@ def killed(world: int, seconds: float) -> dict[str, Any]:
         ranks = jobs.start("tram_ds", [*words, "train.steps=1000000"], world, folder)
         try:
             _wait_for(RunFolder(run_dir).checkpoints / LATEST, ranks, min(START, seconds))
+            # the last rank: rank 0 serves the store, and its loss would be another one
             ranks.processes[-1].kill()
             began = time.monotonic()
             limit = TIMEOUT + LATE

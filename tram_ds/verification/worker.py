@@ -194,6 +194,7 @@ def peak_of(device: torch.device, action: Callable[[], object]) -> int | None:
     if device.type != "cuda":
         action()
         return None
+    # what cycles hold of the row before would count as this one's
     gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -210,6 +211,7 @@ def timed(bench: Bench, rounds: int) -> dict[str, list[float]]:
     for round_, row in turns(ROWS, rounds):
         start = clock(bench.engine.device)
         bench.step(steppers[row])
+        # turns() begins with one round more, to warm up
         if round_:
             found[row].append(clock(bench.engine.device) - start)
     return found
