@@ -3,7 +3,11 @@ before."""
 
 from __future__ import annotations
 
+import threading
+import time
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.wrap.hand import agree, batches, forward, frozen_copy, mlp, sgd
 from tram_ds.algorithms.stepper import wrap
+from tram_ds.checkpoint import tensors
+from tram_ds.checkpoint.resume import Saver
 
 CLOSE = 2e-6
 
@@ -161,6 +167,34 @@ def test_a_skipped_step_leaves_every_buffer_as_before(at: int, layer: str) -> No
     before = frozen_copy(model)
     assert stepper.step(batches(1), forward).skipped
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_skipped_step_too_waits_for_a_save_that_runs_beside_it(tmp_path: Path) -> None:
+    """Or the next save would gather beside the one before it."""
+    model = mlp(Explodes(3))
+    stepper = wrap(model, adamw(model), "sam")
+    stepper.step(batches(1), forward)
+    passes, write = threading.Event(), tensors.write
+
+    def slow(*what: Any) -> None:
+        assert passes.wait(60)
+        time.sleep(0.3)
+        write(*what)
+
+    backward = stepper.engine.backward
+
+    def last(*what: Any, **options: Any) -> Any:
+        passes.set()
+        return backward(*what, **options)
+
+    with (
+        mock.patch.object(tensors, "write", slow),
+        mock.patch.object(stepper.engine, "backward", last),
+        Saver(tmp_path, stepper) as saver,
+    ):
+        saved = saver.save(asynchronous=True)
+        assert stepper.step(batches(1), forward).skipped
+        assert saved.is_dir(), "the step is over and the save is not"
 
 
 ROWS = {

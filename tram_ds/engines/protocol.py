@@ -249,13 +249,15 @@ class Engine:
         finite, alike = torch.stack([finite, self._drift.alike.to(finite.device)]).tolist()
         if not alike:
             raise RuntimeError(replicas.DRIFTED)
+        # of a skipped step too: what follows one, a validation or the next save, may use the
+        # process group that the writer gathers in
+        self._after_reading()
         if finite:
             factor = 1.0 / self.targets
             if self.clip_norm is not None:
                 # 1e-6 as in torch.nn.utils.clip_grad_norm_
                 factor = factor * (self.clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
             gradient.scale_(factor)
-            self._after_reading()
             if pull is not None and share:
                 # the masters are theta_t here: a move is undone, or was of the working copy alone
                 pull.apply(self.weights.masters(), share)
