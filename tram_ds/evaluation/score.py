@@ -48,8 +48,8 @@ def evaluate(
         for domain, rows in rows_by_domain.items():
             if not len(rows):
                 raise DataError(f"domain '{domain}' has no rows to evaluate")
-            # of every row its loss sum, count, correct; filled in by the one rank that has it
-            # float64: losses of many rows are added up, over ranks in whatever order
+            # of every row its loss sum, count, correct and number, filled in by the one rank that
+            # has it; float64: losses of many rows are added up, and a number has 48 bits
             table = torch.zeros(len(rows), 4, dtype=torch.float64, device=device)
             numbers = torch.zeros(len(rows), dtype=torch.float64)
             batches = _batches(len(rows), batch_size, rank, world_size)
@@ -61,7 +61,8 @@ def evaluate(
                 if weight:
                     mine = slice(indices[0], indices[-1] + 1, world_size)
                     table[mine, :3] = task.row_sums(output, batch)
-                    numbers[mine] = torch.tensor([number_of(row) for row in read]).double()
+                    if kept is not None:
+                        numbers[mine] = torch.tensor([number_of(row) for row in read]).double()
                 if progress is not None:
                     progress(domain, done, len(batches))
             # once a domain, not once a batch: each copy to the device would wait

@@ -195,22 +195,27 @@ def perplexity(loss_sum: float, count: float) -> dict[str, float]:
         return {"loss": loss, "perplexity": float(np.exp(loss))}
 
 
-def read_digest(source: Source, train: Sequence[str], evaluated: Sequence[str]) -> str:
-    """sha256 (hex) of all that a run reads: the training domains' train, the scored ones' valid and
-    test."""
+def parts_read(
+    source: Source, train: Sequence[str], evaluated: Sequence[str]
+) -> list[tuple[str, str]]:
+    """(domain, split) of all that a run reads: the training domains' train, the scored ones' valid
+    and test."""
     held_out = [(d, s) for d in evaluated for s in source.splits(d) if s != "train"]
-    return corpus_digest(source, [(domain, "train") for domain in train] + held_out)
+    return [(domain, "train") for domain in train] + held_out
+
+
+def read_digest(source: Source, train: Sequence[str], evaluated: Sequence[str]) -> str:
+    """sha256 (hex) of all that a run reads."""
+    return corpus_digest(source, parts_read(source, train, evaluated))
 
 
 def contents(
     source: Source, train: Sequence[str], evaluated: Sequence[str]
 ) -> dict[str, dict[str, str]]:
     """Split -> domain -> sha256 (hex) of its text, of all that a run reads."""
-    found: dict[str, dict[str, str]] = {"train": {d: source.digest(d, "train") for d in train}}
-    for domain in evaluated:
-        for split in source.splits(domain):
-            if split != "train":
-                found.setdefault(split, {})[domain] = source.digest(domain, split)
+    found: dict[str, dict[str, str]] = {}
+    for domain, split in parts_read(source, train, evaluated):
+        found.setdefault(split, {})[domain] = source.digest(domain, split)
     return found
 
 

@@ -147,16 +147,14 @@ class Entailment:
     def data_digest(self) -> str:
         """Hex digest of all the rows that are read: the training ones where there is training,
         and the scored languages' validation and test."""
-        train = (
-            [f"train\0{self._open(self.train_domains, 'train').digest}"] if self.training else []
-        )
-        held_out = [
-            f"{name}\0{split}\0{self._open([name], split).digest}"
-            for name in self.eval_domains
-            for split in self.pairs.splits(name)
-            if split != "train"
+        held_out = self.contents()
+        train = [f"train\0{digest}" for digest in held_out.pop("train", {}).values()]
+        lines = [
+            f"{name}\0{split}\0{digest}"
+            for split, languages in held_out.items()
+            for name, digest in languages.items()
         ]
-        return digest_of(*train, *sorted(held_out))
+        return digest_of(*train, *sorted(lines))
 
     def contents(self) -> dict[str, dict[str, str]]:
         """Split -> language -> hex digest of its rows, of all that is read. The training languages

@@ -21,9 +21,8 @@ class Task(Protocol):
 
     A task may have more, each asked for where it is there: said() (what was read, for the log and
     results.json), examine(model) (before the first step, collective: DataError where batches do not
-    mean to the model what they should),
-    prompt(text) and ends() (ids before and at the end of a sample), tokenizer or processor (saved
-    beside an export).
+    mean to the model what they should), prompt(text) and ends() (ids before and at the end of a
+    sample), tokenizer or processor (saved beside an export).
     """
 
     noise_site: Literal["embedding", "pixel_values"]  # where x + z adds its noise
@@ -69,4 +68,12 @@ class Task(Protocol):
     def metrics(self, loss_sum: float, count: float, correct: float) -> dict[str, float]:
         """The task's metrics of one domain from its global sums, e.g. {"loss": .., "perplexity":
         ..}."""
+        ...
+
+    def data_digest(self) -> str:
+        """Hex digest of all that is read: another one is other data, for a resume too."""
+        ...
+
+    def contents(self) -> dict[str, dict[str, str]]:
+        """Split -> domain -> hex digest of what is read there, which other runs may share."""
         ...
