@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,6 +84,13 @@ def test_a_place_that_cannot_be_written_is_found_first(place, capsys, monkeypatc
     for out in ("runs", "x" * 300, "mine.yaml/out.json"):
         assert main("--recipe", "mine.yaml", "--out", out) == 2
         assert f"--out {out}: cannot be written" in capsys.readouterr().err
+    np.savez("mine.rows.npz", rows=np.arange(3))
+    Path("text.rows.npz").write_text("mine")
+    Path("folder.rows.npz").mkdir()
+    for name in ("mine", "text", "folder"):
+        assert main("--recipe", "mine.yaml", "--out", f"{name}.json") == 2
+        assert f"{name}.rows.npz is no file of row scores" in capsys.readouterr().err
+    assert np.load("mine.rows.npz")["rows"].tolist() == [0, 1, 2]
     monkeypatch.undo()
     monkeypatch.chdir(place)
     assert main("--recipe", "mine.yaml", "--domains", "en", "--out", "new/folder/out.json") == 0

@@ -119,6 +119,20 @@ def test_parameters_are_counted_without_weights():
     assert one.parameters == sum(p.numel() for p in tasks.build(one.recipe).model().parameters())
 
 
+def test_a_head_of_its_own_is_counted_where_the_model_is_a_path(tmp_path: Path) -> None:
+    """A checkpoint holds it too; tied to the embedding it is none."""
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "vocab_size": 50}
+    counts = {}
+    for tied in (True, False):
+        folder = tmp_path / str(tied)
+        LlamaConfig(num_hidden_layers=1, tie_word_embeddings=tied, **sizes).save_pretrained(folder)
+        recipe = load("./tiny.yaml", [f"model={{path: {folder}}}"])
+        counts[tied] = states.parameters(recipe, None)
+    assert counts[False] - counts[True] == 50 * 8
+
+
 def test_a_tracking_server_that_is_away_answers_or_hangs():
     assert "does not answer" in problem(doctor.tracking, "tracking.uri=http://127.0.0.1:9")
 

@@ -14,7 +14,8 @@ from tram_ds.models import architecture as recipe_model
 from tram_ds.recipe import file as recipe_file
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.loading import load, smoke
-from tram_ds.recipe.recipe import RecipeError, accumulation
+from tram_ds.recipe.numbers import deciding
+from tram_ds.recipe.recipe import RecipeError, accumulation, to_dict
 from tram_ds.recipe.sections import EngineSection
 
 ROOT = recipe_file.ROOT
@@ -97,6 +98,24 @@ def test_what_goes_by_the_length_the_domains_and_the_size_is_made_for_smoke():
     generated = load("sft_llama", [long], smoke=True).eval.generate
     assert generated is not None and generated.each_validation
     assert (generated.prompts, generated.max_tokens) == (["The"], 4)
+
+
+def test_the_data_of_smoke_is_no_stream_but_ones_own_is(recipe_of, tmp_path):
+    words = ["task.data=rows", "task.streaming.buffer=7"]
+    full = recipe_of(MINIMAL, *words)
+    assert full.task.streaming is not None and smoke(full).task.streaming is None
+    own = load(str(tmp_path / "mine.yaml"), words, smoke=True).task
+    assert own.streaming is not None and (own.data, own.streaming.buffer) == ("rows", 7)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [("train.effect_every", (5, None)), ("train.peak_tflops", (312.0, 989.0))],
+)
+def test_what_is_measured_on_the_way_separates_no_seeds(key, values, recipe_of):
+    """Nor do probes, logs and the machine's speed: `compare` and MLflow join runs by the rest."""
+    one, other = (to_dict(recipe_of(MINIMAL, f"{key}={v if v else 'null'}")) for v in values)
+    assert one != other and deciding(one) == deciding(other)
 
 
 def test_overrides_win_over_smoke(tmp_path):

@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.out:
         refuse_unwritable(options.out, "--out")
+        _refuse_foreign_rows(options.out)
     job = ranks.detect(options.local_rank)
     models = candidates.candidates(options.model, not options.no_pretrained)
     if options.interpolate is not None:
@@ -92,6 +93,24 @@ def run(options: argparse.Namespace) -> int:
         text = json.dumps(strict(report, []), indent=2) + "\n"
         return keep_text(options.out, text, "--out") or _keep_rows(options.out, packed(rows))
     return 0
+
+
+def _refuse_foreign_rows(out: Path) -> None:
+    """ValueError where the name that nobody wrote, the report's with .rows.npz, is a file that an
+    earlier report did not leave."""
+    from tram_ds.evaluation import row_scores
+    from tram_ds.runtime.run_layout import rows_beside
+
+    place = rows_beside(out)
+    try:
+        foreign = place.exists() and not row_scores.read(place)
+    except ValueError:
+        foreign = True
+    if foreign:
+        raise ValueError(
+            f"--out {out}: {place} is no file of row scores, which would take its place: give "
+            "another --out, or move that file"
+        )
 
 
 def _keep_rows(out: Path, content: bytes) -> int:

@@ -20,8 +20,10 @@ from tram_ds.runtime.wording import first_line
 
 VERSION = 1  # raise it when the conversion changes: it is part of the cache key
 PART = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")  # as the hub names shards
-# `train-3.parquet`, `train_part3.parquet`; a date or a version (`train-v2`) is no number of a part
+# `train-3.parquet`, `train_part3.parquet`; a version (`train-v2`) is no number of a part
 NUMBERED = re.compile(r"(?:^|[-_.]|part)(?P<number>\d{1,5})$")
+# `train_2024`, `train-2024-01`, `train-2024-01-05`: of days, months and years none is missing
+DATE = re.compile(r"(?<!\d)(?:19|20)\d\d(?:[-_.]?(?:0[1-9]|1[0-2])(?:[-_.]?[0-3]\d)?)?$")
 # what browsers, huggingface_hub, wget's users and rsync's call a file that is not there yet
 UNFINISHED = (".part", ".partial", ".incomplete", ".crdownload")
 BATCH = 256  # rows converted at once: bounds the memory
@@ -181,11 +183,15 @@ def check_whole(files: Sequence[Path]) -> None:
 
 
 def _check_numbered(files: Sequence[Path]) -> None:
-    sets: dict[str, list[int]] = {}
+    sets: dict[str, list[str]] = {}
     for path in files:
         if not PART.search(path.name) and (found := NUMBERED.search(path.stem)):
-            sets.setdefault(path.stem[: found.start("number")], []).append(int(found["number"]))
-    for stem, numbers in sets.items():
+            sets.setdefault(path.stem[: found.start("number")], []).append(found["number"])
+    for stem, written in sets.items():
+        # all of them: the part 1999 of 2,500 looks like a year too
+        if all(DATE.search(f"{stem}{number}") for number in written):
+            continue
+        numbers = [int(number) for number in written]
         first = 1 if 0 not in numbers else 0
         if missing := sorted(set(range(first, max(numbers))) - set(numbers)):
             lacks = ", ".join(f"{stem}{number}" for number in missing[:3])

@@ -8,7 +8,8 @@ import torch
 
 from tram_ds.algorithms.bound import bind
 from tram_ds.algorithms.references import names
-from tram_ds.planning import sizes
+from tram_ds.models.config import load_config
+from tram_ds.planning import outline, sizes
 from tram_ds.recipe.recipe import Recipe
 
 FP32 = 4
@@ -23,12 +24,9 @@ def parameters(recipe: Recipe, task: Any) -> int:
         with torch.device("meta"):
             model = task.model()
     else:
-        from transformers import AutoModel
-
-        from tram_ds.models.config import load_config
-
-        with torch.device("meta"):
-            model = AutoModel.from_config(load_config(recipe.model))
+        # with its head, which may be weights of its own
+        config = load_config(recipe.model)
+        model = outline.on_meta(config, recipe.model, recipe.task.name, torch.float32)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -76,6 +76,7 @@ def smoke(recipe: Recipe) -> Recipe:
             "tokenizer": None,
             "max_train_tokens": 20_000,
             "max_eval_tokens": 2_000,
+            "streaming": None,
             **{key: TaskSection.model_fields[key].default for key in ROWS},
         }
     elif recipe.task.name == "instruction":

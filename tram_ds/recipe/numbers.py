@@ -25,6 +25,8 @@ SAME_NUMBERS = (
     "train.micro_batch",
     "train.log_every",
     "train.probe_every",
+    "train.effect_every",
+    "train.peak_tflops",
     "train.stop_after",
     "train.max_skipped",
     "train.timeout",
