@@ -17,6 +17,7 @@ from tram_ds.checkpoint.export import read_export
 from tram_ds.evaluation.candidates import Candidate
 from tram_ds.evaluation.evaluator import Evaluator
 from tram_ds.evaluation.models import score_all
+from tram_ds.evaluation.selection import Selection
 from tram_ds.recipe.loading import load
 from tram_ds.runtime.errors import DataError
 from tram_ds.runtime.run_layout import RunFolder
@@ -33,12 +34,10 @@ from tram_ds.runtime.run_layout import RunFolder
 def test_the_selected_weights_are_named(
     tmp_path: Path, select: str, best: bool, expected: dict[str, Any]
 ) -> None:
-    scored = SimpleNamespace(select=select, weights="last", key="validation_loss")
-    recipe: Any = SimpleNamespace(eval=scored)
-    engine: Any = SimpleNamespace(steps=7, rank=0)
+    scored: Any = SimpleNamespace(select=select, weights="last", key="validation_loss")
     if best:
         (tmp_path / "best.json").write_text(json.dumps(expected))
-    selected = Evaluator(recipe, None, engine, RunFolder(tmp_path))._selected(best)
+    selected = Selection(scored, RunFolder(tmp_path)).selected(best, steps=7)
     assert selected.pop("why", "").startswith(expected.pop("why", ""))
     assert selected == expected
 
@@ -82,11 +81,15 @@ def test_the_average_is_scored_and_exported_and_theta_stays(tmp_path: Path) -> N
     assert engine.params().equal(thetas[2])
     card = (RunFolder(tmp_path).best / "README.md").read_text()
     assert "| weights | of step 2, validation_loss 1.5000 (ema) |" in card and "Scores" not in card
-    assert judge._selected(best=True) == {"step": 2, "validation_loss": 1.5, "weights": "ema"}
+    assert judge.selection.selected(best=True, steps=2) == {
+        "step": 2,
+        "validation_loss": 1.5,
+        "weights": "ema",
+    }
     # of other weights, and by another key, that is no best
     for recipe in (recipe_of("last"), recipe_of("ema", "validation/Art/loss")):
-        other = Evaluator(recipe, None, engine, RunFolder(tmp_path))
-        assert other._best_alike()["step"] == -1
+        other = Selection(recipe.eval, RunFolder(tmp_path))
+        assert other.best_alike()["step"] == -1
 
 
 def test_the_best_by_an_accuracy_is_the_highest(tmp_path: Path) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tram_ds.evaluation.evaluator import Evaluator
+from tram_ds.evaluation.selection import Selection
 from tram_ds.runtime.run_layout import RunFolder
 
 
@@ -27,9 +26,8 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def go_back(run_dir: Path, step: int, total: int) -> list[str]:
-    engine: Any = SimpleNamespace(rank=0)
-    recipe: Any = None
-    Evaluator(recipe, None, engine, RunFolder(run_dir)).go_back_to(step, total)
+    wanted: Any = None
+    Selection(wanted, RunFolder(run_dir)).go_back_to(step, total)
     return sorted(path.name for path in run_dir.iterdir())
 
 

@@ -38,7 +38,7 @@ def test_a_changed_recipe_and_a_damaged_checkpoint_make_another_way(
         rows=[],
         request=SimpleNamespace(allow_change=True, fallback=True),
         total_steps=10,
-        evaluator=SimpleNamespace(go_back_to=lambda *_: None),
+        evaluator=SimpleNamespace(selection=SimpleNamespace(go_back_to=lambda *_: None)),
         early_stopping=EarlyStopping(None, "validation_loss"),
         job=SimpleNamespace(rank=0),
     )

@@ -91,12 +91,10 @@ def resume(
             refused.append(bad)
             if not fallback:
                 break
-        if refused:
-            way_out = (
-                "no earlier one is whole" if fallback else "--fallback goes back to an earlier one"
-            )
-            raise CheckpointError(f"refused: {'; '.join(refused)} ({way_out})")
-        return None
+        if not refused:
+            return None
+        other = "no earlier one is whole" if fallback else "--fallback goes back to an earlier one"
+        raise CheckpointError(f"refused: {'; '.join(refused)} ({other})")
     finally:
         peers.close()
 

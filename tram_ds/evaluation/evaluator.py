@@ -24,10 +24,11 @@ from tram_ds.evaluation.card_facts import facts
 from tram_ds.evaluation.measured import better, record_of
 from tram_ds.evaluation.samples import generate
 from tram_ds.evaluation.score import evaluate, zero_shot_average
+from tram_ds.evaluation.selection import Selection
 from tram_ds.models.pretrained import load_base
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.runtime import run_folder
-from tram_ds.runtime.files import remove_file, write_whole
+from tram_ds.runtime.files import write_whole
 from tram_ds.runtime.jsonl import strict
 from tram_ds.runtime.peers import Peers
 from tram_ds.runtime.ranks import barrier, from_rank_0
@@ -50,6 +51,11 @@ class Evaluator:
     judged: Callable[[], Shards | None] = lambda: None
     # (bytes, what, collective action): runs it when the disk has room, see checkpoint.space
     room: Callable[[int, str, Callable[[], None]], None] = lambda _, __, action: action()
+
+    @property
+    def selection(self) -> Selection:
+        """Which of the weights that were measured are the best, by the files of the folder."""
+        return Selection(self.recipe.eval, self.folder)
 
     def validate(self) -> dict[str, Any]:
         """What measured.record_of says of the validation splits of eval.domains. By default nothing
@@ -128,33 +134,13 @@ class Evaluator:
         """Exports the weights to `best/` where their value of eval.key is the best so far."""
         key = self.recipe.eval.key
         # rank 0's file for all: an export is collective, and all have to come to it or none
-        if better(key, value, from_rank_0(self._best_alike).get(key)):
-            found = {"step": step, key: value, **self._kind()}
+        if better(key, value, from_rank_0(self.selection.best_alike).get(key)):
+            found = {"step": step, key: value, **self.selection.kind()}
             self.export(self.folder.best, self.judged(), lambda: self._about(found))
             # after the weights: before them it would promise what is not there yet
             self._write(self.folder.best_loss, found)
         # at the end every rank reads best/ and this file: not before rank 0 has written them
         barrier()
-
-    def go_back_to(self, step: int, total: int) -> None:
-        """At a resume from `step` of `total`: what was measured later, on a way that is left now,
-        is not selected, exported or shown any more, nor are the results of an end that is none."""
-        # no collective below: rank 0 alone looks at files and changes them
-        if self.engine.rank != 0:
-            return
-        for folder in (self.folder.best, self.folder.export):
-            run_folder.restore_export(folder)
-        if self._best()["step"] > step:
-            print(f"the best weights so far were those of step {self._best()['step']}: dropped")
-            run_folder.discard_export(self.folder.best)
-            remove_file(self.folder.best_loss)
-        results = self.folder.results
-        if step < total and results.exists():
-            if json.loads(results.read_text())["selected"]["step"] > step:
-                run_folder.discard_export(self.folder.export)
-            remove_file(results)
-            # scores of single rows are of those results
-            remove_file(self.folder.rows)
 
     def export(self, to: Path, weights: Shards | None, known: Callable[[], card.Results]) -> None:
         """theta, or `weights` instead, in Hugging Face format, adapters in peft's, with the
@@ -217,7 +203,7 @@ class Evaluator:
         The export first, with the scores in its card, then those of single rows: results.json
         stands for all."""
         # asked on rank 0: read_export below or theta, the same on every rank
-        measured = from_rank_0(lambda: self._best_alike()["step"] >= 0)
+        measured = from_rank_0(lambda: self.selection.best_alike()["step"] >= 0)
         best = self.recipe.eval.select == "best" and measured
         read = read_export if self.recipe.model.lora is None else read_adapter
         weights = read(self.engine, self.folder.best) if best else self.judged()
@@ -225,16 +211,13 @@ class Evaluator:
         with self._at(weights):
             scores = self.score(rows)
         samples = self.samples(weights)
-        selected = self._selected(best)
+        selected = self.selection.selected(best, self.engine.steps)
+        if "why" in selected and self.engine.rank == 0:
+            print(f"eval.select = best: {selected['why']}")
         results = {
             **from_rank_0(lambda: self._about(selected)),
             "stopped_early": stopped_early,
-            # what the numbers depend on beyond the recipe
-            "task": self.task.said() if hasattr(self.task, "said") else {},
-            "scores": scores,
-            "zero_shot_average": {
-                split: self._averages(domains) for split, domains in scores.items()
-            },
+            **self._measured(scores),
             "initial": initial,
             "samples": samples,
             "warnings": from_rank_0(warnings),
@@ -273,34 +256,20 @@ class Evaluator:
         self.beat("merging the adapters")
         peers.first(f"writing {self.folder.export}", merge)
 
-    def _selected(self, best: bool) -> dict[str, Any]:
-        last = {"step": self.engine.steps, **self._kind()}
-        if best or self.recipe.eval.select != "best":
-            return self._best() if best else last
-        why = f"no {self.recipe.eval.key} was finite: these are the last weights, not the best"
-        if self.engine.rank == 0:
-            print(f"eval.select = best: {why}")
-        return {**last, "why": why}
+    def _measured(self, scores: Scores) -> dict[str, Any]:
+        return {
+            # what the numbers depend on beyond the recipe
+            "task": self.task.said() if hasattr(self.task, "said") else {},
+            "scores": scores,
+            "zero_shot_average": {
+                split: self._averages(domains) for split, domains in scores.items()
+            },
+        }
 
     def _averages(self, domains: dict[str, dict[str, float]]) -> dict[str, float | None]:
         metrics = next(iter(domains.values()))
         averages = {m: zero_shot_average(domains, self.task.train_domains, m) for m in metrics}
         return {m: None if math.isnan(v) else v for m, v in averages.items()}
-
-    def _kind(self) -> dict[str, str]:
-        """eval.weights, where it is not theta."""
-        kind = self.recipe.eval.weights
-        return {} if kind == "last" else {"weights": kind}
-
-    def _best_alike(self) -> dict[str, Any]:
-        """The best so far of the weights, and by the key, that are asked for now."""
-        found = self._best()
-        kind = found.get("weights", "last"), self.recipe.eval.key in found
-        return found if kind == (self.recipe.eval.weights, True) else {"step": -1}
-
-    def _best(self) -> dict[str, Any]:
-        file = self.folder.best_loss
-        return json.loads(file.read_text()) if file.exists() else {"step": -1}
 
     def _write(self, file: Path, content: Any) -> None:
         if self.engine.rank == 0:

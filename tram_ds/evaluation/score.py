@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from tram_ds.evaluation import row_scores
 from tram_ds.evaluation.row_scores import RowScores, number_of
 from tram_ds.runtime.errors import DataError
 from tram_ds.tasks.protocol import Task
+
+Batches = list[tuple[list[int], int]]  # (row indices, weight): 0 where nothing is counted
 
 
 def evaluate(
@@ -48,25 +51,18 @@ def evaluate(
         for domain, rows in rows_by_domain.items():
             if not len(rows):
                 raise DataError(f"domain '{domain}' has no rows to evaluate")
-            # of every row its loss sum, count, correct and number, filled in by the one rank that
-            # has it; float64: losses of many rows are added up, and a number has 48 bits
-            table = torch.zeros(len(rows), 4, dtype=torch.float64, device=device)
-            numbers = torch.zeros(len(rows), dtype=torch.float64)
             batches = _batches(len(rows), batch_size, rank, world_size)
-            for done, (indices, weight) in enumerate(batches, start=1):
-                read = [rows[i] for i in indices]
-                batch = {k: v.to(device) for k, v in task.collate(read).items()}
-                output = forward(model, batch)
-                # a rank out of rows has run the model for its collectives alone
-                if weight:
-                    mine = slice(indices[0], indices[-1] + 1, world_size)
-                    table[mine, :3] = task.row_sums(output, batch)
-                    if kept is not None:
-                        numbers[mine] = torch.tensor([number_of(row) for row in read]).double()
-                if progress is not None:
-                    progress(domain, done, len(batches))
-            # once a domain, not once a batch: each copy to the device would wait
-            table[:, 3] = numbers.to(device)
+            told = None if progress is None else partial(progress, domain)
+            table = _table(
+                partial(forward, model),
+                task,
+                rows,
+                batches,
+                world_size,
+                torch.device(device),
+                told,
+                kept is not None,
+            )
             # of whole rows, not of sums: each rank's rows are zero on the others
             whole = data_sum(table).cpu()
             # summed over rows in their order: batches and ranks change nothing
@@ -74,6 +70,38 @@ def evaluate(
             if kept is not None:
                 kept(domain, row_scores.of(whole.numpy(), "accuracy" in results[domain]))
     return results
+
+
+def _table(
+    forward: Callable[[dict[str, Tensor]], Any],
+    task: Task,
+    rows: Sequence[Any],
+    batches: Batches,
+    world_size: int,
+    device: torch.device,
+    told: Callable[[int, int], None] | None,
+    numbered: bool,
+) -> Tensor:
+    """(rows, 4) fp64 on `device`: of every row of this rank its loss sum, count, correct and, where
+    numbered, number_of it; zero in those of other ranks."""
+    # float64: losses of many rows are added up, and a number has 48 bits
+    table = torch.zeros(len(rows), 4, dtype=torch.float64, device=device)
+    numbers = torch.zeros(len(rows), dtype=torch.float64)
+    for done, (indices, weight) in enumerate(batches, start=1):
+        read = [rows[i] for i in indices]
+        batch = {k: v.to(device) for k, v in task.collate(read).items()}
+        output = forward(batch)
+        # a rank out of rows has run the model for its collectives alone
+        if weight:
+            mine = slice(indices[0], indices[-1] + 1, world_size)
+            table[mine, :3] = task.row_sums(output, batch)
+            if numbered:
+                numbers[mine] = torch.tensor([number_of(row) for row in read]).double()
+        if told is not None:
+            told(done, len(batches))
+    # once a domain, not once a batch: each copy to the device would wait
+    table[:, 3] = numbers.to(device)
+    return table
 
 
 def zero_shot_average(
@@ -87,9 +115,7 @@ def zero_shot_average(
     return math.fsum(value / len(values) for value in values) if values else math.nan
 
 
-def _batches(
-    num_rows: int, batch_size: int, rank: int, world_size: int
-) -> list[tuple[list[int], int]]:
+def _batches(num_rows: int, batch_size: int, rank: int, world_size: int) -> Batches:
     """(row indices, weight) of each batch of a rank, as many on every rank; one out of rows repeats
     a row, weight 0."""
     if batch_size < 1:

@@ -152,33 +152,27 @@ def plot(results: Mapping[str, Mapping[str, Any]], folder: Path, title: str) -> 
     axes.legend(fontsize="small", ncols=1 + len(results) // 9)
     files = _save(figure, folder / "landscape")
     for domain, found in results.items():
-        if not found["plane"]:
-            continue
-        figure = Figure(figsize=(5.5, 4.5), layout="constrained")
-        axes = figure.add_subplot(
-            xlabel="direction 1",
-            ylabel="direction 2",
-            title=f"{title}: loss on {domain}",
-            aspect="equal",
-        )
-        losses = torch.tensor(found["plane"]).T.numpy()  # contour wants rows along y
-        axes.clabel(
-            axes.contour(
-                found["at_plane"],
-                found["at_plane"],
-                losses,
-                levels=12,
-                linewidths=0.8,
-                colors="0.2",
-            )
-        )
-        figure.colorbar(
-            axes.contourf(found["at_plane"], found["at_plane"], losses, levels=24, alpha=0.8),
-            label="loss (nats)",
-        )
-        axes.plot(0, 0, marker="+", color="black", markersize=10)
-        files += _save(figure, folder / f"landscape-{_cut(domain)}")
+        if found["plane"]:
+            figure = _plane(found, f"{title}: loss on {domain}")
+            files += _save(figure, folder / f"landscape-{_cut(domain)}")
     return files
+
+
+def _plane(found: Mapping[str, Any], title: str) -> Any:
+    """A figure of one domain's losses over the plane."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="direction 1", ylabel="direction 2", title=title, aspect="equal"
+    )
+    at = found["at_plane"]
+    losses = torch.tensor(found["plane"]).T.numpy()  # contour wants rows along y
+    axes.clabel(axes.contour(at, at, losses, levels=12, linewidths=0.8, colors="0.2"))
+    filled = axes.contourf(at, at, losses, levels=24, alpha=0.8)
+    figure.colorbar(filled, label="loss (nats)")
+    axes.plot(0, 0, marker="+", color="black", markersize=10)
+    return figure
 
 
 def _cut(domain: str, longest: int = 100) -> str:

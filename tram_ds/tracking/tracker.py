@@ -247,21 +247,10 @@ def sync(run_dir: str | Path, uri: str | None = None, wait: float = 15.0) -> Syn
         raise ValueError(
             f"{run_dir} has no readable tracking.json: not a run folder that was tracked"
         )
-    ours = os.environ.get(URI, "")
-    if uri is None and HIDDEN in state.uri and redact(ours) == state.uri:
-        # the saved address has no password; the environment's is the same address with it
-        uri = ours
-    if uri is None and HIDDEN in state.uri:
-        raise ValueError(
-            f"the address {state.uri} was saved without its password: give it with --uri, or "
-            f"set {URI} to it"
-        )
-    uri = uri and absolute(uri)
+    address = _address(state.uri, uri)
     with locked(RunFolder(run_dir).tracking_lock, wait):
         file = StateFile(run_dir, state)
-        file.update(
-            uri=uri or state.uri, status=state.status or "KILLED", ended=state.ended or now()
-        )
+        file.update(uri=address, status=state.status or "KILLED", ended=state.ended or now())
         uploader, error = Uploader(file), None
         try:
             uploader.push()
@@ -277,4 +266,19 @@ def sync(run_dir: str | Path, uri: str | None = None, wait: float = 15.0) -> Syn
         tuple(sorted(uploader.rejected)),
         complete,
         error,
+    )
+
+
+def _address(saved: str, given: str | None) -> str:
+    if given:
+        return absolute(given)
+    if HIDDEN not in saved:
+        return saved
+    ours = os.environ.get(URI, "")
+    # the saved address has no password; the environment's may be the same address with it
+    if redact(ours) == saved:
+        return absolute(ours)
+    raise ValueError(
+        f"the address {saved} was saved without its password: give it with --uri, or set {URI} to "
+        "it"
     )

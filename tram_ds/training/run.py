@@ -101,8 +101,9 @@ def go_on(run: Run) -> bool:
         run.early_stopping.load(found.manifest)
         if isinstance(run.rows, Stream):
             run.rows.load(found.manifest)
-    run.evaluator.go_back_to(run.stepper.steps, run.total_steps)
+    # rank 0 alone looks at files and changes them
     if run.job.rank == 0:
+        run.evaluator.selection.go_back_to(run.stepper.steps, run.total_steps)
         print("\n".join(_told(run.folder, found)))
     return found is not None and bool(found.changes or found.refused)
 
