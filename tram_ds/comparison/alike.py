@@ -22,6 +22,7 @@ def alike(runs: Sequence[Run], columns_are_data: bool, metric: str) -> list[tupl
     must agree. metric: a score, or an analysis, of which the settings count too.
     """
     left_out = DATA if columns_are_data else ()
+    # resolved after the recipe: `auto` is compared by what it came to
     scored = [
         scoring(run.recipe, left_out) | run.resolved | run.settings.get(metric, {}) for run in runs
     ]
@@ -51,6 +52,7 @@ def _add_digests(runs: Sequence[Run], scored: Sequence[dict[str, str]]) -> None:
 
 def _told(names: Sequence[str], contents: Mapping[str, str]) -> str:
     """One digest for all of the names, which it says as far as a title has room."""
+    # behind ALL stands the choice of domains, which tells digests apart and is not for people
     shown = [name.partition("\0")[0] for name in names[:NAMED]]
     if len(names) == 1:
         digest = contents[names[0]][:12]
@@ -71,12 +73,14 @@ def _read(runs: Sequence[Run]) -> list[dict[str, str]]:
     for i, run in enumerate(runs):
         task = run.recipe["task"]
         named = [task.get(key.partition(".")[2]) for key in (*DATA, *CHOICE)]
+        # the scores too: `eval: null` is whatever domains the data had at the time
         chosen[json.dumps([*named, sorted(run.scores)], default=str)].append(i)
     for choice, members in chosen.items():
         whole = {i: runs[i].tags.get("data_digest") for i in members}
         known = {whole[i]: runs[i].contents for i in members if whole[i] and read[i]}
         for i in members:
             read[i] = read[i] or dict(known.get(whole[i], {}))
+        # every run of the choice: one without names has nothing else to be compared by
         if not all(read[i] for i in members):
             for i in members:
                 if (digest := whole[i]) is not None:

@@ -50,6 +50,7 @@ def number(value: float, digits: int, sign: bool = False) -> Cell:
     """A number as a cell; a dash where there is none."""
     if not math.isfinite(value):
         return Cell(NONE)
+    # z: what rounds to zero has no minus, or a difference of nothing would look like one
     return Cell(f"{value:{'+' if sign else ''}z.{digits}f}", float(value))
 
 

@@ -88,8 +88,11 @@ def _analysed(runs: Sequence[Run], layout: Layout) -> Layout:
 
 def _known(run: Run) -> Layout | None:
     """The paper's table a run belongs to by its data, not by a likeness of names."""
+    # its made-up languages are en, sw and ur too, and would be held against the paper's XNLI
     if run.recipe["task"].get("data") == "generated":
         return None
+    # by the data set's own names: column() leaves others as they are, so that somebody's folder
+    # called `math` would be a column of S2ORC
     if run.metric == "perplexity" and not set(run.scores) <= set(ABBREVIATIONS):
         return None
     return next((layout for layout in map(paper_layout, BY_NAME) if _fits(run, layout)), None)
@@ -121,6 +124,7 @@ def _fits(run: Run, layout: Layout, more: bool = False) -> bool:
         return False
     if layout.train is None:
         return len(run.scores) == 1
+    # GPT-2 and GPT2-XL have the same columns: the model alone tells their tables apart
     large = "gpt2-xl" in str(run.recipe["model"].get("path"))
     if layout.name in ("gpt2xl", "m2d2_s2orc", "m2d2_wiki") and large != (layout.name == "gpt2xl"):
         return False
@@ -172,7 +176,9 @@ def gather(runs: Sequence[Run], layout: Layout) -> Table:
     names, notes = labels(runs, layout)
     rows: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     kept: dict[tuple[str, int, tuple[str, ...]], Run] = {}
+    # the oldest first: a later run of the same key writes over it below
     for run, method in sorted(zip(runs, names, strict=True), key=lambda pair: pair[0].order):
+        # images: a row has a run for each data set, and none of these is another's double
         key = (method, run.seed, tuple(run.domains(layout.metric)) if layout.train is None else ())
         if key in kept:
             notes.append(
@@ -202,6 +208,7 @@ def _before(
     before = pd.DataFrame(
         [run.values(layout.metric, layout.column, run.initial) for run in runs if run.initial]
     ).reindex(columns=columns)
+    # of an analysis values() has the trained model's numbers, whatever scores it is given
     if before.empty or layout.metric in ANALYSES:
         return None, []
     if ((before.max() - before.min()) > SAME_START * before.mean().abs()).any():

@@ -31,6 +31,7 @@ def compute(table: Table, baseline: str) -> Block:
     means, layout = table.means()[table.layout.summary], table.layout
     start = "pretrained" if "pretrained" in means.index else baseline
     total = {m: sum(examples(run) for run in runs) / len(runs) for m, runs in table.runs.items()}
+    # the pre-trained model may be the baseline, and spent nothing that could be divided by
     unit = total.get(baseline) or next(iter(total.values())) or math.nan
     every = [run for runs in table.runs.values() for run in runs]
     budget = min(examples(run) for run in every)
@@ -56,6 +57,7 @@ def compute(table: Table, baseline: str) -> Block:
 def _notes(every: Sequence[Run], table: Table, start: str, baseline: str) -> tuple[str, ...]:
     kind = next((run.course.kind for run in every if run.course.kind), "training")
     over = "the pre-trained model" if start == "pretrained" else start
+    # not <: a run without records has NaN seconds, and is brief too
     brief = [run for run in every if not run.course.seconds >= SHORTEST]
     return (
         f"gain over {over}, in {'percent' if table.layout.lower_is_better else 'points'}; FLOP "
@@ -111,6 +113,7 @@ def _loss_at(runs: Sequence[Run], budget: float) -> float:
     found = []
     for run in runs:
         x = along(run)
+        # the cheapest run's budget is its own last point, but for the rounding of step * per_step
         inside = bool(x) and x[0] <= budget <= x[-1] * (1 + 1e-9)
         found.append(
             float(np.interp(budget, x, [loss for _, loss in run.course.curve]))
@@ -122,5 +125,6 @@ def _loss_at(runs: Sequence[Run], budget: float) -> float:
 
 def along(run: Run) -> list[float]:
     """The compute spent at every point of a run's curve, in examples of plain training."""
+    # a run that is read without its records has 0 steps
     per_step = examples(run) / max(run.course.steps, 1)
     return [step * per_step for step, _ in run.course.curve]

@@ -66,6 +66,7 @@ def trend(x: Sequence[float], y: Sequence[float]) -> Trend:
     xs, ys = np.asarray(x, float), np.asarray(y, float)
     kept = np.isfinite(xs) & np.isfinite(ys)
     xs, ys = xs[kept], ys[kept]
+    # scipy raises where all x are equal, and has no rho where all y are
     if len(xs) < ENOUGH or np.ptp(xs) == 0 or np.ptp(ys) == 0:
         return Trend(len(xs))
     line: Any = stats.linregress(xs, ys)
@@ -79,6 +80,7 @@ def table(means: Frame, layout: Layout) -> Frame:
     the end."""
     rows = means.loc[compared(list(means.index))]
     columns = {d: rows[d] for d in layout.zero_shot if d in rows}
+    # skipna=False: an average over fewer domains is another quantity
     columns["zs_avg"] = rows[list(columns)].mean(axis=1, skipna=False)
     if set(STEM) <= set(columns):
         columns["stem_avg"] = rows[list(STEM)].mean(axis=1, skipna=False)
@@ -93,6 +95,7 @@ def panels(means: Frame, layout: Layout, most: int = 3) -> list[Panel]:
     The group of S2ORC is the paper's STEM; elsewhere it is every domain with rho > 0.
     """
     rho = table(means, layout)["rho"].reindex([d for d in layout.zero_shot if d in means])
+    # the strongest first: the panels end at `most`
     against = list(rho[rho < 0].sort_values().index)
     together = list(STEM) if set(STEM) <= set(rho.index) else list(rho[rho > 0].index)
     groups = [

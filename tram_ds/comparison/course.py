@@ -41,6 +41,7 @@ def course(records: Iterable[Mapping[str, Any]]) -> Course:
         if validation
         else (sorted(loss.items()), "training")
     )
+    # or 1: without points the width would be 0, which range() refuses as a step
     width = -(-len(points) // CURVE_POINTS) or 1
     bins = [points[start : start + width] for start in range(0, len(points), width)]
     curve = tuple((b[-1][0], math.fsum(v for _, v in b) / len(b)) for b in bins)

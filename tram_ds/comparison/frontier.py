@@ -33,6 +33,7 @@ class Scale:
 
     def up(self, scores: Array) -> Array:
         with np.errstate(all="ignore"):
+            # of the error, not of the accuracy: lower is better on both scales
             found = np.log(scores) if self.log else np.log((100.0 - scores) / scores)
         return np.where(np.isfinite(found), found, np.nan)
 
@@ -113,6 +114,7 @@ class Frontier:
         counts = np.array([arm.n for arm in self.arms])
         drawn = means + noise(self.arms, counts, len(chosen), rng)
         if shifts is not None:
+            # np.resize repeats them: the draws of rows that are finite may be fewer
             drawn += np.resize(shifts, drawn.shape)
         again = _average(np.take_along_axis(drawn[..., 1:], chosen[:, None, :], 2), self.scale)
         y = np.concatenate([columns(drawn, self.scale), again], axis=2)
@@ -128,6 +130,7 @@ class Frontier:
 
     def band(self, x: Array, level: float = 0.95, resamples: int = RESAMPLES) -> Array:
         """(2, points): the lower and upper bound of the zero-shot average at x."""
+        # a fixed seed: the same runs give the same band, and the same tables, every time
         rng = np.random.default_rng(0)
         chosen = _chosen(self.domains, resamples, rng)
         found, _ = self.draws(np.asarray(x, float), chosen, rng, row_noise.shifts(self.arms))
@@ -138,9 +141,11 @@ class Frontier:
         """The better of the branches that reach x, or as_at instead."""
         found = np.full((len(self.branches), len(x), y.shape[1]), np.nan)
         for i, branch in enumerate(self.branches):
+            # by as_at no draw leaves the branch that its method is on
             there = self._reach(branch, x if as_at is None else as_at)
             if there.any():
                 found[i, there] = self._spline(branch, x[there], means, y)
+        # lower is better; fmin, because a branch that does not reach x is NaN there
         return np.fmin.reduce(found)
 
     def _reach(self, branch: Sequence[Sequence[int]], x: Array) -> Array:
@@ -151,6 +156,7 @@ class Frontier:
         """Straight on beyond the outermost means, as far as runs reach."""
         share = np.zeros((len(branch), len(self.arms)))
         for k, knot in enumerate(branch):
+            # by the number of seeds: a knot is the mean of all runs of its arms
             share[k, list(knot)] = [self.arms[a].n for a in knot]
         share /= share.sum(axis=1, keepdims=True)
         at = share @ means[:, 0]
@@ -158,6 +164,7 @@ class Frontier:
         # draws may bring knots together: a step between doubles is an edge that is not used
         at = np.maximum.accumulate(at[order] + np.arange(len(at)) * 1e-12)
         curve = PchipInterpolator(at, (share @ y)[order])
+        # scipy's PCHIP goes on beyond its ends with the last cubic, which may turn back
         inside = np.clip(x, at[0], at[-1])
         found = curve(inside)
         if (beyond := x != inside).any():
@@ -181,6 +188,8 @@ def noise(arms: Sequence[Arm], counts: Array, resamples: int, rng: np.random.Gen
     narrow: it draws the same two or three runs again."""
     around = np.concatenate([arm.scores - arm.mean for arm in arms if arm.n > 1])
     df = sum(arm.n - 1 for arm in arms)
+    # normal weights of the runs' deviations have their covariance: the matrix itself, which is
+    # singular where there are fewer runs than columns, is never factored
     drawn = rng.standard_normal((resamples, len(counts), len(around))) @ around
     return drawn / np.sqrt(df * counts)[:, None]
 
@@ -199,6 +208,7 @@ def fit(arms: Sequence[Arm], scale: Scale) -> Frontier | None:
     apart = APART * sd * np.sqrt(1 / counts + 1 / counts[best])
     # what is not told from the best belongs to both ways that lead there
     near = {int(i) for i in np.flatnonzero(x - x[best] <= apart)}
+    # of one strength nothing orders the arms, so there is one way
     whole = len({arm.strength for arm in arms}) == 1
     sides = [set(range(len(arms)))] if whole else [set(range(best)), set(range(best, len(arms)))]
     branches = [_knots(sorted(side | near), x, counts, sd) for side in sides]
@@ -242,6 +252,7 @@ def residuals(
                 n=method.n,
                 value=float(value[c]),
                 level=float(level[i, c]),
+                # as if of one seed: a Residual divides by any number of them
                 own=float(own[c]) * method.n,
                 base=float(base[i, c]) * frontier.seeds,
                 rows=float(rows[i, c]),
@@ -249,6 +260,7 @@ def residuals(
             )
             for c in range(len(value))
         ]
+        # paired: in a draw both sides are averaged over the same domains
         wide = float(_variance(own_chosen - theirs_chosen[:, i]))
         of_method[0] = replace(of_method[0], domains=wide, of_domains=frontier.domains)
         found.append(of_method)
@@ -278,5 +290,6 @@ def _own(
 def _variance(drawn: Array) -> Array:
     """Over the first axis, from the middle two thirds: a draw in which two knots meet says
     little."""
+    # where a normal is one deviation off its mean
     low, high = np.quantile(drawn, [0.158655, 0.841345], axis=0)
     return ((high - low) / 2) ** 2

@@ -41,6 +41,7 @@ def drawn(found: Sides, layout: Layout) -> Figure:
         colour = TRAM if is_tram(member.arm.name) else OTHERS[i % len(OTHERS)]
         shape = SHAPES[i % len(SHAPES)]
         _seeds(ax, member, found.scale, shape, colour, f"{member.arm.name} (n = {member.arm.n})")
+    # before the dotted lines: set limits end matplotlib's autoscaling, which would follow them
     _view(ax, found)
     for curves in found.curves.values():
         for curve in curves:
@@ -82,6 +83,7 @@ def _view(ax: Axes, found: Sides) -> None:
 def _ticks(ax: Axes, scale: Scale) -> None:
     """Round scores, where they lie on the scale."""
     for axis in (ax.xaxis, ax.yaxis):
+        # sorted: the logit of the error falls where accuracy rises
         ends = sorted(float(v) for v in scale.down(np.array(axis.get_view_interval())))
         scores = [v for v in MaxNLocator(6).tick_values(*ends) if ends[0] <= v <= ends[1]]
         axis.set_ticks(scale.up(np.array(scores)).tolist(), [f"{v:g}" for v in scores])

@@ -15,6 +15,7 @@ from tram_ds.comparison.frontier import Arm, Frontier, Scale, fit
 from tram_ds.comparison.row_draws import Draws, Key
 from tram_ds.comparison.run import Run
 
+# 25 %: base at 2.4 times the steps stands for TRAM's 7/3; MESA's 4/3 is near neither 1 nor 2.4
 EQUAL = {"steps": 1.02, "FLOPs": 1.25}  # ratio of what still counts as equal
 
 
@@ -52,6 +53,7 @@ class Sides:
         """Examples that base arms saw -> those arms, the fewest first."""
         found: dict[float, list[Member]] = {}
         for member in sorted(self.base, key=lambda m: m.samples):
+            # lengths that differ by rounding are one budget, or each had too few arms for a curve
             near = next((b for b in found if ratio(b, member.samples) <= EQUAL["steps"]), None)
             found.setdefault(member.samples if near is None else near, []).append(member)
         return found

@@ -28,6 +28,7 @@ def labels(runs: Sequence[Run], layout: Layout) -> tuple[list[str], list[str]]:
     flat = [_flat(run.recipe) for run in runs]
     alike: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+        # images: recipes of other data sets differ in their data too, and are columns of one row
         alike[name, "" if layout.train else ",".join(run.train_domains)].append(i)
     for members in alike.values():
         keys = sorted({key for i in members for key in flat[i]})

@@ -26,6 +26,7 @@ def off_lines(
     there = compared([str(m) for m in means.index])
     earlier = [m for m in there if not is_tram(m)]
     domains = [d for d in layout.zero_shot if d in means]
+    # <=: an earlier row is held against the others, which are one fewer
     if len(earlier) <= ENOUGH or layout.train not in means or not domains:
         return []
     shown = {c: _off(means, layout, c, there, earlier) for c in (layout.summary, *domains)}

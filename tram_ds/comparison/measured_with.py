@@ -48,6 +48,7 @@ def scoring(recipe: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str
         }
         formerly = {k.partition(".")[2]: v for k, v in FORMERLY.items() if k.startswith(f"{name}.")}
         written = dict(recipe.get(name) or {})
+        # a run writes every key that it reads: one that is missing is of a version without it
         for key, value in (defaults | formerly | written).items():
             if f"{name}.{key}" not in out:
                 found |= _flat(f"{name}.{key}", value)

@@ -35,6 +35,7 @@ SHAPES = "osD^vPX*<>hpd"
 
 def figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure, inches, with axes in a row."""
+    # not pyplot, which keeps every figure of the process until it is closed
     made = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     axes = [made.add_subplot(1, columns, i + 1) for i in range(columns)]
     for ax in axes:
@@ -62,10 +63,13 @@ def svg(made: Figure, alt: str) -> str:
     import matplotlib
 
     out = io.StringIO()
+    # text stays text; matplotlib's ids are hashes of content and salt, by default a random one:
+    # figures of one page need other ids, and the same figure is to be the same text every time
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": alt, "font.family": "sans-serif"}
     ):
         FigureCanvasSVG(made).print_svg(out, metadata={"Date": None, "Creator": None})
+    # without the XML declaration and the DOCTYPE, which have no place inside an HTML page
     text = out.getvalue()[out.getvalue().index("<svg") :].replace(INK, "currentColor")
     text = re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',

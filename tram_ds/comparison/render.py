@@ -52,6 +52,7 @@ def _terminal(block: Block, colour: bool) -> str:
     for label, cells in block.rows:
         if label.startswith("tram_") and before and not before.startswith("tram_"):
             table.add_section()
+        # in a column with a mark every cell leaves room for one, so that digits stay in line
         texts = (c.text + (SIGNS[c.mark] if i in signed else "") for i, c in enumerate(cells))
         table.add_row(
             label, *(Text(text, style=STYLES[c.mark]) for text, c in zip(texts, cells, strict=True))

@@ -145,6 +145,7 @@ def log(
     run_id = client.create_run(
         find_experiment(client, experiment, database), tags=tags, run_name=name
     ).info.run_id
+    # until all is there: whatever is raised on the way, the run does not stay RUNNING
     status = "FAILED"
     try:
         for slug, section in zip(_slugs(sections), sections, strict=True):

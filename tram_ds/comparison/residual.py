@@ -44,6 +44,7 @@ class Residual:
         parts = own**2 / df + base**2 / base_df if df > 0 and base_df > 0 else math.nan
         # a test set has so many rows that their part has no limit to its degrees of freedom
         whole = own + base + self.rows
+        # no noise, no limit; a NaN is true in Python, and goes on
         return math.sqrt(whole), whole**2 / parts if parts else math.inf
 
     @cached_property
@@ -65,6 +66,7 @@ class Residual:
     def over_domains(self) -> tuple[float, float]:
         """95 %, over the same and domains: for further domains of this kind."""
         _, df = self.error
+        # the domains are a sample too, of so many: the edge of a larger one would be too near
         df = min(df, self.of_domains - 1) if self.of_domains > 1 else math.nan
         half = float(stats.t.ppf(0.5 + LEVEL / 2, df)) * math.sqrt(self.domains + self.rows)
         return self.value - half, self.value + half
@@ -94,6 +96,7 @@ class Residual:
     def seeds_needed(self, rows: int = 1) -> int | None:
         """The fewest seeds with 80 % power for the observed residual where so many rows are looked
         at together (Bonferroni); None if more than MOST, or where the noise is not known."""
+        # the strictest level of Holm's, who corrects the verdict: enough whatever the other rows' p
         level = 1 - (1 - LEVEL) / rows
         if not math.isfinite(self.value + self.own + self.base + self.rows):
             return None
@@ -114,6 +117,7 @@ def verdict(of: Residual, p: float | None, margin: float, rows: int = 1) -> str:
     if of.base_df < 1:
         return "not separable: one seed a base arm"
     low, high = of.interval
+    # before `on`: an interval within the margin may leave zero out
     if p is not None and p < 1 - LEVEL:
         return f"off, {'better' if of.value < 0 else 'worse'}"
     if -margin < low and high < margin:
@@ -134,5 +138,6 @@ def line(x: np.ndarray, y: np.ndarray, at: float, value: float) -> tuple[float, 
     slope = float(((x - mean) * (y - y.mean())).sum()) / spread
     around = y - y.mean() - slope * (x - mean)
     found = float(value - y.mean() - slope * (at - mean))
+    # 1 +: the noise of the further point, beside that of the line
     se = math.sqrt((around**2).sum() / (n - 2) * (1 + 1 / n + (at - mean) ** 2 / spread))
     return found, found / se if se > 0 else math.nan

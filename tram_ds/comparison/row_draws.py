@@ -15,6 +15,7 @@ from tram_ds.evaluation.row_scores import RowScores
 Array = np.ndarray
 Key = tuple[str, int, float]  # method, seed, point between the pre-trained model and the run: 1
 RESAMPLES = 1000
+# 32 MiB of float64
 AT_ONCE = 1 << 22  # how often a row is drawn, held at a time
 NAMED = 3  # runs that a note names
 
@@ -87,6 +88,7 @@ def _bare(places: Sequence[str], whole: int) -> str:
 
 def _resampled(of: Sequence[RowScores], accuracy: bool, resamples: int, seed: int) -> Array:
     """(resamples, runs) scores of one column."""
+    # float64: files have float32, and thousands of rows are added up
     value = np.stack([rows.value for rows in of], 1).astype(float)
     weight = np.stack([rows.weight for rows in of], 1).astype(float)
     rng, n = np.random.default_rng(seed), len(value)
@@ -95,8 +97,10 @@ def _resampled(of: Sequence[RowScores], accuracy: bool, resamples: int, seed: in
     for start in range(0, resamples, step):
         counts = np.empty((min(step, resamples - start), n))
         for draw in counts:
+            # how often each row is drawn: one product with it is the same draw for all runs
             draw[:] = np.bincount(rng.integers(n, size=n), minlength=n)
         with np.errstate(all="ignore"):
+            # of sums: a row that is drawn twice brings its losses and its targets twice
             found.append((counts @ value) / (counts @ weight))
     with np.errstate(over="ignore"):
         scores = np.concatenate(found)

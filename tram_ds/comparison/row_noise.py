@@ -41,6 +41,7 @@ def variances(frontier: Frontier, methods: Sequence[Arm], rng: np.random.Generat
     own = np.stack([_by_chance(arm, rng) for arm in arms], 1)
     known = np.isfinite(moved).all(axis=(1, 2)) & np.isfinite(own).all(axis=(1, 2))
     whole, part = (_variance(frontier, methods, of[known]) for of in (moved, own))
+    # two estimates, so the difference may come out below zero
     return np.maximum(whole - part, 0.0)
 
 
@@ -52,6 +53,7 @@ def _by_chance(arm: Arm, rng: np.random.Generator) -> Array:
     around = moved - moved.mean(axis=1, keepdims=True)
     # signs, not normal numbers: those would give the product long tails, which _variance leaves out
     signs = rng.choice([-1.0, 1.0], (*around.shape[:2], 1))
+    # n (n - 1): the variance of a mean from n deviations; of one seed these are zero
     return (signs * around).sum(axis=1) / np.sqrt(arm.n * max(arm.n - 1, 1))
 
 

@@ -54,6 +54,7 @@ def from_mlflow(experiment: str, uri: str, split: str = "test") -> tuple[list[Ru
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # nobody trains meanwhile
     prepare_environment()
     database = sqlite_path(uri)
+    # MLflow's client would make an empty one, and then find no experiment in it
     if database is not None and not database.exists():
         raise CompareError(f"--uri {uri}: there is no such database")
     client = new_client(uri)
@@ -121,6 +122,7 @@ def _read_folder(folder: Path, split: str) -> Run:
     recipe = yaml.safe_load(files.recipe.read_text(encoding="utf-8"))
     how = Course()
     if files.metrics.exists():
+        # a crash may leave half a line, and half a character: decode() has no record of such
         with files.metrics.open(encoding="utf-8", errors="replace") as lines:
             how = course(record for record in map(decode, lines) if record is not None)
     tags = (
@@ -140,6 +142,7 @@ def _read_folder(folder: Path, split: str) -> Run:
         tags=tags,
         order=files.results.stat().st_mtime,
         interpolation=between,
+        # 1 is the run itself: its own file counts, not what a later evaluation has there
         rows=between_rows | {1.0: rows.get(split, {})},
         also_said=[*left_out, *unread],
         folder=str(folder),

@@ -60,6 +60,7 @@ def ends(table: Table, column: str, methods: Sequence[str]) -> Ends | None:
     score."""
     layout = table.layout
     scores = table.values[column].unstack("method")[list(methods)]
+    # times gain: from here on the highest is the best
     means = scores.mean().dropna() * layout.gain
     if len(means) < 2:
         return None
@@ -67,6 +68,7 @@ def ends(table: Table, column: str, methods: Sequence[str]) -> Ends | None:
     level = 1 - (1 - LEVEL) / math.comb(len(means), 2)
     shown = {m: f"{value:.{layout.digits}f}" for m, value in means.items()}
     with np.errstate(divide="ignore"):
+        # perplexities by their ratio: seeds move them by a share of themselves
         scaled = (np.log(scores) if layout.log else scores) * layout.gain
     top, bottom = str(means.idxmax()), str(means.idxmin())
 

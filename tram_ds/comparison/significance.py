@@ -58,6 +58,7 @@ def pairs_needed(alpha: float) -> int:
 def ks(a: Sequence[float], b: Sequence[float], alpha: float = 0.01) -> Verdict:
     """Two-sample Kolmogorov-Smirnov: are the two sets of scores from one distribution? Pairing is
     not used."""
+    # all of one above all of the other, either way: two of so many orders, and none is rarer
     smallest = 2 / math.comb(len(a) + len(b), len(a)) if len(a) and len(b) else 1.0
     if smallest > alpha:
         return Verdict(
@@ -78,6 +79,8 @@ def wilcoxon(
         return Verdict(
             "wilcoxon", n, None, why=f"not enough {of}: {n} differ, {pairs_needed(alpha)} needed"
         )
+    # scipy leaves zeros out as well; with ties, zeros or many pairs its p may be asymptotic, and
+    # then below what n pairs can give: _possible
     found: Any = stats.wilcoxon(differences)
     return Verdict("wilcoxon", n, _possible(float(found.pvalue), n), float(found.statistic))
 
@@ -100,6 +103,7 @@ def bootstrap(
     chosen = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
     means = differences[chosen].mean(axis=1)
     if rows is not None:
+        # repeated: there are fewer draws of rows than resamples, each with other seeds
         drawn = np.resize(rows, (RESAMPLES, n))
         means = np.take_along_axis(drawn, chosen, axis=1).mean(axis=1)
     interval = Interval(
@@ -107,6 +111,7 @@ def bootstrap(
     )
     if n < pairs_needed(alpha):
         return interval, Verdict("bootstrap", n, None, why=missing)
+    # the rarer side counts twice, for a test of both; + 1 below: no p of a simulation is 0
     beyond = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     return interval, Verdict(
         "bootstrap", n, _possible(2 * (beyond + 1) / (RESAMPLES + 1), n), interval.mean
@@ -119,6 +124,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     corrected: list[float | None] = [None] * len(p)
     highest = 0.0
     for rank, (value, i) in enumerate(known):
+        # never below a smaller p's, or a row could pass where a clearer one has failed
         highest = max(highest, min(1.0, (len(known) - rank) * value))
         corrected[i] = highest
     return corrected

@@ -184,6 +184,7 @@ def against_paper(table: Table) -> Block | None:
     complete = set(layout.zero_shot) <= set(means.columns)
     notes = ()
     if layout.summary not in theirs or (not complete and len(layout.domains) > 1):
+        # both averages over the same columns: the printed one is over all of the paper's
         theirs = with_summary(layout.paper[[c for c in columns if c != layout.summary]], layout)
         columns = [*(c for c in columns if c != layout.summary), layout.summary]
         notes = (

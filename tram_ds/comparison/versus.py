@@ -115,6 +115,7 @@ def _by_seed(table: Table, method: str, baseline: str, alpha: float, drawn: Draw
     means = table.means()[name]
     digits = max(2, table.layout.digits)
     delta = number(
+        # over the seeds that both have; without a common one there are only the means
         float(np.mean(both["a"] - both["b"])) if a else float(means[method] - means[baseline]),
         digits,
         sign=True,
@@ -128,6 +129,7 @@ def _by_seed(table: Table, method: str, baseline: str, alpha: float, drawn: Draw
     shown = NONE
     if interval and len(a) >= FEW:
         bounds = (interval.low, interval.high)
+        # a difference of logarithms as percent of the baseline's perplexity
         low, high = (100 * math.expm1(x) if log else x for x in bounds)
         shown = f"[{low:+.{digits}f}{' %' * log}, {high:+.{digits}f}{' %' * log}]"
     return [

@@ -90,6 +90,7 @@ def averages(layout: Layout) -> Block:
             [
                 number(printed, 1),
                 number(ours, 2),
+                # printed with one decimal: 0.05 is its rounding, the rest that of doubles
                 Cell("" if abs(printed - ours) < 0.0501 else "yes"),
             ],
         )
