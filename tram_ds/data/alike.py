@@ -30,8 +30,10 @@ def read_alike(
     try:
         found = read()
         mine["facts"] = dict(facts(found))
+    # gathered, not raised: the other ranks are in gather() already, and would wait there
     except Exception as error:
         failure = error
+        # ours: a mistake in the data, exit 2; else storage that one node cannot reach, exit 6
         mine |= {"error": str(error), "ours": isinstance(error, ValueError)}
     peers = Peers(world_size)
     try:

@@ -57,13 +57,16 @@ def _built(path: Path, build: Callable[[Path], None], valid: Callable[[Path], bo
         # builder
         if alone:
             _discard(path.parent.glob(_temporary_prefix(path) + "*"))
+        # again: another may have built it while this one waited for the lock
         if valid(path):
             return path
         _discard([path])
+        # pid and random part: where the file system has no locks several build at once
         temporary = path.parent / f"{_temporary_prefix(path)}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         temporary.mkdir(mode=0o700)
         try:
             build(temporary)
+            # before the rename, or a crash could leave the final name with half of the bytes
             _make_private_and_durable(temporary)
             _publish(temporary, path, valid)
         finally:
@@ -73,6 +76,7 @@ def _built(path: Path, build: Callable[[Path], None], valid: Callable[[Path], bo
 
 def digest_of(*parts: str | int) -> str:
     """Short hex key of the parts: 32 characters of their sha256."""
+    # a NUL between: ("ab", "c") and ("a", "bc") are two keys
     return hashlib.sha256("\0".join(str(part) for part in parts).encode()).hexdigest()[:32]
 
 
@@ -116,6 +120,7 @@ def _publish(temporary: Path, path: Path, valid: Callable[[Path], bool]) -> None
 
 def _make_private_and_durable(directory: Path) -> None:
     for folder, _, files in os.walk(directory):
+        # build() calls other libraries, whose files have whatever mode the umask leaves
         os.chmod(folder, 0o700)
         for name in files:
             os.chmod(os.path.join(folder, name), 0o600)

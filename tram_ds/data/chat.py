@@ -59,6 +59,7 @@ class Chat:
         if BLOCKS.search(self.template):
             return self._by_blocks(messages)
         spans = self._spans(messages, text)
+        # no special tokens: the template has written them into the text itself
         encoding = self.tokenizer(text, add_special_tokens=False, verbose=False).encodings[0]
         answers = np.zeros(len(encoding.ids), dtype=bool)
         offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
@@ -96,6 +97,7 @@ class Chat:
         for number, message in enumerate(messages):
             if message["role"] != ANSWERS or not message["content"].strip():
                 continue
+            # with what asks for an answer: a header is the question's part, and is not learned
             before = self._rendered(messages[:number], add_generation_prompt=True)
             after = self._rendered(messages[: number + 1])
             if not (text.startswith(after) and after.startswith(before)):

@@ -39,11 +39,13 @@ def conversation(row: Row, column: str) -> tuple[str, str]:
     messages = _messages(row)
     if wrong := messages if isinstance(messages, str) else _wrong(messages):
         return "", wrong
+    # one line, whatever is said: JSON escapes the newlines in it
     return json.dumps(messages, ensure_ascii=False), ""
 
 
 def conversations(source: Source, domain: str, split: str) -> Iterator[tuple[str, Messages]]:
     """(line, messages) of a split whose lines `conversation` wrote."""
+    # by default lines() cuts at a mebibyte, and half a conversation is no JSON
     for line in lines(source.read(domain, split), limit=LONGEST):
         yield line, json.loads(line)
 

@@ -28,6 +28,7 @@ def remembered(
     question: what is computed, with its version. Of several processes that ask at once one
     computes it, and the others wait.
     """
+    # a file that goes by a link too is asked about once
     real = path.resolve()
     stat = real.stat()
     folder = cache_root(cache_dir) / "files"
@@ -41,6 +42,7 @@ def remembered(
     if (found := read()) is not None:
         return found
     with _alone(folder, answer):
+        # again: another process may have answered while this one waited
         if (found := read()) is None:
             found = compute()
             # a cache that is full or read-only costs the next start the time, and this one nothing

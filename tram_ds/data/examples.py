@@ -79,6 +79,7 @@ def open_examples(
         VERSION,
         source.digest(domain, split),
         tokenizer_digest(chat.tokenizer),
+        # transformers hands these to the template (bos_token, ...); the backend's digest lacks them
         json.dumps(chat.tokenizer.special_tokens_map, sort_keys=True, default=str),
         chat.template,
         seq_len,
@@ -94,6 +95,7 @@ def open_examples(
                 f"none of the {cut.left_out} {split} rows of domain '{domain}' can be used: {named}"
             )
         cut.first = {places[line]: why for line, why in cut.first.items()}
+        # last: by its header a folder is known to be whole
         (folder / HEADER).write_text(json.dumps(vars(cut)), encoding="utf-8")
 
     return Examples(build_once(path, build, lambda folder: (folder / HEADER).is_file()))

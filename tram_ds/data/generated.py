@@ -65,6 +65,7 @@ class GeneratedSource:
 def _line(domain: str, split: str, number: int) -> str:
     words = [_word("common", i) for i in range(30)] + [_word(domain, i) for i in range(30)]
     draws = hashlib.sha256(f"{domain}/{split}/{number}".encode()).digest()[: 6 + number % 9]
+    # squared: the first words, common to all domains, come most often; a byte of 255 gives word 59
     return " ".join(words[draw * draw * len(words) >> 16] for draw in draws) + ".\n"
 
 

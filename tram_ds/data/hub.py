@@ -49,6 +49,7 @@ def hub_folder(
         folder = Path(found)
     except Exception as error:
         raise _unreachable(repo, wanted, revision, instead, error) from error
+    # the snapshot's folder also holds what earlier downloads with other patterns put there
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
@@ -76,6 +77,7 @@ def _unreachable(
         reason = "the hub has no such revision: set task.revision to a branch, tag or commit of it"
     elif isinstance(error, RepositoryNotFoundError):
         reason = "the hub has no such data set, or it needs a login"
+    # LocalEntryNotFoundError is one too, but no HTTP error: it says that the cache lacks the file
     elif isinstance(error, EntryNotFoundError) and isinstance(error, HfHubHTTPError):
         reason = "the data set has no such file"
     return DataError(

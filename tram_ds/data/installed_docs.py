@@ -97,6 +97,7 @@ def extract(
     seen_edges: set[str] = set()
     seen_shingles: set[int] = set()
     corpus = {}
+    # in one order: the first domain that has a paragraph keeps it, and near copies are dropped
     for domain in sorted(domains):
         splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
         room = train_chars
@@ -203,6 +204,7 @@ def _strings(path: Path, everything: bool = False) -> Iterator[str]:
     while todo:
         node = todo.pop()
         yield ast.get_docstring(node) or ""
+        # a stack: reversed, so that docstrings come in the order of the file
         for child in reversed(node.body):
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 todo.append(child)

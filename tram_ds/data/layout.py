@@ -27,6 +27,7 @@ def find_files(path: Path) -> Files:
     """
     if path.is_file():
         return {stem_of(path): {"train": [path]}} if kind_of(path) else {}
+    # what has no suffix may be a link to a domain's folder; _data_files() looks at files
     refuse_unfinished(p for p in path.iterdir() if not p.suffix and p.name[0] != ".")
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     found = {

@@ -79,6 +79,7 @@ class ArchiveSource:
         cache_dir: str | os.PathLike[str] | None,
     ) -> None:
         self.where, self.names, self.cache_dir = where, list(domains), cache_dir
+        # once a domain: huggingface_hub asks the hub at every call whether its copy is the newest
         self.fetch = cache(fetch)
 
     def domains(self) -> list[str]:

@@ -95,6 +95,7 @@ def _scan(archive: Path) -> dict[str, Any]:
                 and not parts[-2].startswith(".")
             ):
                 domains.setdefault(parts[-2], {}).setdefault(splits[parts[-1]], member.name)
+        # tarfile stops at the archive's end mark: gzip's checksum behind it is unread yet
         digest = raw.finish()
     return {"sha256": digest, "domains": domains}
 
@@ -145,6 +146,7 @@ def _stream(archive: Path) -> Iterator[tuple[tarfile.TarFile, _Hashed]]:
             raw = _Hashed(file)
             with gzip.GzipFile(fileobj=io.BufferedReader(raw, CHUNK)) as unpacked:
                 raw.unpacked = unpacked
+                # r|: one way through, because gzip seeks back by unpacking from its beginning again
                 with tarfile.open(fileobj=unpacked, mode="r|", bufsize=CHUNK) as tar:
                     yield tar, raw
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:

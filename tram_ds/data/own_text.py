@@ -142,6 +142,7 @@ def write_text(folder: Path, files: Files, reading: Reading, part: Part) -> Coun
     be used."""
     count = Count()
     with ExitStack() as stack:
+        # open to the end: with domains by column their rows come in any order
         opened: dict[tuple[str, str], Any] = {}
         for name, splits in files.items():
             for split, path in _each(splits):
@@ -162,6 +163,7 @@ def _each(splits: dict[str, list[Path]]) -> Iterator[tuple[str, Path]]:
 
 def _created(folder: Path, split: str) -> Any:
     folder.mkdir(mode=0o700, exist_ok=True)
+    # newline="": a \r inside a row stays one, here and where it is read
     return (folder / f"{split}.txt").open("w", encoding="utf-8", newline="")
 
 

@@ -23,6 +23,7 @@ def best_fit(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
     rooms: list[int] = []  # the keys of it, in order
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[row]
+        # the least room that is enough
         at = bisect_left(rooms, length)
         if at == len(rooms):
             pack, left = len(packs), seq_len - length

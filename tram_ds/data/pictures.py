@@ -38,6 +38,7 @@ def decode(data: bytes) -> Image.Image:
     or have no one meaning as one."""
     try:
         image = Image.open(io.BytesIO(data))
+        # open() reads the header alone: damaged data is found here
         image.load()
         tags = dict(getattr(image, "tag_v2", {}))  # of TIFF
         bits, inverted = tags.get(BITS, (16,))[0], tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
@@ -59,6 +60,7 @@ def first_broken(
 
     fault: what is wrong with the picture of a row, or None.
     """
+    # with Pillow's version: another may decode what this one cannot
     target = cache_root(cache_dir) / "pictures" / digest_of(VERSION, digest, Image.__version__)
 
     def build(folder: Path) -> None:
@@ -79,6 +81,7 @@ def _first(count: int, fault: Callable[[int], str | None]) -> str | None:
     rows = iter(range(count))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         while some := list(islice(rows, AT_ONCE)):
+            # map() keeps the order: the first broken row is named, whichever thread ends first
             if found := next(filter(None, pool.map(fault, some)), None):
                 return found
     return None
@@ -91,6 +94,7 @@ def _eight_bits(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
     if sixteen:  # 0 to 65535; PIL's own conversion clips at 255
         values = np.asarray(image).astype(np.int64)
         values = 65535 - values if inverted else values
+        # to the nearest, 65535 being 255 x 257; in uint16 the sum would wrap around
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(

@@ -148,6 +148,7 @@ def _element(text: str, mark: str) -> tuple[Any, str] | None:
     text = text.lstrip()
     begin = len(text) - len(text.removeprefix(mark).lstrip())
     try:
+        # RecursionError: brackets within brackets, deeper than Python's stack
         value, end = json.JSONDecoder().raw_decode(text, begin)
     except (ValueError, RecursionError):
         return None
@@ -167,8 +168,10 @@ def _checked(place: str, value: Any) -> Row:
 
 
 def _csv(path: Path, columns: Columns, delimiter: str = ",") -> Iterator[Row]:
+    # 128 KiB by default; it is the whole process's, so it is put back
     limit = csv.field_size_limit(LONGEST)
     try:
+        # strict: else a quote that is never closed takes the rest of the file for its field
         yield from _fields(
             path, columns, csv.reader(_lines(path), delimiter=delimiter, strict=True)
         )

@@ -196,6 +196,7 @@ def _chunks(path: Path) -> Iterator[str]:
 @lru_cache(maxsize=1024)
 def _file_digest(path: str, size: int, modified_ns: int) -> str:
     """sha256 of a file, computed again only when its size or modification time changes."""
+    # they are in the cache's key alone
     del size, modified_ns
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

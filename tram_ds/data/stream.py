@@ -95,6 +95,7 @@ class Stream:
                 f"task.streaming: the training text has no row of {width + len(prefix)} tokens "
                 "(task.seq_len): give more text or a smaller task.seq_len"
             )
+        # a new one: from the other a row was taken, to see that there is one
         self.tape = tape(BEGINNING)
 
     def __getitem__(self, position: int) -> np.ndarray:
@@ -118,6 +119,7 @@ class Stream:
     def kept_at(self, position: int) -> dict[str, Any]:
         """What a checkpoint keeps for a run whose next row is at this position."""
         with self.lock:
+            # a save between two buffers: to say where the next begins nothing of it need be read
             unread = position == self.state.position
             state = self._next() if unread else self._at(position).state
         return {"stream": {"identity": self.identity, **asdict(state)}}
@@ -182,11 +184,13 @@ class Stream:
     def _fill(self, wanted: int) -> None:
         """Reads on until `wanted` of the next buffer's rows are there, or all that a pass has."""
         if self.filling is None:
+            # int32 holds any vocabulary's ids, in half of int64's memory
             rows = np.empty((self.buffer, self.width), dtype=np.int32)
             self.filling = Filling(self._here(), rows)
         filling = self.filling
         while filling.count < wanted and not filling.over:
             ended = self.state.taken + filling.count == self.most
+            # take(0): the pass ends as it does where the text ends
             tokens = self.tape.take(0 if ended else self.width)
             if len(tokens) == self.width:
                 filling.rows[filling.count] = tokens

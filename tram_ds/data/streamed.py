@@ -217,5 +217,6 @@ class Tape:
         self.ids = np.concatenate([self.prefix, found.ids]) if begins else found.ids
         self.taken = self.began.taken if self.piece is None else 0
         self.piece = found
+        # for what it forgets: `began` would grow with the text
         self.text.row_at(found.start)
         return True

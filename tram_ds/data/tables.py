@@ -210,6 +210,7 @@ def _copy(path: Path, wanted: pa.Schema, writer: Any) -> None:
                 if column.null_count:
                     first = row + column.is_null().to_pylist().index(True)
                     raise DataError(f"{path}: row {first} has no {name}; every row needs one")
+            # an Arrow file has one schema, and shards of a set may differ: string and large_string
             writer.write_batch(batch.cast(wanted))
             row += len(batch)
     except (pa.ArrowException, OSError) as error:
@@ -220,6 +221,7 @@ def _copy(path: Path, wanted: pa.Schema, writer: Any) -> None:
 
 def _mapped(folder: Path) -> pa.Table | None:
     try:
+        # of a map read_all() copies nothing, and the ranks of a node share its pages
         return pa.ipc.open_file(pa.memory_map(str(folder / "rows.arrow"))).read_all()
     except (pa.ArrowException, OSError):
         return None

@@ -66,7 +66,9 @@ def _utf8(parts: Iterable[bytes], where: str) -> Iterator[str]:
         # those that are in the file itself are nobody's fault
         own = (tail + data).count(REPLACEMENT.encode())
         replaced, characters = replaced + text.count(REPLACEMENT) - own, characters + len(text)
+        # U+FFFD is three bytes: one may begin in this chunk and end in the next
         tail = (tail + data)[-2:]
+        # before the end of a large file: gigabytes in another encoding are not read through
         if final or characters > 1 << 24:
             _refuse(replaced, characters, where)
         yield text

@@ -79,6 +79,7 @@ def write_tokens(
 ) -> dict[str, Any]:
     """Writes prefix and token ids of the text at `path`; {count, dtype, vocab_size, sha256}."""
     vocab_size = vocabulary_size(tokenizer)
+    # two bytes are enough for GPT-2's 50257 ids
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
     digest, count = hashlib.sha256(), 0
     with path.open("wb") as file:
@@ -118,6 +119,7 @@ def lines(chunks: Iterable[str], limit: int = LINE) -> Iterator[str]:
 
 def vocabulary_size(tokenizer: Any) -> int:
     """One more than the largest token id the tokeniser can produce."""
+    # len() counts entries, and ids may have gaps
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
 
 
@@ -152,6 +154,7 @@ class Blocks(Sequence[np.ndarray]):
             raise IndexError(f"row {index} of {self.num_rows}")
         step = self.seq_len - len(self.prefix)
         start = index % self.num_rows * step
+        # int64, which cross_entropy wants of targets
         tokens = self.tokens[start : start + step].astype(np.int64)
         return np.concatenate([self.prefix, tokens]) if len(self.prefix) else tokens
 

@@ -76,6 +76,8 @@ def usable(
     row can."""
     good, seen, own = 0, dict[str, None](), Count()
     needed = _columns(reading, part)
+    # of text the columns that are needed, so that Parquet reads no others; conversations need all,
+    # because what stands beside their messages is refused
     rows = read_rows(path, needed if part is column_of_text else None)
     for number, row in enumerate(islice(rows, first, None), first):
         if len(seen) < COLUMNS:
@@ -122,6 +124,7 @@ def _wrong(row: Row, text: str, reading: Reading) -> str:
         if not _is_name(name):
             return f"{reading.domain_column} is {short(name, 20)}, no name"
     try:
+        # JSON may escape half of a pair, which no UTF-8 file can hold
         text.encode()
     except UnicodeEncodeError:
         return "half a surrogate pair in its text"
@@ -149,5 +152,6 @@ def side(text: str, split: str, held: list[str], reading: Reading) -> str:
     """The split a row belongs to: by its text alone, so that equal rows are on one side."""
     digest = hashlib.sha256(f"{reading.held_out_seed}\0{text}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
+    # of [0, 1) the first held_out are one split's, the next the other's
     number = int(place / reading.held_out)
     return held[number] if number < len(held) else split

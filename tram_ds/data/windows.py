@@ -132,6 +132,7 @@ def _join(last: Window, new: Window) -> tuple[int, int] | None:
     """(token of `last`, token of `new`) that are one and the same, RUN tokens before and after them
     too; None if there are none."""
     width = last.end - new.start
+    # from the middle of the overlap on: far from the edges of both windows
     left = last.token_at(new.start + width // 2)
     while left is not None and left + RUN <= len(last.encoding.ids):
         place = last.span(left)[0]
@@ -161,6 +162,7 @@ def _one(last: Window, new: Window, tokenizer: Any) -> Window:
     text = last.text + new.text[last.end - new.start :]
     encoding = _encode(tokenizer, [text]).encodings[0]
     one = Window(last.start, text, encoding, last.first)
+    # tokens before `first` are given out: the longer text must begin with the same ones
     kept = slice(max(0, last.first - RUN), last.first + RUN)
     if len(text) > LONGEST or encoding.ids[kept] != last.encoding.ids[kept]:
         raise DataError(

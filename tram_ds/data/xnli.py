@@ -66,6 +66,8 @@ class Pairs:
         names = [
             path.name for path in folders if any(find_parquet(path, split) for split in SPLITS)
         ]
+        # where task.train is null the first is trained on, and only English has text that nobody
+        # translated by machine
         return sorted(names, key=lambda name: (name != "en", name))
 
     def splits(self, language: str) -> list[str]:
