@@ -29,6 +29,8 @@ SIZES = {  # n_layer, n_embd, n_head, vocabulary
     "18M": (8, 384, 6, 8192),
     "vocabulary": (2, 128, 2, 50257),
 }
+# torch's own optimizers: DeepSpeed refuses them without the first, with offload also without the
+# second
 ZERO = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 # configs/deepspeed for small models: buckets that do not drown them, only norms and biases
 # persistent
@@ -119,6 +121,7 @@ def ours(
     """A stepper of row `name` on a shared engine, and a call that takes one step."""
     stepper = Stepper(engine, algorithm(name), work.seed)
     taken = forward if work.logits == "whole" else Chunked(lambda batch: batch, next_tokens)
+    # upcoming: rows that look ahead to the next batch, here the same one, do so in every step
     return stepper, lambda: stepper.step([batch], taken, upcoming=[batch])
 
 

@@ -41,6 +41,7 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
+            # c10d's _allgather_base_ is an allgather, and allreduce_ an allreduce
             name = func.overloadpacket.__name__.strip("_").replace("_base", "").removesuffix("_")
             size = _largest_side(args)
             kind = "small" if size <= SMALL else name
@@ -63,6 +64,7 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.storages: dict[int, weakref.ref[Any]] = {}
+        # else what only waits to be collected would count as alive
         gc.collect()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -72,6 +74,7 @@ class Live(TorchDispatchMode):
         self.start = self.peak = self.now()
 
     def _note(self, tensor: Tensor) -> None:
+        # a DTensor's memory is that of its shard on this rank
         local = getattr(tensor, "_local_tensor", tensor)
         if local.layout is torch.strided and local.device.type != "meta":
             storage = local.untyped_storage()

@@ -22,6 +22,7 @@ from tram_ds.bench.contenders import ENGINES, OURS, SIZES, Work
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = {
+    # what torchrun sets for its ranks, for the one process of `replicated` too
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore",
     "TOKENIZERS_PARALLELISM": "false",

@@ -100,6 +100,7 @@ def _times(
 def main(arguments: list[str]) -> None:
     """Rank 0 writes the measurement to OUT."""
     out, name, work, rounds, *rows = arguments
+    # what is compared is the process's time, in which all its threads add up
     torch.set_num_threads(1)
     found = measure(name, Work(**json.loads(work)), int(rounds), rows or list(OURS))
     if os.environ.get("RANK", "0") == "0":

@@ -62,6 +62,8 @@ def main(words: Sequence[str], checkout: bool = False) -> int:
         whole.print_help()
         return 0
     try:
+        # intermixed: argparse else takes all overrides at the first place where one may stand, and
+        # refuses those behind the next flag
         options = _expanded(commands[words[0]].parse_intermixed_args(_understood(words)))
     except ValueError as error:
         return _failed(error)
@@ -150,12 +152,14 @@ def _failed(error: Exception) -> int:
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     if expected is None:
         traceback.print_exception(error)
+    # a mistake in the recipe is found by every rank; a lost peer or a broken disk is one's own
     elif rank == "0" or expected != USAGE:
         print(f"error: {error}", file=sys.stderr)
     return 1 if expected is None else expected
 
 
 def _leave(code: int, words: Sequence[str]) -> NoReturn:
+    # os._exit flushes nothing
     sys.stdout.flush()
     sys.stderr.flush()
     if any(name in GROUPS for name in _command_first(words)[:1]):

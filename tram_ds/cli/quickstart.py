@@ -58,6 +58,7 @@ def _launch(recipe: str, *words: str) -> int:
     """One training run on 2 ranks under the deepspeed launcher; its exit code."""
     from tram_ds.recipe.file import LAUNCH
 
+    # of this environment, which need not be activated, and so not be on the PATH
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     script = str(LAUNCH / "train.py")
     command = [launcher, "--num_accelerators", "2", script, "--recipe", recipe, *words]

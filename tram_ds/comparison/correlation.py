@@ -116,6 +116,7 @@ def panel(means: Frame, layout: Layout, title: str, columns: Sequence[str]) -> P
     points = pd.DataFrame(
         {"x": rows[layout.train], "y": rows[list(columns)].mean(axis=1, skipna=False)}
     ).dropna()
+    # TRAM's rows are judged by the earlier methods' line, so they have no part in it
     tram = points.index.map(is_tram)
     earlier, own = points[~tram], points[tram]
     line = trend(earlier["x"].tolist(), earlier["y"].tolist())

@@ -128,6 +128,7 @@ def _member(
     runs: Sequence[Run],
     again: np.ndarray | None,
 ) -> Member:
+    # what orders the arms of one budget: a sweep varies the learning rate
     rate = float((runs[0].recipe.get("optimizer") or {}).get("lr") or 0.0)
     seen, spent = (float(np.mean([of(run) for run in runs])) for of in (samples, examples))
     return Member(Arm(name, scores, rate, again), seeds, seen, spent)

@@ -18,6 +18,7 @@ def shifts(arms: Sequence[Arm]) -> Array | None:
     """(draws, arms, columns): the arms' means in draws of the rows, less their means, all finite.
     None where rows are not known of every arm."""
     moved = _moved(arms)
+    # a draw may leave a score without a number, such as an accuracy of 100 %
     found = None if moved is None else moved[np.isfinite(moved).all(axis=(1, 2))]
     return found if found is not None and len(found) else None
 

@@ -24,7 +24,9 @@ def epoch_permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     words = np.random.Philox(
         key=np.array([seed & _WORD, epoch & _WORD], dtype=np.uint64)
     ).random_raw(num_rows)
+    # stable: should two words be equal, their order is no version's choice either
     order = np.argsort(words, kind="stable").astype(np.int64)
+    # it stays in the cache: who changed it would change it for all
     order.flags.writeable = False
     return order
 

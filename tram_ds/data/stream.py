@@ -131,6 +131,7 @@ class Stream:
         if found.pop("identity", None) != self.identity:
             return
         text = found.pop("text")
+        # JSON made lists of them
         text["window"] = tuple(text["window"]) if text["window"] else None
         text["named"] = tuple(text["named"])
         with self.lock:
@@ -164,6 +165,7 @@ class Stream:
         filling = self.filling
         assert filling is not None
         before, rows, count = filling.state, filling.rows, filling.count
+        # one row says whether the place in the text is still the one it was
         row = hashlib.sha256(rows[0].tobytes()).hexdigest()
         if before.row not in ("", row):
             raise DataError(

@@ -21,6 +21,7 @@ COMPARED = 64 * 2**20
 def activations(setup: RunSetup, size: ModelSize, row: Algorithm) -> tuple[int, int]:
     """(kept for the backward pass, recomputed during it): with checkpointing the blocks' inputs,
     and one block at a time."""
+    # a reference that a gradient flows through keeps its own graph until that is taken
     graphs = 1 + row.through_reference
     block = size.block_input if setup.checkpointing else size.saved_block
     return graphs * (

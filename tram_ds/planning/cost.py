@@ -79,6 +79,7 @@ def traffic(setup: RunSetup, size: ModelSize, row: Algorithm, forwards: float) -
         found = _fsdp2(setup, counts)
     elif setup.engine in ("replicated", "zero0"):
         o = row.of(Climb)
+        # `rank`: epsilon is made of the rank's own gradient, and the descent's alone is reduced
         passes = 1 if o.perturbation_scope == "rank" else counts.backwards
         found = {"allreduce": counts.each * passes * setup.gradient}
     elif setup.engine == "zero3":
@@ -151,6 +152,7 @@ def _zero_1_2(setup: RunSetup, row: Algorithm, counts: _Counts) -> dict[str, flo
     each, micro = counts.each, row.of(Climb).accumulation == "micro"
     # the descent is the way back from theta + epsilon, except between micro-batches
     ascents = counts.climbs * each * (2 if micro else 1)
+    # 1 after the descent; 2 to a reference's weights and back
     gathers = 1 + 2 * counts.moves + (row.shift is not None) + ascents
     reduced = counts.reduced if setup.engine == "zero2" else each * counts.backwards
     return {"allgather": gathers * setup.working, "allreduce": reduced * setup.working}
@@ -175,5 +177,6 @@ def _fsdp2(setup: RunSetup, counts: _Counts) -> dict[str, float]:
     return {
         "allgather": gathers * setup.working * sharded,
         "reduce_scatter": reduced * FP32 * sharded,
+        # each rank's shard, over the groups that have one of it
         "allreduce": reduced * FP32 / setup.shards * hybrid,
     }

@@ -57,6 +57,7 @@ def plan(recipe: Recipe, world: int, name: str | None = None) -> Plan:
 def setup_for(recipe: Recipe, world: int) -> RunSetup:
     """The engine of a recipe on `world` GPUs; `auto` as launched by torchrun. RecipeError where the
     batch does not divide."""
+    # a device's name asks no driver: there need be no GPU here
     name = engines.choose(recipe.engine.name, Job(0, 0, world, "torchrun", torch.device("cuda", 0)))
     optimizer = recipe.optimizer
     return setup_of(

@@ -30,6 +30,7 @@ class RunSetup:
     reduce_each: bool = True
     offload_states: bool = False
     offload_parameters: bool = False
+    # DeepSpeed's defaults, of reduce_bucket_size and stage3_max_live_parameters
     bucket: int = 500_000_000
     live: int = 1_000_000_000
     average: bool = False

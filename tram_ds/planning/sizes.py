@@ -144,6 +144,7 @@ def _trace(
     with FakeTensorMode(allow_non_fake_inputs=True):
         outline.materialise_all(model)
         batch = outline.batch_of(config, task, rows, seq_len)
+        # pixels in the weights' precision: a convolution takes no two
         batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
         # autograd keeps the weights too, which are counted already; views share one storage
         own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}

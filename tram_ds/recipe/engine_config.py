@@ -86,6 +86,7 @@ def _check_fsdp2(path: Path, config: dict[str, Any]) -> None:
                 f"{path}: unknown key '{key}'{hint(key, FSDP2_KEYS)} (one of "
                 f"{', '.join(FSDP2_KEYS)})"
             )
+        # to Python a bool is an int, but no number of ranks
         fits = isinstance(value, FSDP2_KEYS[key]) and (
             FSDP2_KEYS[key] is bool or not isinstance(value, bool)
         )

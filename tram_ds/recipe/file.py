@@ -52,13 +52,17 @@ class _Dumper(yaml.SafeDumper):
 
 # tag, pattern, first characters; the first match wins
 _RESOLVERS: list[tuple[str, re.Pattern[str], str]] = [
+    # \0 is for no character at all: PyYAML keeps the resolvers of empty text under ""
     ("null", re.compile(r"~|null|Null|NULL|"), "~nN\0"),
     ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
     ("int", re.compile(r"[-+]?[0-9]+"), "-+0123456789"),
     ("float", _FLOAT, "-+.0123456789"),
 ]
+# emptied, because PyYAML's are YAML 1.1's: 1e-5 is text there, and `no` is false. _Dumper has them
+# beside ours, and so quotes whatever either reader would take for something else
 _Loader.yaml_implicit_resolvers = {}
 for _name, _pattern, _first in _RESOLVERS:
+    # PyYAML asks match(), which a beginning would satisfy
     _exact = re.compile(f"(?:{_pattern.pattern})$")
     _Loader.add_implicit_resolver(
         _TAG + _name, _exact, [character.replace("\0", "") for character in _first]
@@ -72,6 +76,7 @@ def _construct_int(loader: _Loader, node: Node) -> int:
     return int(str(node.value))
 
 
+# SafeLoader's own reads 010 as eight
 _Loader.add_constructor(_TAG + "int", _construct_int)
 
 
@@ -181,6 +186,7 @@ def _parse(text: str, file: str, lines: dict[str, int]) -> Any:
     loader = None
     try:
         loader = _Loader(text)
+        # nodes before values: in these there are no lines, tags and duplicate keys any more
         if (node := loader.get_single_node()) is None:
             return None
         for problem, mark in _problems(node):
@@ -211,6 +217,7 @@ def _problems(root: Node) -> Iterator[tuple[str, yaml.Mark]]:
     seen, todo = set(), [root]
     while todo:
         node = todo.pop()
+        # for an alias PyYAML gives the node of its anchor once more
         if id(node) in seen:
             yield (
                 "anchors and aliases are not used in recipes: write the value again",

@@ -45,6 +45,7 @@ def load(name_or_path: str, overrides: Sequence[str] = (), smoke: bool = False) 
             for o, k in zip(overrides, keys, strict=True)
             if not any(k == name or k.startswith(f"{name}.") for name in dropped)
         ]
+        # once more, because smoke() wrote over them
         recipe_file.override(source, kept)
         # epochs were asked for
         source.data["train"]["steps"] = source.data["train"].get("steps") or 3
@@ -62,6 +63,7 @@ def smoke(recipe: Recipe) -> Recipe:
     data = to_dict(recipe)
     language = recipe.task.name == "language_modeling"
     init = recipe.model.init or {"architecture": family(recipe.model.path, recipe.task.name)}
+    # else 4: a batch of 8 divides by 1, 2, 4 and 8 ranks
     ranks = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 4)
     task = {
         "data": "installed_docs" if language else "generated",

@@ -57,6 +57,7 @@ def _code() -> dict[str, str]:
     """What computes: the sources of this library by their digest, others by their version."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
+    # sorted: rglob's order is that of the file system, which nodes differ in
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}

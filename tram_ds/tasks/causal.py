@@ -119,6 +119,7 @@ def refuse_seeing(model: nn.Module, seq_len: int) -> None:
 
     try:
         with torch.no_grad():
+            # bit for bit: the same kernels on the same shapes, and only what stands before differs
             sees = not torch.equal(said(first), said(other))
     except TypeError:  # it does not take positions
         sees = True
@@ -150,6 +151,7 @@ def output(model: nn.Module, batch: Batch) -> Output:
     logits = model(**inputs(batch)).logits  # (B, T, C)
     logits = logits.flatten(0, 1) if mask is None else logits[mask.bool()]  # (N, C)
     targets = next_tokens(batch)
+    # fp32, also of a bf16 copy, whose 8 bits are too few for a sum over a vocabulary
     loss_sum = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
     counted = targets != IGNORED
     return Output(loss_sum, counted.sum(), logits, rows=len(batch["input_ids"]), counted=counted)
@@ -177,6 +179,7 @@ def row_sums(found: Output, batch: Batch) -> Tensor:
             of = torch.zeros_like(ids, dtype=of.dtype).masked_scatter(mask.bool(), of)
         return of.view(ids.shape).sum(1)
 
+    # fp64 before anything is added up: sums in fp32 would differ with the batch size
     loss, count = by_row(losses.double()), by_row((targets != IGNORED).double())
     return torch.stack([loss, count, torch.zeros_like(loss)], 1)
 
@@ -192,6 +195,7 @@ def perplexity(loss_sum: float, count: float) -> dict[str, float]:
     on."""
     loss = loss_sum / count
     with np.errstate(over="ignore"):
+        # np.exp is infinite where math.exp raises OverflowError
         return {"loss": loss, "perplexity": float(np.exp(loss))}
 
 
@@ -234,5 +238,6 @@ class _Joined(Sequence[Row]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
+        # right: ends[i] is the first index of the part behind i
         part = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[part][index - self.ends[part] + len(self.parts[part])]

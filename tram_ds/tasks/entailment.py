@@ -31,6 +31,7 @@ from tram_ds.tasks import classes
 from tram_ds.tasks.protocol import Load
 
 SAMPLE = 50_000  # training rows a fresh model's tokeniser is trained on
+# model types whose positions begin at pad_token_id + 1: XLM-R's 514 are for 512 tokens
 PAD_OFFSET = (
     "roberta",
     "xlm-roberta",
@@ -216,6 +217,7 @@ class Entailment:
             "bos_token_id": self.tokenizer.bos_token_id,
             "eos_token_id": self.tokenizer.eos_token_id,
         }
+        # as PAD_OFFSET needs them; other types leave the last ones unused
         positions = self.settings.seq_len + self.tokenizer.pad_token_id + 1
         return (
             values

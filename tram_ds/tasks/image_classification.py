@@ -150,6 +150,7 @@ class ImageClassification:
         return new_image_processor(_side(config.image_size))
 
     def _check_config(self, config: Any) -> None:
+        # a processor that crops does so after it resizes: that is the size of what it makes
         size = getattr(self.processor, "crop_size", None) or self.processor.size
         produced = size.get("height") or size.get("shortest_edge")
         expected = _side(getattr(config, "image_size", None) or 0)

@@ -115,6 +115,7 @@ class Instruction:
         conversation."""
         packs = [row if isinstance(row, list) else [row] for row in rows]
         joined = [np.concatenate([ids for ids, _ in pack]) for pack in packs]
+        # or 0, where there is none: a causal model does not look ahead to what pads on the right
         ids, mask = causal.right_padded(joined, self.tokenizer.pad_token_id or 0)
         targets = [np.concatenate([_targets(*row) for row in pack]) for pack in packs]
         labels, _ = causal.right_padded(targets, IGNORED)
@@ -211,6 +212,7 @@ def _tokenizer(task: Any, model: Any, source: OwnText) -> Any:
                 "says where in the text a token is: task.name = instruction needs it"
             )
         return named
+    # reserved: with ChatML's tokens added it is as large as model.init.vocab_size says
     fresh = causal.fresh_tokenizer(task, model, Contents(source), reserved=len(CHATML_TOKENS))
     fresh.add_special_tokens({"additional_special_tokens": CHATML_TOKENS})
     fresh.chat_template = CHATML

@@ -80,6 +80,7 @@ class LanguageModeling:
         )
         self.bos = resolved_bos(self.settings.bos, self.tokenizer)
         self.block_prefix = self._bos_ids("block")
+        # kept, because validation asks for the same splits again and again
         self.tokens = cache(self._tokens)
         self.stream = self._stream(recipe) if training else None
         if training:
