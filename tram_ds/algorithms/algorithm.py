@@ -61,6 +61,7 @@ class Algorithm:
     def of(self, kind: type[P]) -> P:
         """A part's options; of a part that the row does not have, the defaults, which change
         nothing."""
+        # not .get(kind, kind()): that would build the defaults at every call
         found = self.parts[kind] if kind in self.parts else kind()
         assert isinstance(found, kind)
         return found
@@ -93,12 +94,13 @@ class Algorithm:
         """What the descent is pulled to, once the anchor is prepared."""
         if self.anchor is None:
             return None
-        assert self.anchor.weights is not None
+        assert self.anchor.weights is not None  # prepare() ran at the step's start
         return move.Pull(self.anchor.weights, self.of(Pull).pull)
 
     def at(self, step: int) -> Algorithm:
         """The algorithm of one step: itself, or without its ascent where `perturb_every` leaves
         that out."""
+        # from the step's number alone, so that a resume climbs at the same steps
         climbs = step % self.of(Climb).perturb_every == 0
         if climbs:
             return self

@@ -97,6 +97,7 @@ def sam() -> Ascent:
 def preconditioned() -> Ascent:
     """epsilon = rho P g / ||P g||_2, 1 / P = sqrt(v) + eps as Adam has them after this g
     (preconditioned SAM and Functional-SAM, Singh et al. 2025; the length is SAM's)."""
+    # not linear: f is of the mean gradient, and has this g in it
     divided: Rule = lambda theta, g, f: g / f  # noqa: E731
     return Ascent(divided, divided, linear=False, by_moments=True)
 
@@ -104,6 +105,7 @@ def preconditioned() -> Ascent:
 def asam(t: Scale) -> Ascent:
     """epsilon = radius T^2 g / ||T g||_2 (Kwon et al. 2021; the paper's Eq. 2, and Eq. 7 where
     radius is d)."""
+    # the norm is of T g and the direction T^2 g, so that |epsilon / T| is the radius
     return Ascent(lambda theta, g, f: t(theta) * g, lambda theta, g, f: squared(t(theta)) * g)
 
 
@@ -117,6 +119,8 @@ def fisher(eta: float, inverse: str = "one_plus") -> Ascent:
         return _metric(f, eta, inverse).reciprocal()
 
     return Ascent(
+        # F^-1/2 g, whose 2-norm is sqrt(g F^-1 g): a norm is what an engine can reduce. Not linear:
+        # F is of the mean gradient's squares
         lambda theta, g, f: inverted(f).sqrt() * g,
         lambda theta, g, f: inverted(f) * g,
         linear=False,
@@ -158,6 +162,7 @@ def asam_length(
     """||epsilon / T||_2, where T = 0 adds nothing."""
     return norm(
         Lazy(
+            # 0 / 0 where T is 0, and epsilon with it: that element stands still
             lambda theta, e: (e / t(theta)).map(lambda _, x: x.nan_to_num(0.0, 0.0, 0.0)),
             theta,
             epsilon,

@@ -81,6 +81,7 @@ def _fisher(row: Algorithm) -> tuple[Ascent, EpsilonLength | None]:
 
 def _momentum(row: Algorithm) -> tuple[Shift, float]:
     own = row.of(Constant).rho
+    # as in its authors' code
     rho = 0.3 if own is None else own
     return AlongMomentum(rho), rho
 
@@ -133,6 +134,7 @@ def algorithm(name: str | Mapping[str, Any], **options: Any) -> Algorithm:
     site = given.get("noise_site")
     if not isinstance(site, nn.Module):
         return bind(checked(given))
+    # a stand-in of the right type: a recipe has no module
     section = checked({**given, "noise_site": "embedding"})  # does the row read it?
     return bind(section.model_copy(update={"noise_site": site}))
 
@@ -170,6 +172,7 @@ def _climbing(row: Algorithm) -> Algorithm:
     """With its ascent, and rho if the radius is constant."""
     if Climb not in row.parts:
         return row
+    # a row that climbs has one of these parts and no more
     make, rho = next(ASCENTS[kind] for kind in row.parts if kind in ASCENTS)
     ascent, epsilon_length = make(row)
     own = row.of(Constant).rho
@@ -202,6 +205,7 @@ def _radius_region(row: Algorithm, noise: Noise) -> TrustRegion:
     """The region of a radius: scaled and bounded, and over the whole job where the distance asks
     for that."""
     o, job = row.of(Radius), row.of(Climb).perturbation_scope == "job"
+    # an epsilon per rank has a d of its own rows, for which nothing is gathered
     whole = row.of(Region).distance in NOT_ADDITIVE and o.mmd_scope == "global" and job
     return replace(
         _region(row, noise),

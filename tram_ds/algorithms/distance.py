@@ -55,6 +55,7 @@ def l2(reference: Tensor, current: Tensor) -> Tensor:
     """sum over rows of ||reference - current||_2. A row without difference has gradient 0, not
     NaN."""
     squares = (reference - current).square().sum(-1)
+    # two wheres: sqrt has derivative inf at 0, which the outer one alone would multiply by 0
     moved = squares > 0
     return torch.where(moved, torch.where(moved, squares, 1.0).sqrt(), 0.0).sum()
 
@@ -63,6 +64,7 @@ def renyi(reference: Tensor, current: Tensor, *, order: float = 0.5) -> Tensor:
     """sum over rows of D_a(reference || current) = log(sum_c p^a q^(1-a)) / (a - 1); a -> 1 is the
     forward KL."""
     log_p, log_q = reference.log_softmax(-1), current.log_softmax(-1)
+    # p^a q^(1-a) from logarithms: powers of small probabilities underflow
     return (torch.logsumexp(order * log_p + (1.0 - order) * log_q, -1) / (order - 1.0)).sum()
 
 
@@ -87,6 +89,7 @@ def mmd(reference: Tensor, current: Tensor, *, kernel: str = "imq2") -> Tensor:
     squares = (rows[:, None, :] - rows[None, :, :]).square().sum(-1)
     gram = sum((_KERNELS[kernel](squares, b) for b in _SCALES), torch.zeros_like(squares))
     sign = torch.cat([rows.new_ones(len(reference)), -rows.new_ones(len(current))])
+    # a square, but the sum of positive and negative terms may round to below 0
     return (sign @ gram @ sign).clamp(min=0.0) / max(len(reference), 1)
 
 
@@ -120,6 +123,7 @@ def distance(
     base = partial(DISTANCES[name], **options)
 
     def measure(reference: Tensor, current: Tensor) -> Tensor:
+        # wide first: log_softmax and the sums over C, in bf16, would round a small d away
         reference, current = _wide(reference) / temperature, _wide(current) / temperature
         if on == "probabilities":
             reference, current = reference.softmax(-1), current.softmax(-1)
@@ -134,6 +138,7 @@ def _chunked(measure: Distance, reference: Tensor, current: Tensor) -> Tensor:
     rows = max(1, CHUNK_ELEMENTS // max(1, current.shape[-1]))
     if len(current) <= rows:
         return measure(reference, current)
+    # without a graph nothing is kept anyway, and checkpoint would only cost
     graph = torch.is_grad_enabled() and (reference.requires_grad or current.requires_grad)
     step = partial(checkpoint, measure, use_reentrant=False) if graph else measure
     parts = [step(r, c) for r, c in zip(reference.split(rows), current.split(rows), strict=True)]

@@ -102,6 +102,7 @@ def measure(
     engine.begin()
     share = stepper.share(micro_batches, counts)
     undo, run = references.remembered(row), stepper.bind(forward, micro_batches)
+    # a row without parts: the task loss alone, by the same forward and masks
     base = Losses(run, Algorithm("base"))
     probe = EpsilonProbe(full=False)
     try:
@@ -109,6 +110,7 @@ def measure(
             for region in row.regions:
                 region.reference.prepare(run, micro_batches, None)
             loss = engine.backward(micro_batches, base.first()).loss
+            # two more passes come, and each overwrites what grads() reads
             g = engine.grads().realise()
             engine.backward(micro_batches, base.second())  # the masks of pass 2
             masks = _between(engine, g, engine.grads())[0]
@@ -135,6 +137,7 @@ def _between(engine: Engine, g: Shards, other: Lazy) -> tuple[Tensor, Tensor]:
     if engine.shard_group is not None:
         dist.all_reduce(found, group=engine.shard_group)
     own, others, along, apart = found.unbind()
+    # a gradient of zeros: 0 / tiny is 0, where 0 / 0 would be NaN
     tiny = torch.finfo(torch.float64).tiny
     return (apart / own.clamp(min=tiny)).sqrt(), along / (own * others).clamp(min=tiny).sqrt()
 

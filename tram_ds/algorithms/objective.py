@@ -68,6 +68,7 @@ class Losses:
         def sums(index: int, batch: Any) -> MicroBatchSums:
             index += self.offset
             penalties = self._penalties(index, batch, descent=True)
+            # pop: freed as pass 2 goes along, whose activations need the memory
             held = self.held.pop(index) if row.stored_gradient else None
             return self._sums(
                 index, batch, penalties, (), row.descent, masks, fixed=True, held=held
@@ -114,6 +115,7 @@ class Losses:
         """One forward pass; of the row's d, one more without dropout where it asks for that."""
         run = self.run
         apart = bool(distances) and self.algorithm.of(Radius).student_mode == "eval"
+        # apart: the objective's pass has dropout, and d is asked of one without
         compares = [*penalties] if apart else [*penalties, *distances]
         output = run(
             index, batch, masks=masks, noise=noise, fixed=fixed, compares=compares, held=held

@@ -16,9 +16,11 @@ def denominator(engine: Engine) -> Lazy:
     seen for the first time, everything at step 1), and g / eps there would be all of epsilon. Reads
     the engine's gradient when it is read. Local.
     """
+    # one for all: refuse_without_second_moment has refused groups that differ
     group = engine.weights.optimizer.param_groups[0]
     beta, eps = float(group["betas"][1]), float(group["eps"])
     before = engine.moments().get(SECOND_MOMENT)
+    # + 1: Adam counts its step before it corrects by it
     corrected = 1.0 / (1.0 - beta ** (engine.steps + 1))
     g = engine.grads()
     if before is None:

@@ -58,6 +58,7 @@ class EpsilonProbe:
 def _realised(engine: Engine, epsilon: Lazy) -> list[Tensor]:
     """[<realised, epsilon>, |realised|^2] of this rank."""
     rounded = Lazy(lambda theta: theta.rounded(engine.dtype), engine.params())
+    # of two roundings: what bf16 makes of theta alone is no part of epsilon
     delta = engine.working() - rounded
     return [delta.dot(epsilon), delta.square_sum(engine.device)]
 
@@ -66,6 +67,7 @@ def _by_kind(engine: Engine, epsilon: Lazy) -> list[Tensor]:
     """|epsilon|^2 of this rank, for each of KINDS."""
 
     def inside(kind: str) -> Lazy:
+        # an empty piece, not zeros: the norm passes over it
         return epsilon.map(lambda span, t: t if span.kind == kind else t[:0])
 
     return [inside(kind).square_sum(engine.device) for kind in KINDS]

@@ -93,4 +93,5 @@ def _counted(d: Tensor, seen: Tensor, more: Tensor) -> Tensor:
 def _relative(rho: float, d: Tensor, seen: Tensor) -> Tensor:
     """0 where nothing above 0 was seen; NaN stays NaN, and its step is skipped."""
     total, weight = seen.unbind()
+    # clamped, not tested: 0 * (0 / tiny) is 0, and no question to the device
     return rho * d * (weight / total.clamp(min=torch.finfo(torch.float64).tiny))

@@ -74,6 +74,7 @@ def _predicted(run: ForwardContext, batches: Sequence[Any], mode: Mode) -> list[
                 index, batch, masks=_masks(mode), train=mode != "eval", copy_head=not found
             )
             if found and isinstance(one, Hidden) and isinstance(found[0], Hidden):
+                # with the first one's copy of the head: (C, H) once, not for every micro-batch
                 one = Hidden(one.states, found[0].weight, found[0].bias)
             found.append(one)
     return found
@@ -103,6 +104,7 @@ class Previous:
         if self._next is not None:
             self._now = self._next
         elif self.weights is None or not batches:
+            # step 0: theta_{-1} is theta_0, which stands there; without batches nothing runs
             self._now = _predicted(run, batches, self.mode)
         else:
             with run.engine.moved(to=self.weights):
@@ -120,6 +122,7 @@ class Previous:
 
     def advance(self, engine: Engine) -> None:
         self._now = []
+        # keep: the descent overwrites the masters. Not if the next batch was looked at already
         self.weights = engine.params(keep=True) if self._next is None else None
 
     def restorable(self) -> bool:
@@ -131,6 +134,7 @@ class Previous:
                 "theta_{t-1} was not kept: the step before a checkpoint must be called without "
                 "`upcoming`, the next batch"
             )
+        # None at step 0, where theta_{t-1} is theta_0: no file for it, and none is asked for
         return {} if self.weights is None else {"previous": self.weights}
 
     def names(self) -> tuple[str, ...]:
@@ -185,6 +189,7 @@ class WeightReference:
 
 def initial(mode: Mode = "eval") -> WeightReference:
     """theta_0, the pre-trained model, remembered at the first step."""
+    # `or` passes over an empty w too, of a rank that owns nothing, for another empty one
     return WeightReference("initial", lambda w, engine: w or engine.params(keep=True), mode)
 
 

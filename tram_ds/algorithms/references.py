@@ -40,6 +40,7 @@ def _carried(old: Shards, live: Shards) -> Shards:
     known = {span: piece for span, piece in zip(old.layout, old, strict=True)}
     return Shards(
         (
+            # by the whole span: of another shape it is another parameter, whatever its name
             known[span].to(piece.device, piece.dtype) if span in known else piece.clone()
             for span, piece in zip(live.layout, live, strict=True)
         ),
@@ -66,6 +67,7 @@ def remembered(algorithm: Algorithm) -> Callable[[], None]:
     copied: what they replace stays alive as long as this does."""
     parts: list[Any] = [*algorithm.regions, *algorithm.references]
     saved = [
+        # lists grow in place; all else is replaced, so the old one is still what it was
         (part, {k: list(v) if isinstance(v, list) else v for k, v in vars(part).items()})
         for part in parts
     ]

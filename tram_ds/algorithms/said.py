@@ -95,10 +95,12 @@ class Said:
         self.read()
         if algorithm.ascent is None or len(self.messages) == 2:
             return
+        # at step 0 theta_{-1} is theta_0, and d is 0 as it should be
         measured = isinstance(algorithm.radius, TrustRegion) and step > 0
         silent = report.distance == 0 if measured else torch.zeros_like(report.loss).bool()
         unmoved = (report.loss == report.perturbed_loss) & (report.radius != 0)
         flags = torch.stack([silent, unmoved])
+        # read at the next step: .tolist() here would wait for this one's passes
         self.pending = step, flags.to("cpu", non_blocking=True)
         if not flags.is_cuda:
             self.read()

@@ -62,6 +62,7 @@ def self_check(stepper: Stepper, batches: Sequence[Any], forward: Forward) -> No
         undo()
     if not abs(length - radius) <= TOLERANCE * radius:
         problems.append(f"|epsilon / T| is {length:.6g} where the radius is {radius:g}")
+    # every rank raises, or the others would wait in the first step's collectives
     if agreed(bool(problems)):
         found = "; ".join(problems) or "another rank failed"
         raise NumericError(f"self-check of {algorithm.name} failed on rank {engine.rank}: {found}")
@@ -71,6 +72,7 @@ def _radius(run: ForwardContext, algorithm: Algorithm, batches: Sequence[Any]) -
     """Of this batch; the same on every rank. Collective."""
     if not isinstance(algorithm.radius, TrustRegion):
         return algorithm.radius
+    # a penalty is no part of d, and its reference has not been prepared
     measured = replace(algorithm, penalty=None)
     algorithm.radius.reference.prepare(run, batches, None)
     first = run.engine.backward(batches, Losses(run, measured).first())
@@ -99,6 +101,7 @@ def _climb(
     )
     losses = Losses(run, plain)
     loss_at = partial(_loss_at, run, algorithm, losses, batches)
+    # compared bit for bit: same batch, masks and shapes, so only moved weights can change it
     still = engine.backward(batches, losses.first()).loss
     moved, length = loss_at(radius)
     if bool(moved != still):

@@ -49,6 +49,7 @@ class AlongMomentum:
             if engine.steps:  # an optimizer that does not show its state before its first step
                 refuse_without_first_moment(engine.weights.optimizer, set(moments))
             return Lazy(lambda theta: theta * 0.0, theta)
+        # minus: m points up the loss, and the coming step goes against it
         coefficient = -self.rho / (engine.norm(m) + TINY)
         return Lazy(lambda theta, m: m.wide() * coefficient, theta, m)
 
@@ -73,6 +74,7 @@ class RandomWeights:
             if span.name not in sizes or not span.length:
                 return torch.zeros_like(piece)
             n = math.prod(span.shape[1:])
+            # a piece may begin and end inside a row: first the rows that it touches, whole
             first, stop = span.start // n, -(-(span.start + span.length) // n)
             rows = sizes[span.name][first:stop].to(piece.dtype).repeat_interleave(n)
             size = rows[span.start - first * n :][: span.length]
@@ -107,6 +109,7 @@ def row_sizes(engine: Engine, theta: Shards) -> dict[str, Tensor]:
     theta. Collective where theta is sharded."""
     shapes = _matrices(engine)
     device = next((piece.device for piece in theta), engine.device)
+    # all rows on every rank, zeros where it has none: what ranks sum must be of one size
     squares = {
         name: torch.zeros(shape[0], dtype=torch.float64, device=device)
         for name, shape in shapes.items()
@@ -128,6 +131,8 @@ def _add_squares(into: Tensor, span: Span, flat: Tensor) -> None:
     n = math.prod(span.shape[1:])
     first, head = divmod(span.start, n)
     tail = -(head + span.length) % n
+    # zeros to whole rows: they add nothing to a sum of squares
     whole = F.pad(flat, (head, tail)) if head or tail else flat
+    # one kernel a piece in its own precision, what is added over pieces and ranks in float64
     rows = torch.linalg.vector_norm(whole.view(-1, n), dim=1).double().square()
     into[first : first + len(rows)] += rows

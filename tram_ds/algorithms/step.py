@@ -84,6 +84,7 @@ def train_step(
     climbed = passes(Losses(run, now, share), batches, probe)  # (2) to (6)
 
     # Before (7): afterwards theta_t is gone.
+    # after the passes, which predict from what advance() drops
     for region in algorithm.regions:  # theta_t becomes the next step's theta_{t-1}
         region.advance(engine, climbed.distance)
     # (7) theta_{t+1} = theta_t - lr g
@@ -120,14 +121,14 @@ def climb(losses: Losses, batches: Sequence[Any], probe: Probe | None = None) ->
 
     theta, g, f = engine.params(), engine.grads(), ascent.moments(engine)
     if row.fisher_pass:  # Algorithm 2: F from the squares of a gradient at x + z, by another pass
-        g = g.realise()
+        g = g.realise()  # the next backward overwrites what it is read from
         with run.aside():
             engine.backward(batches, losses.noised(row.fisher_pass), None, alone)
         f = engine.grads()
     # a linear rule's came with pass 1's own reduction
     norm = first.norm if ascent.linear else ascent.norm(theta, g, engine.norm, f)
     epsilon = ascent.epsilon(theta, g, radius, norm, f)  # (4) epsilon = d T^2 g / ||T g||
-    until_descent = o.accumulation == "global"
+    until_descent = o.accumulation == "global"  # micro: another pass 1 comes first, at theta_t
     # (5) theta_t + epsilon
     with run.aside(), engine.moved(to=theta + epsilon, until_descent=until_descent):
         if probe:
@@ -149,6 +150,7 @@ def shifted(losses: Losses, batches: Sequence[Any], probe: Probe | None = None) 
     engine, shift = run.engine, row.shift
     assert shift is not None
     epsilon = shift(engine, run.draws)
+    # its one pass is the descent's gradient: theta_t needs not come back before
     with engine.moved(to=engine.params() + epsilon, until_descent=True):
         only = engine.backward(batches, losses.first())
         if probe:  # it looks at a gradient, which is there now
@@ -168,17 +170,20 @@ def climb_per_micro_batch(
     engine, each, total = losses.run.engine, [], None
     for offset, batch in enumerate(batches):
         climbed = climb(losses.at(offset), [batch], probe)
+        # a sum again: micro-batches count unequal targets, and a mean of their means is not L's
         g = engine.grads() * climbed.targets
         each, total = [*each, climbed], g.realise() if total is None else total.copy_(total + g)
     targets = torch.stack([c.targets for c in each]).sum()
     counted = targets.clamp(min=1)
     assert total is not None
     mean = total * (1.0 / counted)
+    # the engine's own gradient is the last micro-batch's
     engine.put_gradient(mean)
     means = {
         name: sum((getattr(c, name) * c.targets for c in each), torch.zeros_like(targets)) / counted
         for name in ("loss", "distance", "radius", "perturbed_loss", "ascent_norm")
     }
+    # its own reduction: the norms of the parts do not add up to the norm of their mean
     return PassResults(**means, grad_norm=engine.norm(mean), targets=targets)
 
 
@@ -186,6 +191,7 @@ def distance_and_radius(row: Algorithm, engine: Engine, first: PassMeans) -> tup
     """d, and the trust region's scaled d or the constant rho (0 where nothing climbs). () float64
     each. Collective where the whole batch is compared at once (mmd)."""
     if not isinstance(row.radius, TrustRegion):
+        # a () tensor as d is: nothing behind this asks which of the two it was
         return first.distance, torch.full_like(first.distance, row.radius)
     d = row.radius.mean(engine, first)
     return d, row.radius.radius(d)

@@ -114,6 +114,7 @@ class Stepper:
         self.unfinished = True
         share = self.share(micro_batches, counts)
         run = self.bind(forward, micro_batches)
+        # before pass 1, which moves running statistics
         buffers = run.state.take()
         undo = references.remembered(self.algorithm) if self.recovers else None
         try:
@@ -148,6 +149,7 @@ class Stepper:
 
     def bind(self, forward: UserForward, batches: Sequence[Any]) -> ForwardContext:
         """The forward pass of the next step; a user's plain tuple becomes an Output."""
+        # every rank has as many, so this is its first one's place in the global batch
         draws = StepRandomness(self.seed, self.steps, self.engine.rank * len(batches))
         if isinstance(forward, Chunked):
             return ForwardContext.over(self.engine, forward, draws)
@@ -164,6 +166,7 @@ class Stepper:
         if penalty is None or counts is None:
             return None
         local = (
+            # summed on the host and sent once
             torch.tensor([counts(b) for b in batches], dtype=torch.float64)
             .sum(0)
             .to(self.engine.device)
@@ -204,6 +207,7 @@ class Stepper:
         """
         self.engine.load(state.params, state.moments, state.base_steps, state.extras)
         for reference in self.algorithm.references:
+            # step 0 has nothing to continue: the references start from the weights of now
             names = reference.names() if state.step else ()
             reference.load({name: state.references[name] for name in names})
         if isinstance(self.algorithm.radius, TrustRegion):

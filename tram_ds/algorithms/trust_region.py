@@ -56,6 +56,7 @@ class TrustRegion:
         """d, () float64: the mean of pass 1, or the gathered batch's. Collective where gathered."""
         if not self.gathered:
             return means.distance
+        # reference first, on every rank: each of the two gathers must meet its own
         reference, current = (
             gather_rows(engine, torch.cat(side)) for side in zip(*self._rows, strict=True)
         )
@@ -67,6 +68,7 @@ class TrustRegion:
         zero, NaN stays NaN."""
         low = 0.0 if self.minimum is None else self.minimum
         d = d.detach()
+        # on the device: comparing d with 0 in Python would wait for pass 1
         return self.rule.radius(d, self._seen(d)).clamp(min=low, max=self.maximum)
 
     def advance(self, engine: Engine, d: Tensor) -> None:
@@ -82,6 +84,7 @@ class TrustRegion:
 def gather_rows(engine: Engine, x: Tensor) -> Tensor:
     """(N, C) of every rank, concatenated in rank order on every rank; ranks may hold different N.
     Host-synchronising."""
+    # float64: whole up to 2**53, and a type that data_sum reduces anyway
     sizes = torch.zeros(engine.world_size, dtype=torch.float64, device=engine.device)
     sizes[engine.rank] = len(x)
     counts = [int(n) for n in engine.data_sum(sizes).tolist()]

@@ -60,6 +60,7 @@ def over(model: Any, optimizer: Any, clip_norm: float | None, schedule: Schedule
     ValueError names what cannot be trained right, and the way out.
     """
     inner = replicas.uncompiled(model)
+    # by the module's name: importing deepspeed to ask takes seconds, and it may not be there
     if any(kind.__module__.split(".")[0] == "deepspeed" for kind in type(inner).__mro__):
         from tram_ds.engines import zero
 
@@ -70,6 +71,7 @@ def over(model: Any, optimizer: Any, clip_norm: float | None, schedule: Schedule
         raise ValueError(
             f"cannot wrap a {type(model).__name__}: pass a DeepSpeed engine or an nn.Module"
         )
+    # not `inner`: DDP or FSDP2 may stand inside or outside what torch.compile wraps
     parts = list(model.modules())
     if any(isinstance(m, FullyShardedDataParallel) for m in parts):
         raise ValueError(
@@ -91,6 +93,7 @@ def over(model: Any, optimizer: Any, clip_norm: float | None, schedule: Schedule
 
 
 def _refuse_second_optimizer(engine: Any, optimizer: Any) -> None:
+    # the bare torch optimizer inside DeepSpeed's wrapper is the one that it was built with
     if optimizer is not getattr(engine.optimizer, "optimizer", None):
         raise ValueError(
             "a DeepSpeed engine brings its own optimizer, and another one was given: leave "

@@ -20,6 +20,7 @@ def digest(x: Shards | Lazy) -> Tensor:
             # Bits, not values: a NaN equals itself here, and -0.0 is not 0.0.
             for some in piece.detach().reshape(-1).view(BITS[piece.element_size()]).split(1 << 19):
                 bits = some.long()
+                # of places too, or two elements that are swapped would leave the sum as it was
                 places = torch.arange(first, first + len(some), device=some.device)
                 first += len(some)
                 mixed = (bits + places) * ODD  # wraps; the shift lets high bits reach low ones

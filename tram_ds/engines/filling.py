@@ -20,6 +20,7 @@ def materialise(module: nn.Module, make: Callable[[nn.Parameter], Tensor]) -> li
     """Gives every meta parameter of `module` the memory that `make` allocates; ties are kept.
     Returns their names."""
     meta = {name: p for name, p in module.named_parameters() if p.is_meta}
+    # by id: a tied parameter is listed once, and becomes one again wherever it stands
     made = {id(p): nn.Parameter(make(p), p.requires_grad) for p in meta.values()}
     for part in module.modules():
         for name, p in part._parameters.items():

@@ -64,6 +64,7 @@ class FSDP2:
         spans = tuple(
             replace(_span(name, p), kind=kinds.get(name, "")) for p, name in names.items()
         )
+        # flat views of FSDP2's own memory, which is what an all-gather reads
         self.torch = TorchWeights(optimizer, names, spans, lambda t: local(t).view(-1))
         layout.refuse_optimizer_of_others(self.torch.held(), names)
         self._signature, self._state_seen = layout.signature(self.module, optimizer), False
@@ -83,9 +84,11 @@ class FSDP2:
         self.writes = self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
         self.dtype = _working_dtype(self._units)
         if self.mesh.ndim > 1:
+            # over the replicas alone: ranks of one shard group hold different pieces
             replicas.refuse_unlike(self.masters(), self.mesh.get_group(0), self.device)
 
     def _reshard(self) -> None:
+        # each by itself: FSDP2's reshard() does not go down into other units
         for unit in self._units:
             unit.reshard()
 
@@ -106,6 +109,7 @@ class FSDP2:
         return self.torch.gradient()
 
     def working(self) -> Lazy:
+        # computed, not read: the gathered cast is gone when a module is resharded
         return Lazy(lambda x: x.rounded(self.dtype), self.masters())
 
     def put(self, gradient: Shards | Lazy) -> None:
@@ -129,6 +133,8 @@ class FSDP2:
         self.torch.clear()
         if not self._every:
             # of a pass that raised before its last micro-batch
+            # FSDP2 adds a micro-batch's to what it holds unreduced, and neither zero_grad() nor its
+            # reset_iter_state() (torch 2.13) drops that
             for p in (p for unit in self._units for p in _unit_parameters(unit)):
                 p.unsharded_accumulated_grad = None
                 if hasattr(p, "_unsharded_param"):  # only once it has been gathered
@@ -137,6 +143,7 @@ class FSDP2:
     def ahead(self, last: bool, local_only: bool) -> None:
         if not self._every:
             for unit in self._units:
+                # read in FSDP2's post-backward; _units has every unit, so none need recurse
                 unit.set_requires_gradient_sync(last, recurse=False)
 
     def backward(self, loss: Tensor) -> None:
@@ -211,9 +218,11 @@ def _span(name: str, parameter: nn.Parameter) -> Span:
         raise ValueError(
             f"parameter {name} is placed {p.placements}: only sharding of dimension 0 is supported"
         )
+    # p.shape of a DTensor is the whole parameter's, the same on every rank
     rows, per_row = p.shape[0] if p.dim() else 1, p.numel() // max(p.shape[0] if p.dim() else 1, 1)
     mesh = p.device_mesh
     chunk = -(-rows // mesh.size(mesh.ndim - 1))
+    # torch.chunk's rule, which FSDP2 cuts by: a rank past the end has an empty piece at it
     start = min(mesh.get_local_rank(mesh.ndim - 1) * chunk, rows)
     return Span(name, start * per_row, local(p).numel(), tuple(p.shape))
 
@@ -239,13 +248,16 @@ def _fill(model: nn.Module, fill: Fill, device: torch.device | str) -> None:
 def build(model: nn.Module, settings: Any) -> Engine:
     """See tram_ds.engines.build: shards block by block from the CPU, so a GPU never holds the whole
     model; from meta where `settings.fill` reads the values, so that the host never does."""
+    # reduce_every_micro_batch is ours, and no keyword of shard()
     config = dict(settings.config)
     every = config.pop("reduce_every_micro_batch", True)
     sharded = shard(model, dtype=settings.dtype, device_type=settings.job.device.type, **config)
     assert isinstance(sharded, nn.Module)
     if settings.fill is not None:
+        # offloaded shards are the CPU's; FSDP2 pins what it finds there in its first forward
         device = "cpu" if settings.config.get("offload") else settings.job.device
         _fill(sharded, settings.fill, device)
+    # last: fully_shard and _fill each put other Parameters in the place of those before
     optimizer = settings.optimizer(sharded)
     return over(
         sharded,

@@ -47,9 +47,11 @@ def shard(
     pinned = device_type == "cuda"  # pinning needs an accelerator
     options: dict[str, Any] = {
         "mesh": _mesh(device_type, world, shard_size or world),
+        # reduced in fp32: in bf16 every rank's addition would round the gradient once more
         "mp_policy": MixedPrecisionPolicy(dtype, torch.float32) if half else MixedPrecisionPolicy(),
         "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
     }
+    # inner units before the root: fully_shard leaves out what another unit has already
     for part in [*layout.transformer_blocks(model), *layout.vocabulary_units(model)]:
         fully_shard(part, reshard_after_forward=reshard_after_forward, **options)
     # The root is resharded explicitly: FSDP2's default leaves it gathered, and stale after the
@@ -61,6 +63,7 @@ def _mesh(device_type: str, world: int, shard_size: int) -> DeviceMesh:
     """2-D only where there is something to replicate."""
     if shard_size == world:
         return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
+    # in this order: of a 2-D mesh fully_shard replicates over dimension 0, shards over 1
     names = ("replicate", "shard")
     return init_device_mesh(device_type, (world // shard_size, shard_size), mesh_dim_names=names)
 

@@ -28,6 +28,7 @@ def parameter_names(module: nn.Module) -> dict[nn.Parameter, str]:
 def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Names of parameter_names() -> unsharded shapes, the same on every rank."""
     names = parameter_names(module)
+    # ZeRO stage 3 leaves a parameter in shape (0,) between its passes; a DTensor's is whole
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in names.items()}
 
 
@@ -45,6 +46,7 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
 def vocabulary_units(model: nn.Module) -> list[nn.Module]:
     """The input embedding and the output head of a Hugging Face model, each where no other module
     has its parameters: what a vocabulary is in, to be gathered apart from the rest."""
+    # with duplicates, or a tied weight would show one owner alone
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     return [
         part
@@ -84,6 +86,7 @@ def kinds_of(module: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, part in module.named_modules():
         for own, p in part.named_parameters(prefix=name, recurse=False):
+            # by name: transformers' LlamaRMSNorm and its like share no class but nn.Module
             if "Norm" in type(part).__name__:
                 found[own] = "norm"
             elif "Embedding" in type(part).__name__:
@@ -96,6 +99,7 @@ def kinds_of(module: nn.Module) -> dict[str, str]:
 def signature(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
     """Equal as long as theta is the same tensors and the optimizer holds the same: what a step
     compares to see a layer unfrozen, a head replaced, an adapter switched."""
+    # by id, and by what p.data = ... or module.to() changes under the same id
     theta = [
         (name, id(p), p.dtype, p.device, p.shape, p.stride())
         for name, p in module.named_parameters()
@@ -174,7 +178,7 @@ def dense(tensor: Tensor) -> bool:
         return True
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
+        if size > 1:  # a dimension of one element may have any stride
             if stride != expected:
                 return False
             expected *= size
@@ -204,6 +208,7 @@ def refuse_optimizer_of_others(
             "parameters are missing): freeze them (requires_grad_(False)), or give them to it "
             "(optimizer.add_param_group, with lr=0.0 to climb by them and never descend)"
         )
+    # a frozen one does no harm: it gets no gradient, and torch's optimizers pass it over
     others = [p for p in groups if id(p) not in mine | before and getattr(p, "requires_grad", True)]
     if others:
         raise ValueError(

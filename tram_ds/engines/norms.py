@@ -29,6 +29,7 @@ def squared_norm(
 
 def wide(shards: Shards) -> Shards | Lazy:
     """fp32, part by part where the pieces are not."""
+    # as they are: square_sum then takes all pieces in one kernel, and not part by part
     if all(t.dtype in (torch.float32, torch.float64) for t in shards):
         return shards
     return Lazy(Shards.wide, shards)

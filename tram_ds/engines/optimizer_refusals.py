@@ -80,7 +80,9 @@ def _shown(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
     kind = type(optimizer)
     if not kind.__module__.startswith(("torch.optim.", "transformers.")):
         return None
+    # torch's AdamW has decoupled_weight_decay among its defaults, and does not take it
     wanted = inspect.signature(kind.__init__).parameters
+    # a matrix: what keeps row and column sums keeps them of these alone
     parameter = torch.zeros(2, 2, requires_grad=True)
     parameter.grad = torch.ones_like(parameter)
     try:

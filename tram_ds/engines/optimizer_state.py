@@ -40,6 +40,7 @@ class Extras:
 def optimizer_steps(optimizer: torch.optim.Optimizer) -> int:
     """How many steps a torch optimizer has taken, from its own state; 0 before the first."""
     counts = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
+    # max: one that some passes did not reach has counted fewer
     return int(max(counts, default=0.0))
 
 
@@ -52,6 +53,7 @@ def moment_keys(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) 
     found: dict[str, bool] = {}
     for p in parameters:
         for key, value in optimizer.state.get(p, {}).items():
+            # by name: of a () parameter the count has the shape of a moment
             if isinstance(value, Tensor) and key != "step":
                 found[key] = found.get(key, True) and value.shape == p.shape
     return [key for key, always in found.items() if always]
@@ -73,6 +75,7 @@ def _moment(value: Any, parameter: Tensor) -> Tensor:
 
 def named_extras(optimizer: torch.optim.Optimizer, names: Mapping[Any, str], steps: int) -> Extras:
     """What is no moment. names: of the parameters under which the optimizer files its state."""
+    # told over all parameters: a key that is a moment of some and not of others is none
     moments = set(moment_keys(optimizer, list(names)))
     numbers: dict[str, dict[str, Number]] = {}
     others: dict[str, Tensor] = {}
@@ -121,6 +124,7 @@ def load_state(
         for key, shards in moments.items():
             whole = state[key]
             local = whole.to_local() if isinstance(whole, DTensor) else whole
+            # cast as well: a checkpoint's fp32 into whatever the optimizer keeps
             local.copy_(shards[index].view(local.shape))
         if "exp_avg" in state:
             state["step"] = step_count(optimizer, steps, parameter.device)
@@ -171,6 +175,7 @@ def step_count(optimizer: torch.optim.Optimizer, steps: int, device: torch.devic
 def moment_names(optimizer: torch.optim.Optimizer) -> set[str] | None:
     """What an optimizer that we know keeps per parameter, before it has; None for others."""
     group, name = optimizer.param_groups[0], type(optimizer).__name__
+    # by name: DeepSpeed's and torch's share no class, and neither is imported for it
     if name in ("Adam", "AdamW", "NAdam", "RAdam", "FusedAdam", "DeepSpeedCPUAdam"):
         return {"exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group.get("amsgrad") else [])}
     if name == "SGD":

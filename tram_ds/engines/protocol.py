@@ -61,6 +61,7 @@ class Engine:
         self.steps = optimizer_steps(weights.optimizer)  # base-optimizer steps taken
         # inside moved(): the working copy is not theta_t, and nothing may be saved or loaded
         self.perturbed = False
+        # what the engine's gradient, a sum, is divided by: 1 where it is a mean already
         self.targets = torch.ones((), dtype=torch.float64, device=self.device)
         self._theta: Shards | None = None
         self._reading: Reading | None = None
@@ -143,6 +144,7 @@ class Engine:
         """() float64: global 2-norm, every parameter element counted once in the job.
         Collective."""
         # float64: the squares of billions of elements, added up in fp32, lose their last digits
+        # to the device: offloaded shards sum on the CPU, and an NCCL group takes no tensor of it
         total = x.square_sum(self.device).to(self.device)
         if self.shard_group is not None:
             dist.all_reduce(total, group=self.shard_group)
@@ -166,11 +168,13 @@ class Engine:
         """
         theta, self.perturbed = self.params(), True
         if self._reading is not None and not self.weights.separate:
+            # the writer's thread reads the masters, which the move is about to overwrite
             self._reading.keep(theta)
         self._write(to)
         del to  # it may hold the gradient it was computed from
         try:
             yield
+        # not Exception alone: a signal's must not leave theta + epsilon in the weights either
         except BaseException:
             self._restore(theta)
             raise
@@ -257,13 +261,14 @@ class Engine:
             if self.clip_norm is not None:
                 # 1e-6 as in torch.nn.utils.clip_grad_norm_
                 factor = factor * (self.clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
-            gradient.scale_(factor)
+            gradient.scale_(factor)  # in place: the optimizer reads this memory
             if pull is not None and share:
                 # the masters are theta_t here: a move is undone, or was of the working copy alone
                 pull.apply(self.weights.masters(), share)
             self.weights.step()  # has published theta_{t+1} over theta_t + epsilon
             self.steps += 1
         elif self.perturbed:
+            # no step overwrites what moved() left there for the descent
             self.weights.restore(self.params())
         self.clear()
         self._theta, self.perturbed = None, False

@@ -36,4 +36,5 @@ class Pull:
 
     def apply(self, theta: Shards, share: float) -> None:
         """In place, part by part; where theta is `to` already, it stays bit for bit."""
+        # lerp: x + share (to - x) is x itself where to is x, which (1 - share) x + share to is not
         theta.copy_(Lazy(lambda x, to: x.lerp(to, share), theta, self.to))

@@ -27,6 +27,7 @@ class Reading:
         CPU."""
         with self._lock:
             assert self._theta is not None, "read before close()"
+            # copy: of a tensor on the CPU .to() is the same memory, which the next move overwrites
             return self._theta[index].reshape(-1)[start:stop].to("cpu", copy=True)
 
     def keep(self, theta: Shards) -> None:
@@ -38,6 +39,7 @@ class Reading:
     def close(self) -> None:
         """Nothing is read any more."""
         with self._lock:
+            # frees a snapshot that nobody else holds any more
             self._theta = None
         self._closed.set()
 

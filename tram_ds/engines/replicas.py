@@ -63,6 +63,7 @@ class Drift:
         self._compared = True
         # a row for each shard of the weights: under hybrid sharding a few ranks hold each alike
         shards = weights.world_size // count
+        # rows apart, zeros in those of others: the sum over all ranks is each shard's own
         mine = torch.zeros(shards, 2, dtype=torch.float64, device=weights.device)
         own = 0 if weights.shard_group is None else dist.get_rank(weights.shard_group)
         mine[own] = sample(weights.masters(), turn)
@@ -73,6 +74,7 @@ class Drift:
 
 def _digest(piece: Tensor) -> Tensor:
     """() int64 of the bits of `piece`: equal bits, equal digest. No host synchronisation."""
+    # whole numbers: unlike a sum of floats, theirs is the same in any order, and may wrap
     bits = torch.int64 if piece.element_size() == 8 else torch.int32
     return piece.detach().contiguous().view(-1).view(bits).sum(dtype=torch.int64)
 
@@ -97,9 +99,11 @@ def alike(sums: Tensor, count: int) -> Tensor:
 def refuse_unlike(theta: Shards, group: Any | None, device: torch.device) -> None:
     """ValueError, on every rank alike, where the ranks of `group` do not hold the same theta.
     Collective: one all-reduce of two numbers."""
+    # weighed by place, or two pieces that are swapped would add up alike
     digests = [_digest(piece) * (index + 1) for index, piece in enumerate(theta)]
     mine = torch.stack(digests).sum() if digests else torch.zeros((), dtype=torch.int64)
     both = torch.stack([mine, -mine]).to(device)
+    # max(x) - min(x) in one reduction: 0 only where every rank has the same
     dist.all_reduce(both, op=dist.ReduceOp.MAX, group=group)
     if int(both.sum()):
         raise ValueError(
@@ -112,6 +116,7 @@ def uncompiled(model: Any) -> Any:
     """The module inside torch.compile's wrapper, or `model` itself."""
     if not isinstance(model, nn.Module):
         return model
+    # not getattr: DeepSpeedEngine's __getattr__ answers for the module inside it
     return vars(model).get("_modules", {}).get("_orig_mod", model)
 
 

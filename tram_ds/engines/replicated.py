@@ -75,6 +75,7 @@ class Replicated:
             for p, name in names.items()
         )
         self.torch = TorchWeights(self.optimizer, names, spans, lambda t: t)
+        # all that ever trained: an optimizer that still holds a head since replaced is no mistake
         self._known = list({id(p): p for p in (*known, *names)}.values())
         self._signature = layout.signature(self.module, self.optimizer)
 
@@ -87,18 +88,21 @@ class Replicated:
                 "them, which does not reduce the new ones: build it, and wrap(), anew"
             )
         self._adopt(self._known)
-        self.device = next(iter(self.torch.names)).device
+        self.device = next(iter(self.torch.names)).device  # it may have been moved as well
         return True
 
     def masters(self) -> Shards:
         return self.torch.masters()
 
     def working(self) -> Lazy:
+        # computed: autocast's casts live no longer than a forward pass
         return Lazy(lambda x: x.rounded(self.dtype), self.masters())
 
     def gradient(self) -> Shards:
         found = self.torch.gradient()
         waits = any(not (m.find_unused_parameters or m.static_graph) for m in self.ddp)
+        # a bucket with such a parameter is never reduced, and DDP says so only in its next forward,
+        # when every rank has stepped by its own gradient
         if self.torch.absent and self._reduced and waits:
             first = next(n for p, n in self.torch.names.items() if p in self.torch.absent)
             raise ValueError(
@@ -177,10 +181,12 @@ def build(model: nn.Module, settings: Any) -> Engine:
     process."""
     job = settings.job
     if settings.fill is not None:
+        # fp32 under bf16 too: these are the masters, and autocast casts them
         filling.fill_whole(model, settings.fill, job.device, torch.float32)
     model = model.to(job.device)
     wrapped: nn.Module = model
     if job.world_size > 1:
+        # DDP refuses device_ids for a module on the CPU
         ids = [job.device.index] if job.device.type == "cuda" else None
         # Buffers of a transformer never change; broadcasting them would rewrite tensors that a live
         # graph still needs. Gradients as views of DDP's buckets: no second copy of them.

@@ -71,6 +71,7 @@ class Shards(Sequence[Tensor]):
         norm stay fp32."""
         if not isinstance(value, Tensor) or not self.tensors:
             return value
+        # to the device: offloaded shards are on the CPU, where torch takes no () tensor of the GPU
         return value.detach().to(device=self.tensors[0].device, dtype=self.tensors[0].dtype)
 
     # NotImplemented sends Python to the Lazy on the right, so that Shards + Lazy stays lazy.
@@ -170,6 +171,7 @@ class Shards(Sequence[Tensor]):
         """Overwrites in place, casting where the dtypes differ."""
         with torch.no_grad():
             if isinstance(other, Lazy):
+                # by this side's cuts: the parts of `other` are computed as they are written
                 for cut in self.cuts():
                     torch._foreach_copy_(self.part(cut).tensors, other.part(cut).tensors)
             elif self.tensors:
@@ -178,6 +180,7 @@ class Shards(Sequence[Tensor]):
 
     def dot(self, other: Shards | Lazy) -> Tensor:
         """() float64: the inner product of this rank's pieces."""
+        # float64: terms of both signs cancel, which in a sum of squares they never do
         return total(
             lambda a, b: torch.stack(
                 [x.double() @ y.double() for x, y in zip(a, b, strict=True)]
@@ -189,6 +192,7 @@ class Shards(Sequence[Tensor]):
     def square_sum(self, device: torch.device | str = "cpu") -> Tensor:
         """() float64 on the shards' device: the sum of squares of this rank's pieces; sums of
         squares add up over ranks."""
+        # a rank that owns nothing still owes the all-reduce a 0, on the device of the others'
         pieces = [tensor for tensor in self.tensors if tensor.numel()]
         if not pieces:
             return torch.zeros((), dtype=torch.float64, device=device)
@@ -210,6 +214,7 @@ class Lazy:
 
     def __init__(self, rule: Callable[..., Shards], *sources: Shards | Lazy):
         self.rule, self.sources = rule, sources
+        # the first source's cuts are everyone's: all sources have one layout
         self.like: Shards = sources[0].like if isinstance(sources[0], Lazy) else sources[0]
         self.layout = self.like.layout
 
@@ -266,6 +271,7 @@ def total(
     f: Callable[..., Tensor], *sources: Shards | Lazy, device: torch.device | str = "cpu"
 ) -> Tensor:
     """() float64: the sum over all parts of f(*parts)."""
+    # () tensors, stacked at the end: no part waits for the device
     found = [f(*(source.part(cut) for source in sources)).double() for cut in sources[0].cuts()]
     return (
         torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64, device=device)
@@ -278,4 +284,5 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _flat(tensor: Tensor) -> Tensor:
     """A view in memory order: a parameter, its gradient and its copies share one."""
+    # dense, but not contiguous: channels-last weights, of which view(-1) would refuse a view
     return tensor.view(-1) if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))

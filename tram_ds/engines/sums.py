@@ -40,6 +40,8 @@ class PassMeans:
     def of(sums: Tensor) -> PassMeans:
         """From the sums of all micro-batches and the squared norm of the summed gradient, (5,),
         over all ranks."""
+        # the norm is divided as well: it was measured on the sum's gradient, of which the mean's is
+        # a multiple, and so is what a linear rule makes of it
         loss, targets, distance, positions, squares = sums.unbind()
         counted = divisor(targets)
         return PassMeans(

@@ -37,6 +37,7 @@ class TorchWeights:
     reached: set[nn.Parameter] = field(default_factory=set)
 
     def masters(self) -> Shards:
+        # viewed anew: FSDP2's first forward may pad or pin a shard, in other memory
         return Shards((self.view(p.detach()) for p in self.names), self.layout)
 
     def gradient(self) -> Shards:
@@ -44,10 +45,12 @@ class TorchWeights:
         for p in self.names:
             if p.grad is None:
                 self.absent.add(p)
+                # so that every piece has a gradient to be measured and scaled; step() takes it away
                 p.grad = torch.zeros_like(p)
                 continue
             if p not in self.absent:
                 self.reached.add(p)
+            # autograd may lay it out in another order, or sparse (nn.Embedding(sparse=True))
             if not isinstance(p.grad, DTensor) and _unlike(p.grad, p):
                 p.grad = _placed(p.grad, p)
         return Shards(

@@ -46,6 +46,7 @@ def over(
     # DeepSpeed would clip by the norm of a gradient that is still a sum over targets.
     engine._config.gradient_clipping = 0.0
     if hasattr(engine.optimizer, "clip_grad"):
+        # ZeRO's wrappers clip by a copy of the config's value, taken when they were built
         engine.optimizer.clip_grad = 0.0  # clipped once, by descend, over the true norm
     return Engine(weights, clip_norm=clip_norm, schedule=schedule)
 
@@ -58,6 +59,7 @@ def _storage(engine: Any) -> Storage:
         return Partitioned(optimizer, all_gather_dp_groups)
     if isinstance(optimizer, BF16_Optimizer):
         return Bf16Partitioned(optimizer, all_gather_dp_groups)
+    # only now: stage 3's optimizer has groups of that name too
     if hasattr(optimizer, "fp16_groups"):
         # Its constructor took an optimizer step with zero gradients: undo what that left in the
         # moments and the masters.
@@ -103,6 +105,7 @@ def build(model: nn.Module, settings: Any) -> Engine:
     config = {
         **settings.config,
         "train_micro_batch_size_per_gpu": settings.micro_batch,
+        # what DeepSpeed divides every loss by, which Zero.backward undoes
         "gradient_accumulation_steps": settings.accumulation,
         "gradient_clipping": 0.0,  # DeepSpeed's default is 1.0
         "bf16": {"enabled": settings.dtype == torch.bfloat16},
@@ -118,6 +121,7 @@ def build(model: nn.Module, settings: Any) -> Engine:
         # a GPU several times as long as the block itself. It dies where a block is run twice
         # before its backward pass, and where some of a block is frozen.
         set_z3_leaf_modules(model, [type(blocks[0])])
+    # before initialize, which casts the model
     fill = settings.fill or _kept(model)
     if settings.fill is not None and stage == 3:
         _partition(model, config, settings.fill, settings.dtype)
@@ -161,6 +165,7 @@ def _partition(model: nn.Module, config: dict[str, Any], fill: Fill, dtype: torc
             torch.empty(shapes[name], dtype=dtype) if name in meta else parameter.data.to(dtype)
         )
         if first is None:
+            # zero.Init partitions at once all that a module has: one parameter, so one in memory
             alone, first = nn.Module(), parameter
             alone.register_parameter("parameter", parameter)
             deepspeed.zero.Init(module=alone, config_dict_or_path=config)

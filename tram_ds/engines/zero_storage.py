@@ -112,10 +112,12 @@ class Partitioned:
         groups = zip(
             self.o.parallel_partitioned_bit16_groups, self.o.real_dp_process_group, strict=True
         )
+        # a view of the flat memory that the model's parameters are views of
         return [parts[dist.get_rank(group)].detach() for parts, group in groups]
 
     def gradient(self) -> list[list[Tensor]]:
         if self.o.cpu_offload:
+            # the last copies to the host may be under way: DeepSpeed itself waits in its step
             self.o._wait_for_offload_copies()
             return [[m.grad] for m in self.o.single_partition_of_fp32_groups]
         return [self._pieces(i) for i in range(len(self.o.bit16_groups))]
@@ -145,12 +147,14 @@ class Partitioned:
         # it numbers the micro-batches of an accumulation; the first of the next pass has to be 0
         o.micro_step_id = -1
         o.zero_grad(set_to_none=True)
+        # first: it finds the buffers by the entries that are dropped below
         o._release_preflattened_grad_buffers()
         if o.cpu_offload:
             o.reset_cpu_buffers()
             o._offload_accumulated_param_ids = set()
         for k in list(o.averaged_gradients):
             o.averaged_gradients[k] = None
+        # of a pass that stopped short of its boundary: the next one's would be added to these
         for k in list(o.all_grad_tensors):
             o.all_grad_tensors[k] = None
 
@@ -164,6 +168,7 @@ class Partitioned:
         )
 
     def restore(self) -> None:
+        # masters cast and gathered, as the end of DeepSpeed's own step does it: so bit for bit
         self.o.update_lp_params()
 
 
@@ -207,6 +212,7 @@ class Bf16Partitioned:
         return states
 
     def clear(self) -> None:
+        # the fp32 sums too, and which parameters have any
         self.o.zero_grad()
 
     @torch.no_grad()  # its flat weights are made of parameters, with a history
@@ -230,7 +236,7 @@ def _mapped(groups: Sequence[Sequence[Any]]) -> list[Fragment]:
     for index, group in enumerate(groups):
         for p in group:
             mapping = getattr(p, "_hp_mapping", None)
-            if mapping is not None:
+            if mapping is not None:  # None: none of it is in this rank's partition
                 low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
                 found.append(Fragment(p, index, high.start, low.start, low.numel))
     return found

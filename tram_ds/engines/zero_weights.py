@@ -34,12 +34,14 @@ class Zero:
         names = self._names = _names(self.module)
         layout.refuse_optimizer_of_others(self.storage.parameters(), names)
         kinds = layout.kinds_of(self.module)
+        # after the refusal: a fragment of a parameter that has no name would be a KeyError
         self.layout = tuple(_span(f, names[f.parameter], kinds) for f in self.fragments)
         self._signature, self._state_seen = _signature(self.module), False
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.shard_group = self.storage.group
         self.writes = self.shard_group is not None or self.rank == 0
+        # stage 0 alone holds everything on every rank
         self.replicas = 1 if self.shard_group is not None else self.world_size
         self.dtype = self.storage.working()[0].dtype
         if self.replicas > 1:
@@ -134,6 +136,7 @@ class Zero:
         self._view(self.storage.masters()).copy_(params)
         counts = [*extras.numbers.get("step", {}).values()]
         for key in self.storage.state_keys():
+            # zeros: a flat key has padding that no view below reaches, and the optimizer steps it
             state: dict[str, Any] = {name: torch.zeros_like(key.detach()) for name in moments}
             if "exp_avg" in state:  # a count each: a shared tensor would count every sub-group
                 state["step"] = optimizer_state.step_count(self.optimizer, steps, key.device)
@@ -182,6 +185,8 @@ def partition_of(name: str, p: Any) -> tuple[Span, Tensor] | None:
     """This rank's part of a stage-3 parameter, padding left out; None for one that is whole."""
     if not hasattr(p, "ds_tensor"):
         return None
+    # equal pieces, the last ones padded; by the job's rank, since what partitions over fewer
+    # ranks (MiCS, a second copy) is refused
     each = p.ds_tensor.numel()
     start = min(dist.get_rank() * each, p.ds_numel)
     length = min(each, p.ds_numel - start)

@@ -40,6 +40,7 @@ class Stage3:
             optimizer.fp16_partitioned_groups_flat,
             strict=True,
         )
+        # fp32 may share one memory: then a move needs a copy of theta to come back to
         self.separate = all(m.data_ptr() != w.data_ptr() for m, w in pairs)
         for tensors in (self.masters(), self.working()):
             self._zero_padding(tensors)
@@ -64,6 +65,8 @@ class Stage3:
     def gradient(self) -> list[list[Tensor]]:
         if self.o.offload_optimizer:
             return [[m.grad] for m in self.o.fp32_partitioned_groups_flat]
+        # DeepSpeed pads what it reduce-scatters with torch.empty, in every pass: the step would
+        # take that into the masters' padding
         for group, paddings in enumerate(self.o.groups_padding):
             for piece, padding in zip(self.o.averaged_gradients[group], paddings, strict=True):
                 if padding:
@@ -78,6 +81,7 @@ class Stage3:
                 size = p.partition_numel()
                 start = size * self.o._get_param_partition_rank(p)
                 length = max(0, min(size, p.ds_numel - start))
+                # a rank past the end keeps its empty piece: all ranks have one layout of names
                 found.append(Fragment(p, index, offset, min(start, p.ds_numel), length))
                 offset += size
         return found
@@ -95,7 +99,9 @@ class Stage3:
         o = self.o
         o.micro_step_id = 0
         o.zero_grad(set_to_none=True)
+        # DeepSpeed's step forgets them, and pass 1 ends without one
         o._offload_boundary_param_ids = set()
+        # or the next forward would count on from this pass, and its first backward add to it
         o._epilogue_ran_this_backward = False
         if o.offload_optimizer:
             o.reset_cpu_buffers()
@@ -103,6 +109,7 @@ class Stage3:
                 if m.grad is not None:
                     m.grad.zero_()
         else:
+            # a new dict here, as its own overflow path has it: stage 3 keeps no other hold of it
             o.averaged_gradients = {}
         # a parameter unused in the next pass would keep this pass's gradient
         o.grad_partitions_flat_buffer.zero_()
@@ -120,6 +127,7 @@ class Stage3:
             torch.cuda.current_stream(working.device).synchronize()
         persistent = self.o.persistent_parameters
         if len(persistent):
+            # all at once, as the end of DeepSpeed's own step gathers them, and not module by module
             persistent[0].all_gather(persistent)
 
     def restore(self) -> None:
@@ -153,6 +161,7 @@ class Whole:
 
     def gradient(self) -> list[list[Tensor]]:
         for _, p in self.pairs:
+            # as DeepSpeed's own all-reduce fills them in, so that ranks reduce the same sizes
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         return [[p.grad] for _, p in self.pairs if p.grad is not None]
 
@@ -185,6 +194,7 @@ class Whole:
         pass
 
     def restore(self) -> None:
+        # every rank has all masters: a cast is all, and no rank waits
         for w, m in zip(self.working(), self.masters(), strict=True):
             w.copy_(m)
 
