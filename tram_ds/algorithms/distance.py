@@ -86,6 +86,7 @@ def mmd(reference: Tensor, current: Tensor, *, kernel: str = "imq2") -> Tensor:
     global` gathers the whole batch first.
     """
     rows = torch.cat([reference, current])
+    # by differences: |x|^2 + |y|^2 - 2 x y would cancel where two rows are near
     squares = (rows[:, None, :] - rows[None, :, :]).square().sum(-1)
     gram = sum((_KERNELS[kernel](squares, b) for b in _SCALES), torch.zeros_like(squares))
     sign = torch.cat([rows.new_ones(len(reference)), -rows.new_ones(len(current))])

@@ -53,6 +53,7 @@ class Relative:
         return _relative(self.rho, d, self.after(d, seen))
 
     def after(self, d: Tensor, seen: Tensor) -> Tensor:
+        # both decay alike, so their quotient is a mean from the first step on
         return _counted(d, seen, DECAY * seen + (1 - DECAY) * _once(d))
 
 

@@ -60,6 +60,7 @@ class TrustRegion:
         reference, current = (
             gather_rows(engine, torch.cat(side)) for side in zip(*self._rows, strict=True)
         )
+        # the whole batch's logits of this rank, twice: gone before pass 2
         self._rows = []
         return (self.distance(reference, current) / len(current)).double()
 

@@ -115,6 +115,7 @@ def load_state(
     parameter."""
     counted = extras.numbers.get("step")
     for index, (parameter, name) in enumerate(names.items()):
+        # it had none then: with one of zeros its bias correction would not start at its first step
         if counted is not None and name not in counted:
             optimizer.state.pop(parameter, None)
             continue
@@ -134,6 +135,7 @@ def load_state(
         for path, tensor in extras.others.items():
             owner, _, key = path.rpartition("/")
             if owner == name:
+                # copy: extras() hands out another optimizer's live tensors
                 state[key] = tensor.detach().to(parameter.device, copy=True)
         if state:
             optimizer.state[parameter] = state

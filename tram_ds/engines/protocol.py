@@ -220,7 +220,7 @@ class Engine:
         """
         # a rank of a sharded engine holds no gradient of its own
         assert self.whole_gradients or not local_only
-        self.clear()
+        self.clear()  # or this pass's gradient adds to the last one's
         # float64: in fp32 a count is not whole any more beyond 2**24 tokens
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for index, batch in enumerate(batches):
@@ -266,7 +266,7 @@ class Engine:
                 # the masters are theta_t here: a move is undone, or was of the working copy alone
                 pull.apply(self.weights.masters(), share)
             self.weights.step()  # has published theta_{t+1} over theta_t + epsilon
-            self.steps += 1
+            self.steps += 1  # not of a skipped one: the schedule goes by steps taken
         elif self.perturbed:
             # no step overwrites what moved() left there for the descent
             self.weights.restore(self.params())

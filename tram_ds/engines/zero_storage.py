@@ -159,6 +159,7 @@ class Partitioned:
             o.all_grad_tensors[k] = None
 
     def publish(self) -> None:
+        # into the flat memory itself: the model's parameters are views of it
         self.all_gather(
             groups_flat=self.o.bit16_groups_flat,
             partitioned_param_groups=self.o.parallel_partitioned_bit16_groups,

@@ -95,6 +95,8 @@ class Zero:
         self.storage.clear()
 
     def ahead(self, last: bool, local_only: bool) -> None:
+        # told, not counted: DeepSpeed counts micro-batches of one pass a step, and would see the
+        # boundary where the first of two ends
         self.model.set_gradient_accumulation_boundary(last)
 
     def backward(self, loss: Tensor) -> None:
@@ -111,6 +113,7 @@ class Zero:
             self._state_seen = True
 
     def moments(self) -> dict[str, Shards]:
+        # its state is of flat tensors, which no name fits: cut into parameters here
         found = optimizer_state.named_moments(self.optimizer, self.storage.state_keys())
         return {key: self._view(self.storage.cut(tensors)) for key, tensors in found.items()}
 

@@ -42,6 +42,7 @@ class AcceleratedStepper:
                 f"{type(optimizer).__name__} was not prepared by this accelerator: "
                 "model, optimizer = accelerator.prepare(model, optimizer), then AcceleratedStepper"
             )
+        # bound methods, ours among them, are all that accelerate keeps of who registered
         hooks = accelerator._save_model_state_pre_hook.values()
         if any(isinstance(getattr(hook, "__self__", None), AcceleratedStepper) for hook in hooks):
             raise ValueError(
@@ -53,6 +54,7 @@ class AcceleratedStepper:
         self.stepper = wrap(
             model, optimizer.optimizer, algorithm, seed=seed, clip_norm=clip_norm, **options
         )
+        # now: load_state() and schedulers change the groups that it reads
         self._made = made(deepspeed_plugin.bare(optimizer))
         self._batches: list[Any] = []
         accelerator.register_save_state_pre_hook(self._save)
@@ -68,6 +70,7 @@ class AcceleratedStepper:
         if not self.accelerator.sync_gradients:
             return None
         batches, self._batches = self._batches, []
+        # at the step, in train mode: whether dropout is active shows only there
         refuse_recomputation(self.accelerator, self.stepper.engine.module)
         deepspeed_plugin.note_skipped(self.optimizer, False)
         report = self.stepper.step(batches, forward)

@@ -14,6 +14,7 @@ def refusals(accelerator: Any) -> list[tuple[Any, str]]:
     """(whether it is so, what is said) of the plugin, if there is one."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None:
+        # without GPUs accelerate lets go of it and says nothing: the variable tells what was asked
         wanted = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
         return [
             (
@@ -57,6 +58,7 @@ def set_clip_norm(accelerator: Any, norm: float) -> None:
     default, which is for a norm of 0 too."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None:
+        # setdefault: what the user's config says is compared with clip_norm above, and stays
         plugin.deepspeed_config.setdefault("gradient_clipping", norm)
 
 
@@ -73,6 +75,7 @@ def note_skipped(optimizer: Any, skipped: bool) -> None:
     """
     optimizer._is_overflow = skipped
     if _of_deepspeed(optimizer):
+        # accelerate asks for `overflow` only if it was there when it wrapped the optimizer
         optimizer.__has_overflow__ = True
         optimizer.optimizer.overflow = skipped
 

@@ -23,9 +23,11 @@ def causal_lm(model: Any, batch: Mapping[str, Any]) -> Output:
     """
     targets = batch.get("shift_labels")
     if targets is None:
+        # padded on the right, so that targets stand at the positions that predict them
         targets = F.pad(_labels(batch)[:, 1:], (0, 1), value=IGNORED)
     logits = _logits(model, batch)  # (B, T, C)
     counted = targets != IGNORED
+    # fp32, as transformers' own losses take it
     loss_sum = F.cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
@@ -39,6 +41,7 @@ def causal_lm(model: Any, batch: Mapping[str, Any]) -> Output:
             f"attention_mask is {tuple(mask.shape)} and labels are {tuple(targets.shape)}: which "
             "positions are padding? Give a mask (B, T), or write a forward of your own"
         )
+    # a counted target behind the mask too: else it would be in the loss and in no comparison
     valid = mask.bool() | counted
     return Output(loss_sum, counted.sum(), logits[valid], len(targets), counted[valid])
 

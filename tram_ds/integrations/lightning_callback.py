@@ -52,8 +52,10 @@ class TramCallback(Callback):
             return
         refuse_lightning(trainer, pl_module)
         self.stepper, self.skipped_steps, self._batches = None, 0, []
+        # on the instance, over the class's: teardown() deletes them, and those are back
         pl_module.training_step = self._keep  # type: ignore[method-assign]
         pl_module.optimizer_step = self._step  # type: ignore[method-assign]
+        # or Lightning would run backward on the zero of _keep(), and zero_grad() around it
         trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward = True
         self._trainer, self._module = trainer, pl_module
 
@@ -68,6 +70,7 @@ class TramCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The model is wrapped, weights and optimizer are loaded."""
+        # 0 is no clipping, as None is
         options, clip_norm = self.options, trainer.gradient_clip_val or None
         self.stepper = wrap(
             trainer.strategy.model,
@@ -100,6 +103,7 @@ class TramCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self.stepper is None:
             return {}
+        # copies: Lightning's AsyncCheckpointIO writes them while the next step goes on
         pieces = {name: piece.clone() for name, piece in saved.pieces(self.stepper).items()}
         return {"told": saved.told(self.stepper, self._made), "pieces": pieces}
 

@@ -22,6 +22,7 @@ def forward_of(model: nn.Module) -> UserForward:
     from transformers.models.auto import modeling_auto as auto
 
     inner: Any = model
+    # PEFT's wrapper is a class of its own around the model's
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
     # fully_shard makes a class of its own, before the model's
@@ -46,6 +47,7 @@ def refuse_other_loss(forward: UserForward, model: Any, batch: Any) -> None:
     something out. One pass each, without dropout; collective where the model's forward is."""
     assert callable(forward)
     with torch.no_grad(), evaluating(model):
+        # no-grad and eval: DDP waits for no backward, and both see the same model
         ours = checked(forward(model, batch))
         own = model(**batch).loss
     if not float(ours.count) or own is None:

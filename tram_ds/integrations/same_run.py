@@ -22,6 +22,7 @@ def made(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     brings those of then, and before a step, which schedulers may change them for."""
     groups = []
     for group in optimizer.param_groups:
+        # as JSON, which it is compared with after a checkpoint has been through it
         found = {key: _plain(value) for key, value in group.items() if key not in NEUTRAL}
         # a scheduler keeps the rate that it multiplies, and has set the other already
         groups.append(found | {"lr": _plain(group.get("initial_lr", group["lr"]))})

@@ -51,6 +51,7 @@ def load(stepper: Stepper, folder: Path, optimizer: Made) -> None:
     except ValueError as error:
         wrong = str(error)
     peers = Peers(stepper.engine.world_size)
+    # all ranks tell, also those that found theirs: one alone may have no file
     refused = next(filter(None, peers.gather(wrong)), None)
     peers.close()
     if refused:
@@ -83,6 +84,7 @@ def _found(stepper: Stepper, path: Path, optimizer: Made) -> State:
 def pieces(stepper: Stepper) -> dict[str, Tensor]:
     """This rank's pieces of the reference weights, live where they are on the CPU."""
     return {
+        # save_file takes no strided view; of a channels-last weight this is a copy
         key(name, span): piece.detach().cpu().contiguous()
         for name, shards in stepper.state().references.items()
         for span, piece in zip(shards.layout, shards, strict=True)
@@ -146,5 +148,6 @@ def _read(there: Mapping[str, Tensor], name: str, engine: Engine, where: str) ->
                 f"{where} has no reference weights of {span.name} {list(span.shape)}: the "
                 "checkpoint is of another model, or of another number of ranks"
             )
+        # in the live weights' memory order, dtype and device: steps go by flat views of both
         found.append(torch.empty_like(now).copy_(piece.view(now.shape)))
     return Shards(found, like.layout)

@@ -64,6 +64,7 @@ class TramTrainer(Trainer):
         try:
             return super().train(*args, **kwargs)
         finally:
+            # the next run of this trainer begins as a new one does
             self._synchronised()
 
     def training_step(
@@ -86,6 +87,7 @@ class TramTrainer(Trainer):
         # and Trainer over the scheduler's where the optimizer says that it did not step.
         self.accelerator.gradient_state._set_sync_gradients(False)
         deepspeed_plugin.note_skipped(self.optimizer, self.report.skipped)
+        # Trainer adds it to an fp32 sum on its device, and refuses one of another
         return self.report.loss.to(self.args.device, torch.float32)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -121,11 +123,13 @@ class TramTrainer(Trainer):
                 prepared.optimizer,
                 self.algorithm,
                 seed=self.args.seed,
+                # 0: Trainer does not clip
                 clip_norm=self.args.max_grad_norm or None,
             )
             if self._resumed is not None:
                 saved.load(self.stepper, Path(self._resumed), self._made)
             if self.forward is None:
+                # after loading, so that the weights it is compared at are those that train
                 refuse_other_loss(forward, model, window[0])
         return self.stepper, forward
 
@@ -144,4 +148,5 @@ class TramTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        # read at the first step: there is no stepper yet, and no wrapped model
         self._resumed = checkpoint

@@ -47,8 +47,10 @@ def add(model: Any, section: Any, seed: int) -> None:
         lora_dropout=lora.dropout,
         use_dora=lora.dora,
         target_modules=sorted(names),
+        # a head trains whole, so no adapter inside it
         exclude_modules=rf"(.*\.)?({'|'.join(heads)})(\..*)?" if heads else None,
         modules_to_save=heads or None,
+        # GPT-2's Conv1D has its weight the other way round
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
         base_model_name_or_path=section.path,
         revision=section.revision,
@@ -153,6 +155,7 @@ def save(model: Any, values: Mapping[str, Tensor], folder: Path) -> None:
     tensors = {key: values[name].contiguous() for key, name in file_names(model).items()}
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config = model.peft_config[NAME]
+    # True in the file, as peft's own save_pretrained has it; here they go on training
     trains, config.inference_mode = config.inference_mode, True
     config.save_pretrained(folder)
     config.inference_mode = trains

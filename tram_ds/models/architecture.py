@@ -71,6 +71,7 @@ def tiny(architecture: str) -> dict[str, Any]:
     if architecture not in CONFIG_MAPPING:
         return {"architecture": architecture}
     config = CONFIG_MAPPING[architecture]()
+    # also the common names: GPT-2's config calls its hidden_size n_embd
     keys = {*config.to_dict(), *config.attribute_map}
     return {
         "architecture": architecture,

@@ -60,6 +60,7 @@ class Chunked:
         )
         with _asked(model, batch.get("attention_mask"), sweep.answer):
             objective = model(**self.inputs(batch)).logits
+        # once a run: torch.equal waits for the device
         if not self.verified and not torch.equal(objective.detach(), sweep.total):
             raise ValueError(
                 "this model changes its logits after its output head (scaling, capping): set "
@@ -76,6 +77,7 @@ class Chunked:
         def answer(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             dtype = product_dtype(states, weight)
             if copy_head:
+                # copies, in the product's dtype: the weights move before the states are read
                 kept[:] = [
                     x if x is None else x.detach().to(dtype, copy=True) for x in (weight, bias)
                 ]
@@ -98,6 +100,7 @@ def chunkable(model: nn.Module) -> bool:
 def _asked(model: Any, mask: Tensor | None, answer: Answer) -> Iterator[None]:
     """Inside, the model's output head returns `answer` of its valid positions. mask: (B, T), 0
     beside padding."""
+    # DistributedDataParallel does not hand on the methods of its module
     head: Any = getattr(model, "module", model).get_output_embeddings()
 
     def forward(states: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ def load_config(section: Any, **overrides: Any) -> PretrainedConfig:
         _refuse_quantised(config, section.path)
     if getattr(section, "dropout", None) is not None:
         _set_dropout(config, float(section.dropout))
+    # or the model would keep and return past keys and values, for nobody
     config.use_cache = False
     return config
 

@@ -112,12 +112,14 @@ def _apart(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     seen: set[int] = set()
     for name, tensor in tensors.items():
         memory = tensor.untyped_storage().data_ptr()
+        # of the same memory another view is another tensor: a slice, or a transpose
         view = memory, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
         if view in kept:
             alike[name] = kept[view]
             continue
         kept[view] = name
         whole = tensor.detach().contiguous()
+        # save_file refuses tensors that share memory; what is empty shares none
         found[name] = whole.clone() if memory in seen and whole.numel() else whole
         seen.add(memory)
     return found, alike

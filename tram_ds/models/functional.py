@@ -67,10 +67,12 @@ def through(model: nn.Module, held: LogitGradient, forward: Callable[[], Output]
         live = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]
         returned = [leaves[i] for i in live]
         for i in live:
+            # pass 2 asks nothing of the loss but its value: J^T takes the gradient that is held
             leaves[i] = leaves[i].detach().requires_grad_(held.whole is None)
         calls.append((returned, [leaves[i] for i in live]))
         return tree_unflatten(leaves, spec)
 
+    # registered last, so behind the engine's own hooks: FSDP2's see the model's graph whole
     handle = model.register_forward_hook(cut)
     try:
         out = forward()
@@ -100,6 +102,7 @@ def _gradient(loss: Tensor, returned: Sequence[Tensor]) -> Sequence[Tensor | Non
         raise ValueError(NO_GRADIENT)
     known = {id(x) for x in returned}
     others = [x for x in _leaves(loss) if id(x) not in known]
+    # unused: a model returns more than a loss reads, hidden states or a cache
     found = torch.autograd.grad(loss, list(returned), allow_unused=True) if returned else ()
     read = [x for x, g in zip(returned, found, strict=False) if g is not None]
     if others or any(x.dim() == 0 for x in read):

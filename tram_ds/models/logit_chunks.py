@@ -85,6 +85,7 @@ class LogitChunks:
         read = [x[rows].to(weight.dtype) for x in (states, *live) if x is not None]
         into = [grads[0], *grads[3:]]
         logits = [
+            # leaves: the graph of a chunk ends here, and the product's gradient is made by hand
             F.linear(x, weight, bias).requires_grad_(g is not None)
             for x, g in zip(read, into, strict=True)
         ]
@@ -138,6 +139,7 @@ class LogitChunks:
         objective."""
         losses = torch.cat(self.losses)
         distances = [torch.stack(column).sum() for column in zip(*self.distances, strict=True)]
+        # without a penalty the objective is the loss, and brings its graph along
         loss = losses.sum() if any(w is not None for w in self.weights) else objective
         pairs = tuple(zip(distances, self.positions, strict=True))
         return replace(
@@ -178,6 +180,7 @@ class _Objective(torch.autograd.Function):
         wide = _wide(dtype)
         head = [None if x is None else x.detach().to(dtype) for x in inputs[1:3]]
         grads = [
+            # the head's in fp32: a sum over chunks, of which each addition would round in bf16
             torch.zeros_like(x, dtype=wide if 1 <= i <= 2 else x.dtype)
             if w and x is not None
             else None
@@ -198,6 +201,7 @@ class _Objective(torch.autograd.Function):
             "chunked logits can be differentiated once: set model.logits: whole"
         )
         scaled = (
+            # outer: what the engine multiplied the objective by; in place, since nobody else has g
             None if g is None else g.mul_(outer[0]).to(dtype)
             for g, dtype in zip(grads, ctx.dtypes, strict=True)
         )

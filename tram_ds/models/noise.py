@@ -44,6 +44,7 @@ class Added:
                 f"noise is added to real numbers, and noise_site gives {x.dtype}: pass the module "
                 "that turns them into features"
             )
+        # of (step, micro-batch) alone: a recomputation in backward draws the same z
         z = self.draws.noise(x, self.index, self.noise.sigma, self.noise.kind)
         if self.noise.relative:
             z = z * rms(x)
@@ -56,6 +57,7 @@ def rms(x: Tensor) -> Tensor:
     """Root mean square over a position's features (..., D) or a picture's pixels (B, C, H, W), to
     be multiplied with x: no row's depends on what else is in its micro-batch."""
     own = (1, 2, 3) if x.dim() == 4 else -1
+    # fp32: bf16 keeps 8 bits of a square. A scale of z, so no gradient flows through it
     return x.detach().float().square().mean(own, keepdim=True).sqrt().to(x.dtype)
 
 

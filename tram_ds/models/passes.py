@@ -128,4 +128,5 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for m, mode in modes:
+            # not m.train(mode), which would set its submodules along
             m.training = mode

@@ -70,6 +70,7 @@ def _named(index: Path) -> list[str]:
 
 def look_into(file: Path) -> None:
     """DataError where `file` is cut, or anything else than tensors by name."""
+    # meta: names and shapes, without the memory of the values
     _load(file, "meta")
 
 

@@ -41,6 +41,7 @@ class StepRandomness:
         Drawn on the CPU generator for CPU tensors and on the device otherwise: equal runs need
         equal device types.
         """
+        # of its own: torch's default one stands at this pass's dropout masks
         generator = torch.Generator(device=like.device).manual_seed(self.key("noise", index))
         z = torch.empty(like.shape, device=like.device, dtype=torch.float32)
         z = (

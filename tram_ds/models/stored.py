@@ -72,6 +72,7 @@ class Stored:
             return
         per_row = max(1, torch.Size(entry.shape[1:]).numel())
         step, stop = max(1, CHUNK // per_row), start + into.numel()
+        # whole rows: get_slice cuts the first dimension without reading the rest of the file
         for row in range(start // per_row, -(-stop // per_row), step):
             rows = stored[row : min(row + step, entry.shape[0])].reshape(-1)
             first = row * per_row
@@ -80,6 +81,7 @@ class Stored:
 
     def _open(self, file: Path) -> Any:
         if file not in self.opened:
+            # kept open: a model's spans are read one by one, and a header is parsed at each opening
             self.opened[file] = safe_open(file, "pt")
         return self.opened[file]
 
@@ -212,6 +214,7 @@ def _marked(
         if entry.dtype in FLOATS:
             mark = torch.zeros(1)
             marks[mark.data_ptr()] = mark, entry
+            # expand: the shape that transformers checks, in the memory of one element
             state[key] = mark.expand(entry.shape) if entry.shape else mark[0]
         else:
             state[key] = _whole(entry)

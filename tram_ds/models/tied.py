@@ -16,6 +16,7 @@ def refuse_different(model: Any, files: Mapping[str, Entry]) -> None:
     CHUNK of each at a time, and nothing where the files hold one of them, or one twice."""
     for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         one, two = (_entry(model, name, files) for name in (target, source))
+        # one is two: the files have it once, under either name
         if one is not None and two is not None and one is not two and not _same(one, two):
             raise NotSlices(
                 f"its {target} and {source} are tied by its config and differ in its files"
