@@ -142,6 +142,7 @@ def algorithm(name: str | Mapping[str, Any], **options: Any) -> Algorithm:
 def bind(section: AlgorithmSection, site: str = "embedding") -> Algorithm:
     """The row of a checked section. site: where noise goes if the section leaves that open."""
     parts = {
+        # unchecked: the section was, and a module as noise_site is no recipe's
         kind: kind.model_construct(**{key: getattr(section, key) for key in kind.model_fields})
         for kind in ALGORITHMS[section.name]
     }

@@ -225,6 +225,7 @@ class NoiseReference:
 
     def prediction(self, run: ForwardContext, index: int, batch: Any) -> Prediction:
         learning = self.differentiable and torch.is_grad_enabled()
+        # aside: running statistics are of x, and not of x + z as well
         with torch.set_grad_enabled(learning), run.aside():
             return run.predict(
                 index,

@@ -25,6 +25,7 @@ def materialise(module: nn.Module, make: Callable[[nn.Parameter], Tensor]) -> li
     for part in module.modules():
         for name, p in part._parameters.items():
             if id(p) in made:
+                # another Parameter: p.data of one on meta takes no memory of a device
                 part._parameters[name] = made[id(p)]
     return list(meta)
 

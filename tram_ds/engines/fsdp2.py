@@ -168,6 +168,7 @@ class FSDP2:
         self.torch.load(params, moments, steps, extras)
 
     def frozen(self) -> Shards:
+        # or a parameter left gathered would be whole on every rank, and be written by each
         self._reshard()
         return layout.frozen(
             self.module,

@@ -106,6 +106,7 @@ class Partitioned:
         self.o, self.all_gather, self.group = optimizer, all_gather, optimizer.dp_process_group
 
     def masters(self) -> list[Tensor]:
+        # detached: they are leaves with a gradient, which torch lets nobody write in place
         return [m.detach() for m in self.o.single_partition_of_fp32_groups]
 
     def working(self) -> list[Tensor]:

@@ -42,6 +42,7 @@ class Stage3:
         )
         # fp32 may share one memory: then a move needs a copy of theta to come back to
         self.separate = all(m.data_ptr() != w.data_ptr() for m, w in pairs)
+        # both: DeepSpeed's step casts a whole flat master into the working copy, padding and all
         for tensors in (self.masters(), self.working()):
             self._zero_padding(tensors)
 

@@ -166,6 +166,7 @@ def _leave_weights(
     cache_dir: str | None,
 ) -> nn.Module:
     with torch.device("meta"):
+        # for its class alone: which one a config asks for is the auto class's to know
         kind = type(auto_class.from_config(config, **options))
     lora = getattr(section, "lora", None)
     try:
@@ -236,6 +237,8 @@ def checkpoint_activations(model: Any) -> None:
             f"{type(model).__name__} has no activation checkpointing; remove "
             "model.activation_checkpointing"
         )
+    # reentrant recomputation gives no gradient where no input of the block has one, as under
+    # adapters, whose embeddings are frozen
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
