@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tram_ds.comparison import correlation, views
+from tram_ds.comparison import correlation, plots, views
 from tram_ds.comparison.layouts import own_layout
 
 X = {
@@ -67,3 +67,15 @@ def test_two_methods_are_said_to_be_too_few() -> None:
     panels = correlation.panels(means().loc[["adam", "sam", "r3f", "tram_x"]], LAYOUT)
     assert views.trends(panels, LAYOUT).rows[0][1][0].text == "3 / 1"
     assert math.isnan(panels[0].tram.slope)
+
+
+@pytest.mark.parametrize("lost", ["near", "opposite"])
+def test_a_panel_of_scores_that_nobody_has_is_empty(lost: str) -> None:
+    """An infinite perplexity is no point; where every method has one, no point is left."""
+    broken = means()
+    broken[lost] = math.nan
+    panel = correlation.panel(broken, LAYOUT, "made", ["near", "opposite"])
+    assert len(panel.points) == panel.earlier.n == panel.tram.n == 0
+    assert math.isnan(panel.earlier.slope) and math.isnan(panel.tram_below)
+    assert views.trends([panel], LAYOUT).rows[0][1][0].text == "0 / 0 (not enough methods)"
+    assert len(plots.figure2([panel], LAYOUT).axes) == 1

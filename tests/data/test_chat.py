@@ -112,6 +112,25 @@ def test_an_answer_that_an_empty_line_alone_ends_keeps_it(tokenizer):
     assert counted == "Four.\n\né is 2\n\n" and text.startswith("user: 2+2?\n\nassistant: Four.")
 
 
+@pytest.mark.parametrize("answer", ["a", "is", "assistant", ": ", "aa", "end", "im_end", "s\n"])
+def test_words_of_the_header_or_of_the_end_are_not_taken_for_the_answer(tokenizer, answer):
+    """The first template writes its header without being asked; ": " is none without its spaces."""
+    plain = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    talk = [TALK[0], {"role": "assistant", "content": answer}]
+    assert said(tokenizer, plain, talk)[1].strip() == answer.strip()
+    assert said(tokenizer, CHATML, talk)[1] == f"{answer}<|im_end|>"
+
+
+def test_words_whose_place_the_header_does_not_tell_are_refused(tokenizer):
+    """A header that counts the letters of the answer is another for another answer."""
+    counting = CHATML.replace(
+        "message['content'] +", "message['content'] | length ~ ' ' ~ message['content'] +"
+    )
+    assert said(tokenizer, counting, TALK[:2])[1] == "Four.<|im_end|>"
+    with pytest.raises(Unmarkable, match=r"message 2 stand more than once .* generation"):
+        Chat(tokenizer, counting).tokens([TALK[0], {"role": "assistant", "content": "1"}])
+
+
 def test_the_date_is_the_same_on_every_day(tokenizer):
     today = "{{ strftime_now('%d %b %Y') }}" + CHATML
     given = "{% if date_string is not defined %}" + today + "{% endif %}{{ date_string }}" + CHATML

@@ -23,7 +23,7 @@ COMMANDS = (
     *("export", "doctor", "plan", "submit", "sync", "benchmark", "verify_gpu"),
 )
 # their process groups' threads (DeepSpeed's, gloo's) can abort the interpreter's own way out
-GROUPS = ("train", "analyze", "doctor")
+GROUPS = ("train", "evaluate", "analyze", "doctor")
 
 KEYED = ("quickstart", "train", "evaluate", "analyze", "sweep", "doctor", "plan", "submit")
 Choices = dict[str, argparse.ArgumentParser]

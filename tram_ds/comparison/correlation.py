@@ -117,7 +117,8 @@ def panel(means: Frame, layout: Layout, title: str, columns: Sequence[str]) -> P
         {"x": rows[layout.train], "y": rows[list(columns)].mean(axis=1, skipna=False)}
     ).dropna()
     # TRAM's rows are judged by the earlier methods' line, so they have no part in it
-    tram = points.index.map(is_tram)
+    # an array of bool even where nothing is left: an empty index keeps its type, text
+    tram = np.array([is_tram(method) for method in points.index], dtype=bool)
     earlier, own = points[~tram], points[tram]
     line = trend(earlier["x"].tolist(), earlier["y"].tolist())
     below = (

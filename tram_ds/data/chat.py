@@ -30,6 +30,7 @@ CHATML = (
 CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
 
 
+PLACEHOLDER = "0answer0"  # no template has it, nor trims, escapes or splits it
 CLOCK = "strftime_now"  # what templates ask for the date
 
 
@@ -106,10 +107,34 @@ class Chat:
                     "or when others follow: mark answers with {% generation %} in a "
                     "task.chat_template"
                 )
-            first, end = _answer(after[len(before) :], message["content"].strip(), number)
+            added, content = after[len(before) :], message["content"].strip()
+            place = added.find(content)
+            if place < 0:
+                raise Unmarkable(f"the chat template changes the text of message {number + 1}")
+            # a header that is not asked for apart, or the end of a turn, may hold the words too
+            if place != added.rfind(content):
+                place = self._behind_header(messages[:number], message, before, added)
+            first, end = _answer(added, place, content)
             spans.append((len(before) + first, len(before) + end))
         assert all(one[1] <= other[0] for one, other in pairwise(spans))
         return spans
+
+    def _behind_header(self, told: Messages, answer: Any, before: str, added: str) -> int:
+        """Where in `added`, what the template adds for an answer, its words begin: behind what it
+        writes in front of any other answer too."""
+        other = self._rendered([*told, {**answer, "content": PLACEHOLDER}])
+        header, found, _ = other.removeprefix(before).partition(PLACEHOLDER)
+        rest = added.removeprefix(header)
+        # a template may keep the spaces around an answer
+        place = len(added) - len(rest.lstrip())
+        if not (found and added.startswith(header)) or not added.startswith(
+            answer["content"].strip(), place
+        ):
+            raise Unmarkable(
+                f"the words of message {len(told) + 1} stand more than once in what the chat "
+                "template makes of it: mark answers with {% generation %} in a task.chat_template"
+            )
+        return place
 
     def _rendered(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         return self._applied(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
@@ -124,12 +149,9 @@ class Chat:
             raise Unmarkable(f"the chat template refuses it: {short(str(error))}") from error
 
 
-def _answer(text: str, content: str, number: int) -> tuple[int, int]:
-    """Where in what the template adds for an answer it begins and ends: without what stands before
-    it, with what ends it, without empty space behind that."""
-    place = text.find(content)
-    if place < 0:
-        raise Unmarkable(f"the chat template changes the text of message {number + 1}")
+def _answer(text: str, place: int, content: str) -> tuple[int, int]:
+    """Where in what the template adds for an answer, whose words are at `place`, it begins and
+    ends: without what stands before it, with what ends it, without empty space behind that."""
     behind = text[place + len(content) :]
     ended = behind.rstrip() or behind
     return (place if text[:place].strip() else 0), place + len(content) + len(ended)
