@@ -1,11 +1,13 @@
-"""`python -m tests.parity.special OUT ENGINE`: what an engine must do beyond the equations, in one
-process group."""
+"""`python -m tests.parity.special OUT ANSWERS ENGINE`: what an engine must do beyond the equations,
+in one process group. ANSWERS: the folder of what the oracle says."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.parity import build, mutants, plain, problem
+from tests.parity.answers import kept_in
 from tests.parity.reference import Oracle
 from tests.parity.worker import compare, relative_error
 from tram_ds.algorithms.effect import measure
@@ -27,19 +30,18 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
-def mutant_errors(engine: str, rank: int, world: int) -> dict[str, float]:
+def mutant_errors(engine: str, run: Callable[..., dict]) -> dict[str, float]:
+    """run: compare() but for the engine's and the row's arguments."""
     errors = {
-        name: compare(engine, "tram_prev", 2, rank, world, mutants.MUTANTS[name])["theta"]
+        name: run(engine, "tram_prev", 2, mutate=mutants.MUTANTS[name])["theta"]
         for name in mutants.ENGINES[engine]
     }
-    errors["no_gradient_in_epsilon"] = compare(
-        engine, "tram_prev", 2, rank, world, **mutants.NO_GRADIENT
-    )["theta"]
+    errors["no_gradient_in_epsilon"] = run(engine, "tram_prev", 2, **mutants.NO_GRADIENT)["theta"]
     if engine in mutants.ROW_ENGINES:
         for name, (row, mutate) in mutants.OF_ROWS.items():
             options = mutants.ROW_OPTIONS.get(name, {})
-            errors[name] = compare(engine, row, 2, rank, world, mutate, **options)["theta"]
-    errors["none"] = compare(engine, "tram_prev", 2, rank, world)["theta"]
+            errors[name] = run(engine, row, 2, mutate=mutate, **options)["theta"]
+    errors["none"] = run(engine, "tram_prev", 2)["theta"]
     return errors
 
 
@@ -317,7 +319,7 @@ def effect(engine: str, rank: int, world: int) -> dict[str, float]:
     return {**found, "theta": error, "large": float(want["change"])}
 
 
-def main(out: str, engine: str) -> None:
+def main(out: str, kept: str, engine: str) -> None:
     rank, world = build.start(engine)
     rows: dict[str, Any] = {
         "nonfinite": nonfinite(engine, rank),
@@ -338,7 +340,8 @@ def main(out: str, engine: str) -> None:
     if engine not in ("single", "ddp"):
         rows["bf16"] = bf16(engine, rank)
     if engine in mutants.ENGINES:
-        rows["mutants"] = mutant_errors(engine, rank, world)
+        run = functools.partial(compare, rank=rank, world=world, ask=kept_in(Path(kept)))
+        rows["mutants"] = mutant_errors(engine, run)
     if rank == 0:
         Path(out).write_text(json.dumps(rows))
     build.leave()

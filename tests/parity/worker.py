@@ -1,5 +1,5 @@
-"""`python -m tests.parity.worker OUT ENGINE`: the whole algorithm table inside one process
-group."""
+"""`python -m tests.parity.worker OUT ANSWERS ENGINE`: the whole algorithm table inside one process
+group, beside what the oracle says, which is kept in the folder ANSWERS."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from tests.parity import build, problem
-from tests.parity.reference import Oracle
+from tests.parity import answers, build, problem
 from tram_ds.algorithms.table import ALGORITHMS
 from tram_ds.models.chunked import chunkable
 
@@ -71,32 +70,23 @@ def compare(
     lean: bool = False,
     adapted: bool = False,
     device: torch.device = build.CPU,
+    ask: answers.Ask = answers.computed,
     **extra: Any,
 ) -> dict:
-    """Runs engine and oracle side by side; {"theta": relative error, "loss", "distance",
+    """Runs the engine beside the oracle's answer; {"theta": relative error, "loss", "distance",
     "perturbed_loss": absolute}.
 
     lean: the engine takes its logits in chunks and looks ahead at the next batch, the oracle does
     neither. device: of both, for what noise is drawn depends on it.
     """
     given = {**problem.OPTIONS.get(algorithm, {}), **extra}  # None: not given after all
-    model = problem.adapted() if adapted else problem.model(tied="untied" not in engine)
-    lr = problem.LR_OF_ADAPTERS if adapted else problem.LR
-    own = {"optimizer": functools.partial(torch.optim.SGD, lr=lr)} if adapted else {}
     options = {k: v for k, v in given.items() if v is not None}
-    oracle_options = {k: v for k, v in options.items() if k not in ("perturbation",)}
+    question = asked(engine, algorithm, world * micros, adapted, device, options)
+    model, answer = question.model(), ask(question)
+    own = {"optimizer": functools.partial(torch.optim.SGD, lr=question.lr)} if adapted else {}
     if options.get("precondition"):
-        own, oracle_options = {"optimizer": problem.adam}, {**oracle_options, "adam": problem.ADAM}
+        own = {"optimizer": problem.adam}
     double = problem.double(model).to(device)
-    oracle = Oracle(
-        double,
-        problem.forward,
-        algorithm,
-        lr=lr,
-        seed=problem.SEED,
-        embedding=double.get_input_embeddings(),
-        **oracle_options,
-    )
     built = build.stepper(engine, model, algorithm, micros, device=device, **own, **options)
     if mutate:
         mutate(built)
@@ -104,20 +94,33 @@ def compare(
     forward = problem.chunked_forward() if lean else problem.forward
     assert chunkable(built.engine.module)  # or a recipe would take its logits whole
     steps = problem.global_batches(micros=world * micros, device=device)
-    for step, batches in enumerate(steps):
-        loss, distance, perturbed = oracle.step(batches)
+    for step, wanted in enumerate(answer.reports):
         mine = [b[rank * micros : (rank + 1) * micros] for b in steps[step : step + 2]]
         report = built.step(
             mine[0], forward, problem.counts, upcoming=mine[1] if lean and len(mine) == 2 else None
         )
-        pairs = {"loss": loss, "distance": distance, "perturbed_loss": perturbed}
-        for key, want in pairs.items():
-            row[key] = max(row[key], abs(float(getattr(report, key)) - float(want)))
-    row["theta"] = relative_error(built, oracle.theta)
-    row["moved"] = relative_error(built, oracle.initial)
+        for key, want in zip(("loss", "distance", "perturbed_loss"), wanted, strict=True):
+            row[key] = max(row[key], abs(float(getattr(report, key)) - want))
+    row["theta"] = relative_error(built, answer.theta)
+    row["moved"] = relative_error(built, dict(double.named_parameters()))
     row["frozen"] = frozen_change(built, double)
     build.stop(built)
     return row
+
+
+def asked(
+    engine: str,
+    algorithm: str,
+    micros: int,
+    adapted: bool,
+    device: torch.device,
+    options: dict[str, Any],
+) -> answers.Question:
+    """What the oracle is to say beside `engine`: of `perturbation` it knows the paper's alone."""
+    own = {k: v for k, v in options.items() if k != "perturbation"}
+    if options.get("precondition"):
+        own["adam"] = problem.ADAM
+    return answers.Question(algorithm, micros, "untied" not in engine, adapted, str(device), own)
 
 
 def table(
@@ -138,11 +141,12 @@ def table(
     return rows
 
 
-def main(out: str, engine: str, *algorithms: str) -> None:
+def main(out: str, kept: str, engine: str, *algorithms: str) -> None:
     rank, world = build.start(engine)
     accumulations = (1, 2) if engine in build.MATRIX else (2,)
     names = algorithms or tuple(ALGORITHMS)
-    rows = table(engine, names, accumulations, functools.partial(compare, rank=rank, world=world))
+    run = functools.partial(compare, rank=rank, world=world, ask=answers.kept_in(Path(kept)))
+    rows = table(engine, names, accumulations, run)
     if rank == 0:
         Path(out).write_text(json.dumps(rows))
     build.leave()
