@@ -16,26 +16,29 @@ import pytest
 
 from tests.integration.test_mlflow_server import black_hole, client
 from tests.integration.test_train import RECIPE, TRAIN, records
-from tests.ranks import ROOT, environment, store
+from tests.ranks import ROOT, environment, started, store
+from tests.zygote import QUIET, START, Rank
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 STEPS = 60
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str) -> Rank:
     (folder / "tiny.yaml").write_text(RECIPE)
     if not (folder / "mlflow.db").exists():
         store(folder)
-    uri = f"tracking.uri=sqlite:///{folder}/mlflow.db"
-    command = [sys.executable, TRAIN, "--recipe", "tiny.yaml", uri, *arguments]
-    with (folder / "log").open("a") as log:
-        return subprocess.Popen(
-            command, cwd=folder, env=environment(), stdout=log, stderr=log, text=True
-        )
+    words = ["--recipe", "tiny.yaml", f"tracking.uri=sqlite:///{folder}/mlflow.db", *arguments]
+    as_found = {**START, **QUIET}  # without what the client of MLflow here has set since
+    [rank] = started(TRAIN, *words, cwd=folder, ranks=[as_found], logs=[folder / "log"])
+    return rank
 
 
 def finished(folder: Path, *arguments: str) -> int:
-    return start(folder, *arguments).wait(timeout=180)
+    process = start(folder, *arguments)
+    try:
+        return process.wait(timeout=180)
+    finally:
+        process.kill()
 
 
 def run_dir(folder: Path) -> Path:
@@ -91,9 +94,7 @@ def stopped(folder: Path, number: signal.Signals) -> int:
         process.send_signal(number)
         return process.wait(timeout=120)
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        process.kill()
 
 
 @pytest.mark.parametrize(
