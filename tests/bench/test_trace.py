@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.weak import WeakIdKeyDictionary
 
 from tests.bench import trace_table
-from tram_ds.bench import trace
+from tram_ds.bench import trace, tracker
 from tram_ds.bench.trace import Trace
 from tram_ds.cli import main as tram
 from tram_ds.planning import plan
@@ -113,6 +114,12 @@ def test_what_a_rank_holds() -> None:
     assert found.total == sum(found.peak.values())
 
 
+def test_modules_that_are_not_listed_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside torch's own table of them, at whose modules the tracker looks at every operator."""
+    monkeypatch.setattr(tracker, "_Modules", WeakIdKeyDictionary)
+    assert trace.trace(recipe("base"), WORLD) == traced("base")
+
+
 def test_one_process_is_traced_too() -> None:
     """Replicated: no collective, and all of masters and moments."""
     alone = trace.trace(recipe("sam", 1, {"name": "replicated"}), 1)
@@ -121,15 +128,21 @@ def test_one_process_is_traced_too() -> None:
     assert alone.peak["Optstate"] == 8 * N + 4 * PARAMETERS
 
 
-def test_what_cannot_be_traced_says_why_in_one_line() -> None:
-    for engine, why in (
-        ({"name": "zero", "config": "zero3.json"}, "DeepSpeed"),
-        ({"name": "fsdp2", "config": "offload.yaml"}, "offloaded"),
-    ):
-        refused = trace.refusal(recipe("sam", engine=engine), WORLD)
-        assert refused is not None and why in refused and "\n" not in refused
-        with pytest.raises(ValueError, match=why):
-            trace.trace(recipe("sam", engine=engine), WORLD)
+REFUSED = {
+    "zero": ({"name": "zero", "config": "zero3.json"}, "DeepSpeed", "config: shard.yaml"),
+    "offload": ({"name": "fsdp2", "config": "offload.yaml"}, "offloaded", "config: shard.yaml"),
+    "ddp": ({"name": "replicated"}, "DistributedDataParallel", "--gpus 1"),
+}
+
+
+@pytest.mark.parametrize("engine", REFUSED)
+def test_what_cannot_be_traced_says_why_and_what_can(engine: str) -> None:
+    config, why, way_out = REFUSED[engine]
+    refused = trace.refusal(recipe("sam", engine=config), WORLD)
+    assert refused is not None and "\n" not in refused
+    assert why in refused and way_out in refused
+    with pytest.raises(ValueError, match=why):
+        trace.trace(recipe("sam", engine=config), WORLD)
 
 
 def test_the_formula_is_within_a_tenth_of_the_documented_traces() -> None:
@@ -142,11 +155,26 @@ def test_the_formula_is_within_a_tenth_of_the_documented_traces() -> None:
     assert trace_table.drawn(page, cells) == page, "run python -m tests.bench.trace_table"
 
 
-def test_the_command_says_what_is_not_traced_and_still_plans(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("engine", REFUSED)
+def test_the_command_refuses_what_it_cannot_trace_before_it_plans(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """quickstart_pretrain is on ZeRO-2."""
-    words = ["plan", "--recipe", "quickstart_pretrain.yaml", "--gpus", "2", "--trace"]
-    assert tram.main(words) == 0
+    """Also where another number of GPUs could be traced: one GPU with `replicated`."""
+    config, why, way_out = REFUSED[engine]
+    path = tmp_path / "traced.yaml"
+    path.write_text(recipe("sam", engine=config).model_dump_json(exclude_unset=True))
+    assert tram.main(["plan", "--recipe", str(path), "--gpus", f"1,{WORLD}", "--trace"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and why in err and way_out in err and "without --trace" in err
+
+
+def test_the_command_prints_the_trace_beside_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "traced.yaml"
+    path.write_text(
+        recipe("base", world=1, engine={"name": "replicated"}).model_dump_json(exclude_unset=True)
+    )
+    assert tram.main(["plan", "--recipe", str(path), "--gpus", "1", "--trace"]) == 0
     said = capsys.readouterr().out
-    assert "fits" in said and "not traced: DeepSpeed" in said
+    assert "base as one of 1 rank(s)" in said and "planned / traced" in said

@@ -39,7 +39,8 @@ class Traffic(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def note(self, func: Any, args: Any) -> None:
+        """Counts one operator, if it is a collective: by itself, or for another mode."""
         if func.namespace == "c10d":
             # c10d's _allgather_base_ is an allgather, and allreduce_ an allreduce
             name = func.overloadpacket.__name__.strip("_").replace("_base", "").removesuffix("_")
@@ -48,6 +49,9 @@ class Traffic(TorchDispatchMode):
             self.calls[kind] += 1
             if size > SMALL:
                 self.bytes[kind] += size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.note(func, args)
         return func(*args, **(kwargs or {}))
 
 

@@ -9,22 +9,17 @@ and fused attention is the CPU's.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count
 
 from tram_ds.algorithms.algorithm import Algorithm
 from tram_ds.algorithms.bound import bind
@@ -32,7 +27,8 @@ from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.reference import Previous
 from tram_ds.algorithms.said import NO_DISTANCE, NO_EFFECT, Said
 from tram_ds.algorithms.stepper import Stepper, UserForward
-from tram_ds.bench.measure import Traffic
+from tram_ds.bench.operators import Operators
+from tram_ds.bench.tracker import tracked
 from tram_ds.engines import fsdp2, replicated
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import PART
@@ -41,7 +37,6 @@ from tram_ds.models.output import Batch, Output
 from tram_ds.planning import outline
 from tram_ds.planning.plan import setup_for
 from tram_ds.planning.setup import RunSetup
-from tram_ds.planning.sizes import CPU_ATTENTION
 from tram_ds.recipe.engine_config import engine_config
 from tram_ds.recipe.recipe import Recipe
 from tram_ds.tasks import causal
@@ -62,7 +57,7 @@ class Trace:
 
 
 def refusal(recipe: Recipe, world: int) -> str | None:
-    """One line on why this cannot be traced; None where it can."""
+    """One line on why this cannot be traced, and what can; None where it can."""
     setup = setup_for(recipe, world)
     if setup.engine.startswith("zero"):
         return (
@@ -75,10 +70,24 @@ def refusal(recipe: Recipe, world: int) -> str | None:
             "GPU is traced (--gpus 1), and a rank of several holds its gradients beside that"
         )
     if setup.offload_states:
-        return "the tensors of a trace are all on one device, so nothing can be offloaded in it"
+        return (
+            "the tensors of a trace are all on one device, so nothing can be offloaded in it: "
+            "engine={name: fsdp2, config: shard.yaml} is traced"
+        )
     if recipe.algorithm.distance == "mmd":
-        return "algorithm.distance=mmd asks how many rows each rank has, and fake ones have none"
+        return (
+            "algorithm.distance=mmd asks how many rows each rank has, and fake ones have none: "
+            "algorithm.distance=kl is traced"
+        )
     return None
+
+
+def refuse(recipe: Recipe, world: int) -> None:
+    """ValueError where `refusal` has a line."""
+    if why := refusal(recipe, world):
+        raise ValueError(
+            f"--trace: not on {world} GPU(s): {why}; without --trace the formula plans this recipe"
+        )
 
 
 def trace(recipe: Recipe, world: int) -> Trace:
@@ -88,23 +97,25 @@ def trace(recipe: Recipe, world: int) -> Trace:
     Of a row whose reference is theta_{t-1} the peak is of the steps before, at and after a
     checkpoint, and the collectives are those of all the others.
     """
-    if why := refusal(recipe, world):
-        raise ValueError(f"--trace: {why}")
+    refuse(recipe, world)
     setup = setup_for(recipe, world)
     row = bind(recipe.algorithm, _noise_site(recipe))
     with _alone(world), _as_on_a_gpu(PART), _as_on_a_gpu(CHUNK_ELEMENTS):
         model = outline.model(recipe)
         if setup.engine == "fsdp2":  # outside fake tensors: its mesh has values
             fsdp2.shard(model, dtype=_dtype(recipe), **_config(recipe))
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, Values():
-            engine = _engine(recipe, setup, model)
-            with _tracked(engine, mode) as tracker:
-                return _traced(recipe, setup, row, engine, tracker)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            with Operators():
+                engine = _engine(recipe, setup, model)
+            with tracked(engine, mode) as tracker, Operators() as operators:
+                _steps(recipe, setup, row, engine, operators)
+    return _found(tracker, operators)
 
 
-def _traced(
-    recipe: Recipe, setup: RunSetup, row: Algorithm, engine: Engine, tracker: MemTracker
-) -> Trace:
+def _steps(
+    recipe: Recipe, setup: RunSetup, row: Algorithm, engine: Engine, operators: Operators
+) -> None:
+    """The last of them counted."""
     batches = [outline.batch(recipe)] * setup.micros
     forward, counts = _forward(recipe, engine.module)
     rounds = _rounds(row, batches)
@@ -112,15 +123,16 @@ def _traced(
     first = -(len(rounds) - 1) % row.of(Climb).perturb_every
     said = Said({NO_DISTANCE, NO_EFFECT}, started=True)  # of values, which are not there
     stepper = Stepper(engine, row, recipe.train.seed, first, said=said)
-    flops, traffic = Flops(), Traffic()
-    for upcoming in rounds[:-1]:
+    for at, upcoming in enumerate(rounds, start=1):
+        operators.counting = at == len(rounds)
         stepper.step(batches, forward, counts, upcoming=upcoming)
-    with flops, traffic:
-        stepper.step(batches, forward, counts, upcoming=rounds[-1])
-    found = next(iter(tracker.get_tracker_snapshot("peak").values()))
-    peak = {getattr(kind, "value", str(kind)): size for kind, size in found.items()}
-    total = peak.pop("Total")
-    return Trace(peak, total, dict(traffic.calls), dict(traffic.bytes), flops.total)
+
+
+def _found(tracker: MemTracker, operators: Operators) -> Trace:
+    snapshot = next(iter(tracker.get_tracker_snapshot("peak").values()))
+    peak = {getattr(kind, "value", str(kind)): size for kind, size in snapshot.items()}
+    total, traffic = peak.pop("Total"), operators.traffic
+    return Trace(peak, total, dict(traffic.calls), dict(traffic.bytes), operators.flops)
 
 
 def _rounds(row: Algorithm, batches: list[Batch]) -> list[list[Batch] | None]:
@@ -129,42 +141,6 @@ def _rounds(row: Algorithm, batches: list[Batch]) -> list[list[Batch] | None]:
     if any(isinstance(r.reference, Previous) for r in row.regions):
         return [None, batches, batches]
     return [None, batches] if row.references else [batches]
-
-
-class Values(TorchDispatchMode):
-    """What is asked of a tensor that has no values, answered so that a step goes its usual way:
-    flags are set, tensors are equal, what is summed up to tell ranks apart is 0."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            dtype = args[0].dtype
-            return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 0
-        if func is torch.ops.aten.equal.default:
-            return True
-        return func(*args, **(kwargs or {}))
-
-
-class Flops(TorchDispatchMode):
-    """total: of all operators inside, by torch's formulas. torch's own counter follows modules too,
-    and its hooks keep tensors alive that a step lets go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        of = func.overloadpacket
-        if of in CPU_ATTENTION:
-            self.total += CPU_ATTENTION[of](*(x.shape for x in args[:3]))
-        elif of == ATTENTION_BACKWARD:
-            self.total += sdpa_backward_flop_count(*(x.shape for x in args[:4]))
-        elif of in flop_registry:
-            self.total += flop_registry[of](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @contextmanager
@@ -213,34 +189,6 @@ def _warm_up(optimizer: torch.optim.Optimizer) -> None:
             p.grad = torch.zeros_like(p)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-@contextmanager
-def _tracked(engine: Engine, mode: FakeTensorMode) -> Iterator[MemTracker]:
-    """Inside, torch's tracker sees the model, the optimizer and every tensor that is made."""
-    model, optimizer = engine.model, engine.weights.optimizer
-    if isinstance(engine.weights, fsdp2.FSDP2):
-        tracker: MemTracker = FSDPMemTracker(model, optimizer)
-        # before it knows parameters and moments by name: whatever else is there
-        tracker.track_inputs(tuple(_there(mode)))  # type: ignore[attr-defined]
-    else:
-        tracker = MemTracker()
-        tracker.track_external(*_there(mode), model, optimizer)
-
-    def forget(module: nn.Module, _: Any) -> None:
-        if module is model:  # it counts by module, and knows one forward pass of each
-            tracker.reset_mod_stats()
-
-    with ExitStack() as stack:
-        stack.callback(register_module_forward_pre_hook(forget).remove)
-        yield stack.enter_context(tracker)
-
-
-def _there(mode: FakeTensorMode) -> list[Tensor]:
-    gc.collect()
-    return [
-        thing for thing in gc.get_objects() if type(thing) is FakeTensor and thing.fake_mode is mode
-    ]
 
 
 def _forward(

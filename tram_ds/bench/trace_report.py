@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from tram_ds.bench.trace import Trace, refusal, trace
+from tram_ds.bench.trace import Trace, trace
 from tram_ds.planning.plan import Plan, plan
 from tram_ds.recipe.recipe import Recipe
 
@@ -14,11 +14,8 @@ GB = 1e9
 
 def show(recipe: Recipe, world: int, console: Console | None = None) -> None:
     """Prints what one of `world` ranks was found to hold, send and compute, beside what the formula
-    has; one line where the engine cannot be traced."""
+    has. ValueError where it cannot be traced: see `trace.refuse`, which asks that beforehand."""
     console = console or Console(width=150, highlight=False)
-    if why := refusal(recipe, world):
-        console.print(f"not traced: {why}\n")
-        return
     alone = recipe.checkpoint.model_copy(update={"asynchronous": False})  # no save beside the step
     planned = plan(recipe.model_copy(update={"checkpoint": alone}), world)
     found = trace(recipe, world)

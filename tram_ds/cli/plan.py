@@ -6,7 +6,8 @@ fits, or what to change.
         train.global_batch=256 algorithm=tram_x
     tram plan --recipe llama7b_fsdp2.yaml --gpus 64 --trace train.global_batch=256
 
-Needs neither GPUs nor weights. Exit codes: 0 it fits, 1 it does not, 2 a wrong recipe or argument.
+Needs neither GPUs nor weights. Exit codes: 0 it fits, 1 it does not, 2 a wrong recipe or argument,
+or --trace of what cannot be traced (ZeRO, DDP, offloading): the message says what can.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ def run(options: argparse.Namespace) -> int:
 
     assumed = report.assumptions(options.gpu, options.gpu_memory, options.mfu, recipe.model.dtype)
     counts = report.gpu_counts(options.gpus)
+    if options.trace:
+        from tram_ds.bench.trace import refuse
+
+        for world in counts:
+            refuse(recipe, world)  # before minutes are spent on the others
     fits = True
     for world in counts:
         fits &= report.show(recipe, world, assumed)
