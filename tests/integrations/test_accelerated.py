@@ -64,6 +64,15 @@ def test_a_step_that_is_not_finite_moves_no_scheduler() -> None:
         assert scheduler.get_last_lr() == [rate]
 
 
+def test_a_state_of_before_the_first_step_is_continued(tmp_path: Path) -> None:
+    """Nothing is remembered yet."""
+    accelerator, model, optimizer = prepared()
+    stepper = AcceleratedStepper(accelerator, model, optimizer, "tram_prev").stepper
+    accelerator.save_state(str(tmp_path))
+    accelerator.load_state(str(tmp_path))
+    assert stepper.steps == 0
+
+
 def test_what_cannot_go_together_is_refused(tmp_path: Path) -> None:
     accelerator, model, optimizer = prepared()
     with pytest.raises(ValueError, match="SGD was not prepared by this accelerator"):

@@ -62,6 +62,27 @@ def test_fsdp2_is_the_plain_loop_too(case: str, under_fsdp2: dict[str, Any]) -> 
     }
 
 
+def test_a_damaged_file_of_one_rank_is_refused_on_all(under_fsdp2: dict[str, Any]) -> None:
+    expected = {
+        "by something else": "cannot be read (it does not say of which step of TRAM it is)",
+        "of nothing": "cannot be read (what it says of its run is damaged, algorithm: ",
+        "cut": "cannot be read (Error while deserializing header: ",
+        "of the step before": "is of step 2 for rank 0, and ",
+    }
+    found = dict(under_fsdp2["damaged"])
+    assert found.pop("whole") == ["", ""]
+    assert found.keys() == expected.keys()
+    for name, lines in found.items():
+        assert lines[0] == lines[1] and "\n" not in lines[0], "one alone would hang the other"
+        assert "tram-00001-of-00002.safetensors" in lines[0] and expected[name] in lines[0]
+        assert lines[0].endswith("resume from an earlier checkpoint of the run")
+
+
+def test_another_loss_on_one_rank_is_refused_on_all(under_fsdp2: dict[str, Any]) -> None:
+    first, second = under_fsdp2["another loss"]
+    assert first == second and first.startswith("the model's own loss is ")
+
+
 @pytest.fixture(scope="module")
 def under_deepspeed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return ranks.run("tests.integrations.zero_worker", str(tmp_path_factory.mktemp("runs")))

@@ -83,7 +83,8 @@ class TramCallback(Callback):
         if self._loaded is not None:
             there = self._loaded
             where = "the checkpoint"
-            saved.continued(self.stepper, there["told"], there["pieces"], where, self._made)
+            told, pieces = there.get("told"), there.get("pieces", {})
+            saved.continued(self.stepper, told, pieces, where, self._made)
             self._loaded = None
         elif trainer.global_step:
             raise ValueError(

@@ -12,6 +12,7 @@ from tram_ds.algorithms.stepper import UserForward
 from tram_ds.integrations.forwards import causal_lm, classification
 from tram_ds.models.output import checked
 from tram_ds.models.passes import evaluating
+from tram_ds.runtime.peers import agreed
 
 CLOSE = 1e-3  # relative: the two round in another order
 
@@ -42,9 +43,14 @@ def forward_of(model: nn.Module) -> UserForward:
     )
 
 
-def refuse_other_loss(forward: UserForward, model: Any, batch: Any) -> None:
-    """ValueError where the model's own loss of the batch is another, so that training would leave
-    something out. One pass each, without dropout; collective where the model's forward is."""
+def refuse_other_loss(forward: UserForward, model: Any, batch: Any, world_size: int) -> None:
+    """ValueError, on every rank, where on any the model's own loss of its batch is another, so that
+    training would leave something out. One pass each, without dropout. Collective."""
+    # a loss at the border may pass on one rank and not on another, which would wait for it
+    agreed(world_size, lambda: _refuse(forward, model, batch))
+
+
+def _refuse(forward: UserForward, model: Any, batch: Any) -> None:
     assert callable(forward)
     with torch.no_grad(), evaluating(model):
         # no-grad and eval: DDP waits for no backward, and both see the same model

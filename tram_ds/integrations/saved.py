@@ -8,7 +8,7 @@ One file where every rank holds whole weights; on shards a file of each rank's o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from tram_ds.algorithms import references
 from tram_ds.algorithms.stepper import State, Stepper
 from tram_ds.engines.protocol import Engine
 from tram_ds.engines.shards import Shards, Span
+from tram_ds.integrations.record import record, refuse_unlike, unreadable
 from tram_ds.integrations.same_run import about, differences
-from tram_ds.runtime.peers import Peers
+from tram_ds.runtime.peers import agreed
 
 Made = Mapping[str, Any]  # an optimizer, as same_run.made() has it
 
@@ -41,23 +42,11 @@ def save(stepper: Stepper, folder: Path, optimizer: Made) -> None:
 def load(stepper: Stepper, folder: Path, optimizer: Made) -> None:
     """Continues from what save() wrote; weights and optimizer are loaded already. Collective.
 
-    ValueError, on every rank, as continued() has it, or where a file is missing or damaged: the
-    next step would silently measure d from other weights.
+    ValueError, on every rank, as continued() has it, or where a file is missing, damaged or of
+    another step than the others: the next step would silently measure d from other weights.
     """
-    state: State | None = None
-    wrong = ""
-    try:
-        state = _found(stepper, place(stepper.engine, folder), optimizer)
-    except ValueError as error:
-        wrong = str(error)
-    peers = Peers(stepper.engine.world_size)
-    # all ranks tell, also those that found theirs: one alone may have no file
-    refused = next(filter(None, peers.gather(wrong)), None)
-    peers.close()
-    if refused:
-        raise ValueError(refused)
-    assert state is not None
-    stepper.load(state)
+    path = place(stepper.engine, folder)
+    _continue(stepper, lambda: _found(stepper, path, optimizer), str(path))
 
 
 def _found(stepper: Stepper, path: Path, optimizer: Made) -> State:
@@ -73,11 +62,10 @@ def _found(stepper: Stepper, path: Path, optimizer: Made) -> State:
         with safe_open(path, "pt") as file:
             there = set(file.keys())
             read = {name: file.get_tensor(name) for name in needed(stepper) if name in there}
-            told = file.metadata()["tram"]
+            # None where it has none: of a file that something else wrote, or wrote anew
+            told = (file.metadata() or {}).get("tram")
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}): resume from an earlier checkpoint of the run"
-        ) from error
+        raise unreadable(str(path), str(error)) from error
     return _state(stepper, told, read, str(path), optimizer)
 
 
@@ -99,26 +87,43 @@ def told(stepper: Stepper, optimizer: Made) -> str:
 
 
 def continued(
-    stepper: Stepper, told: str, there: Mapping[str, Tensor], where: str, optimizer: Made
+    stepper: Stepper, told: Any, there: Mapping[str, Tensor], where: str, optimizer: Made
 ) -> None:
-    """Continues from told() and pieces(); weights and optimizer are loaded already. ValueError
-    where they are of another run (same_run), model or sharding."""
-    stepper.load(_state(stepper, told, there, where, optimizer))
+    """Continues from told() and pieces(); weights and optimizer are loaded already. Collective.
+
+    ValueError, on every rank, where they are damaged, or of another run (same_run), model or
+    sharding.
+    """
+    _continue(stepper, lambda: _state(stepper, told, there, where, optimizer), where)
+
+
+def _continue(stepper: Stepper, read: Callable[[], State], where: str) -> None:
+    world_size = stepper.engine.world_size
+    # all ranks tell, also those that read theirs: one alone may have no file
+    state = agreed(world_size, read)
+    refuse_unlike((state.step, state.base_steps), where, world_size)
+    stepper.load(state)
 
 
 def _state(
-    stepper: Stepper, told: str, there: Mapping[str, Tensor], where: str, optimizer: Made
+    stepper: Stepper, told: Any, there: Mapping[str, Tensor], where: str, optimizer: Made
 ) -> State:
-    then = json.loads(told)
-    if lines := differences(then, about(stepper, optimizer)):
+    then = record(told, where)
+    if lines := differences(then.model_dump(exclude_unset=True), about(stepper, optimizer)):
         raise ValueError(
             f"{where} is of another run ({'; '.join(lines)}): resume with what that had, or start "
             "a new run with the model of the checkpoint"
         )
-    names = references.names(stepper.algorithm)
+    # before the first step there was nothing to remember yet
+    names = references.names(stepper.algorithm) if then.step else []
     weights = {name: _read(there, name, stepper.engine, where) for name in names}
-    rest = {key: then[key] for key in ("step", "base_steps", "radius")}
-    return replace(stepper.state(), references=weights, **rest)
+    return replace(
+        stepper.state(),
+        step=then.step,
+        base_steps=then.base_steps,
+        references=weights,
+        radius=then.radius,
+    )
 
 
 def needed(stepper: Stepper) -> list[str]:

@@ -130,7 +130,8 @@ class TramTrainer(Trainer):
                 saved.load(self.stepper, Path(self._resumed), self._made)
             if self.forward is None:
                 # after loading, so that the weights it is compared at are those that train
-                refuse_other_loss(forward, model, window[0])
+                world_size = self.stepper.engine.world_size
+                refuse_other_loss(forward, model, window[0], world_size)
         return self.stepper, forward
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

@@ -81,6 +81,37 @@ class Peers:
             self.group = None
 
 
+def agreed(world_size: int, action: Callable[[], T]) -> T:
+    """action() on every rank; its own result on each. Collective.
+
+    ValueError, on every rank with the words of the first that refused, where action() raised one on
+    any: what each rank decides by its own file or batch is then decided for all. A rank on which it
+    raised something else raises that, and the others name it.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    try:
+        result = action()
+    # whatever it is: this rank must come to the gather, or the others wait for it
+    except Exception as error:
+        failure = error
+    peers = Peers(world_size)
+    try:
+        texts = peers.gather(None if failure is None else _words(failure, peers.rank))
+    finally:
+        peers.close()
+    if failure is not None and not isinstance(failure, ValueError):
+        raise failure
+    refused = [text for text in texts if text is not None]
+    if refused:
+        raise ValueError(refused[0]) from failure
+    return result  # type: ignore[return-value]
+
+
+def _words(error: Exception, rank: int) -> str:
+    return str(error) if isinstance(error, ValueError) else f"rank {rank}: {_line(error)}"
+
+
 def _line(error: BaseException) -> str:
     """One line; torch's checkpoint error, which is raised on every rank, is unwrapped to the first
     that really failed."""
