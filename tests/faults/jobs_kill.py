@@ -20,8 +20,8 @@ from tests.faults.jobs import digest, save_in, shared_folder, stepper, train
 from tests.parity import build
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.checkpoint import resume as checkpoint
+from tram_ds.checkpoint.commits import candidates, folder
 from tram_ds.checkpoint.export import export
-from tram_ds.checkpoint.files import candidates, folder
 from tram_ds.runtime import run_folder
 from tram_ds.runtime import run_lock as lock
 from tram_ds.runtime.exits import CheckpointError, PeerLost, RunLocked

@@ -14,9 +14,11 @@ import pytest
 
 from tests.faults.jobs import digest, stepper, train, trained
 from tram_ds.checkpoint import files
+from tram_ds.checkpoint import manifest as manifests
 from tram_ds.checkpoint import resume as checkpoint
 from tram_ds.checkpoint.resume import Saver
 from tram_ds.runtime.exits import CHECKPOINT, CheckpointError, code_of
+from tram_ds.runtime.run_layout import MANIFEST
 
 pytestmark = [
     pytest.mark.faults,
@@ -39,7 +41,7 @@ def other_run(path: Path) -> None:
     built = stepper("single", "tram_init", 1, micros=1)
     train(built, 2, 1)
     with Saver(path.parent.parent.parent / "other", built) as saver:
-        shutil.copy(saver.save() / files.MANIFEST, path / files.MANIFEST)
+        shutil.copy(saver.save() / MANIFEST, path / MANIFEST)
 
 
 def relink(path: Path) -> None:
@@ -49,7 +51,7 @@ def relink(path: Path) -> None:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    file = path / files.MANIFEST
+    file = path / MANIFEST
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
@@ -78,11 +80,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"of step 1, not of",
     ),
     "manifest truncated": (
-        lambda p: os.truncate(p / files.MANIFEST, 50),
+        lambda p: os.truncate(p / MANIFEST, 50),
         r"manifest.json: cannot be read",
     ),
     "manifest edited": (lambda p: edit(p, base_steps=7), r"manifest.json: .* its own digest"),
-    "manifest missing": (lambda p: (p / files.MANIFEST).unlink(), r"manifest.json: missing"),
+    "manifest missing": (lambda p: (p / MANIFEST).unlink(), r"manifest.json: missing"),
     "manifest climbs out": (
         lambda p: climb(p),
         r"names '\.\./\.\./x.safetensors', which is no file of a checkpoint",
@@ -92,13 +94,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 def climb(path: Path) -> None:
     """A manifest that is consistent but names a file elsewhere, as an attacker could write it."""
-    manifest = files.read_manifest(path)
+    manifest = manifests.read_manifest(path)
     manifest["files"]["../../x.safetensors"] = {"size": 1, "sha256": "0"}
     reseal(path, manifest)
 
 
 def reseal(path: Path, manifest: dict[str, Any]) -> None:
-    edit(path, **manifest | {"digest": files._digest_of(manifest)})
+    edit(path, **manifest | {"digest": manifests.digest_of(manifest)})
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -193,8 +195,8 @@ def test_pickles_are_never_loaded(run_dir: Path, tmp_path: Path) -> None:
         (newest / name).write_bytes(payload)
     assert checkpoint.load(stepper("single", "tram_prev", 1, micros=1), newest)["step"] == 2
     shard(newest).write_bytes(payload)
-    manifest = files.read_manifest(newest)
-    manifest["files"][shard(newest).name] = files.describe(shard(newest))
+    manifest = manifests.read_manifest(newest)
+    manifest["files"][shard(newest).name] = manifests.describe(shard(newest))
     reseal(newest, manifest)
     with pytest.raises(CheckpointError, match="loading"):
         checkpoint.load(stepper("single", "tram_prev", 1, micros=1), newest)

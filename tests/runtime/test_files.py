@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tram_ds.checkpoint import commits
 from tram_ds.checkpoint import files as checkpoints
 from tram_ds.runtime import files
 
@@ -109,6 +110,6 @@ def test_retention_leaves_a_checkpoint_that_somebody_keeps_notes_in(tmp_path: Pa
         partial = checkpoints.begin(where, step)
         checkpoints.commit(partial, {"step": step, "files": {}}, keep=1)
         if step == 1:
-            (where / checkpoints.name(1) / "notes.txt").write_text("the good one")
-    assert [p.name for p in checkpoints.candidates(tmp_path)] == ["step-00000003", "step-00000001"]
+            (where / commits.name(1) / "notes.txt").write_text("the good one")
+    assert [p.name for p in commits.candidates(tmp_path)] == ["step-00000003", "step-00000001"]
     assert (where / "step-00000001" / "notes.txt").read_text() == "the good one"

@@ -1,5 +1,4 @@
-"""Checkpoints on disk: names, the manifest, integrity, the commit, retention. Plain files, no
-tensors, no collectives.
+"""Checkpoints on disk: the commit, and retention. Plain files, no tensors, no collectives.
 
 <run_dir>/checkpoints/step-00000100/    committed: the rename to this name is the commit
     shard-00001-model-00001-of-00003.safetensors   rank 0's part of the first kind of tensors, ...
@@ -16,158 +15,20 @@ step-X.superseded   a commit beyond a step saved later: the run went back and to
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tram_ds.checkpoint.commits import candidates, folder, name, step_of
+from tram_ds.checkpoint.manifest import Manifest, describe, digest_of
 from tram_ds.runtime import files as disk
 from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.locks import locked
-from tram_ds.runtime.run_layout import LATEST, MANIFEST, WEIGHTS, RunFolder
-
-FORMAT = "tram_ds checkpoint 1"
-# matched whole: neither step-X.tmp-ID nor step-X.superseded is a commit
-_COMMIT = re.compile(r"step-(\d{8,})(\.old)?")
-
-Manifest = dict[str, Any]
-
-
-def folder(run_dir: Path | str) -> Path:
-    """Where a run keeps its checkpoints."""
-    return RunFolder(run_dir).checkpoints
-
-
-def name(step: int) -> str:
-    """The commit's folder name."""
-    return f"step-{step:08d}"
-
-
-def step_of(path: Path) -> int | None:
-    """The step a commit's folder name says, None for any other name."""
-    match = _COMMIT.fullmatch(path.name)
-    return int(match[1]) if match else None
-
-
-def candidates(run_dir: Path | str) -> list[Path]:
-    """Committed checkpoints, the newest first; whether they are whole is for `verify` to say."""
-    where = folder(run_dir)
-    found = (
-        [p for p in where.iterdir() if step_of(p) is not None and p.is_dir()]
-        if where.is_dir()
-        else []
-    )
-    return sorted(found, key=lambda p: (step_of(p), not p.name.endswith(".old")), reverse=True)
-
-
-def latest(run_dir: Path | str) -> Path | None:
-    """The newest committed checkpoint, or None."""
-    return next(iter(candidates(run_dir)), None)
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of the checkpoint folder `path`. CheckpointError where it is missing, damaged or
-    not ours."""
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such checkpoint folder")
-    file = path / MANIFEST
-    try:
-        manifest = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: missing: this is not a committed checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: not a manifest of the format {FORMAT!r}")
-    # before the files are judged by it: their sizes and sums are believed from here on
-    if manifest.get("digest") != _digest_of(manifest):
-        raise CheckpointError(
-            f"{file}: its contents do not match its own digest: it was altered or damaged"
-        )
-    if step_of(path) not in (None, manifest["step"]):
-        raise CheckpointError(
-            f"{file}: is of step {manifest['step']}, not of {path.name}: it belongs to another "
-            "checkpoint"
-        )
-    return manifest
-
-
-def problems(path: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> list[str]:
-    """What is wrong with the files, one line each. Ranks can share the hashing: this does every
-    `parts`-th file.
-
-    Sizes are checked first, because that is free, and a file with the wrong size is not hashed.
-    """
-    files: dict[str, dict[str, Any]] = manifest["files"]
-    found = []
-    # by one of the ranks that share the work, or each would report the same line
-    if part == 0:
-        # the reader takes every safetensors file in the folder, so one too many would be read too
-        unknown = sorted(
-            p.name for p in path.iterdir() if p.name.endswith(WEIGHTS) and p.name not in files
-        )
-        found += [f"{path / extra}: is not in {MANIFEST}: remove it" for extra in unknown]
-    for file_name in sorted(files)[part::parts]:
-        found += _problem(path, file_name, files[file_name])
-    return found
-
-
-def _problem(path: Path, file_name: str, expected: dict[str, Any]) -> list[str]:
-    file = path / file_name
-    # a manifest may be forged: a name with a folder in it would point at a file elsewhere
-    if Path(file_name).name != file_name or not file_name.endswith(WEIGHTS):
-        return [f"{path / MANIFEST}: names {file_name!r}, which is no file of a checkpoint"]
-    try:
-        # not stat: a link would be followed to a file outside
-        status = os.lstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            return [f"{file}: is not a plain file"]
-        if status.st_size != expected["size"]:
-            return [
-                f"{file}: has {status.st_size} bytes instead of {expected['size']}: truncated or "
-                "overwritten"
-            ]
-        if describe(file)["sha256"] != expected["sha256"]:
-            return [
-                f"{file}: its sha256 is not the manifest's: altered, damaged, or of another "
-                "checkpoint"
-            ]
-    except FileNotFoundError:
-        return [f"{file}: missing"]
-    except OSError as error:
-        return [f"{file}: cannot be read ({error})"]
-    return []
-
-
-def verify(path: Path | str) -> Manifest:
-    """Checks every file against the manifest, which it returns. CheckpointError names each bad file
-    and what is wrong."""
-    path = Path(path)
-    manifest = read_manifest(path)
-    found = problems(path, manifest)
-    if found:
-        raise CheckpointError("; ".join(found))
-    return manifest
-
-
-def describe(file: Path) -> dict[str, Any]:
-    """{"size", "sha256"} of a file."""
-    with open(file, "rb") as stream:
-        return {
-            "size": os.fstat(stream.fileno()).st_size,
-            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-        }
-
-
-def _digest_of(manifest: Manifest) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+from tram_ds.runtime.run_layout import LATEST, MANIFEST, WEIGHTS
 
 
 def prepare(run_dir: Path | str) -> Path:
@@ -220,7 +81,7 @@ def commit(partial: Path, manifest: Manifest, keep: int) -> Path:
     manifest = json.loads(json.dumps(manifest, default=str))
     disk.write_whole(
         partial / MANIFEST,
-        json.dumps(manifest | {"digest": _digest_of(manifest)}, indent=1, sort_keys=True),
+        json.dumps(manifest | {"digest": digest_of(manifest)}, indent=1, sort_keys=True),
     )
     where, final = partial.parent, partial.parent / name(manifest["step"])
     old = final.with_name(f"{final.name}.old")

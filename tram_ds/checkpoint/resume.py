@@ -17,7 +17,8 @@ from tram_ds.algorithms.stepper import Stepper
 from tram_ds.checkpoint import files, tensors
 from tram_ds.checkpoint import state as states
 from tram_ds.checkpoint.changes import changed
-from tram_ds.checkpoint.files import Manifest, candidates, latest, verify
+from tram_ds.checkpoint.commits import candidates, latest
+from tram_ds.checkpoint.manifest import Manifest, problems, read_manifest, verify
 from tram_ds.checkpoint.save import Saver
 from tram_ds.runtime.exits import CheckpointError
 from tram_ds.runtime.peers import Peers
@@ -118,9 +119,9 @@ def _inspect(path: Path, peers: Peers) -> tuple[Manifest, str]:
     """(manifest, "") or ({}, what is wrong). Collective: the ranks share the hashing."""
     try:
         # one reading for all ranks, so that all go by the same file list
-        manifest = peers.first("reading the manifest", lambda: files.read_manifest(path))
+        manifest = peers.first("reading the manifest", lambda: read_manifest(path))
         mine = peers.every(
-            "verifying", lambda: files.problems(path, manifest, peers.rank, peers.world_size)
+            "verifying", lambda: problems(path, manifest, peers.rank, peers.world_size)
         )
     except CheckpointError as error:
         return {}, str(error)

@@ -15,10 +15,11 @@ import torch
 
 from tram_ds.algorithms import references
 from tram_ds.algorithms.stepper import Stepper
-from tram_ds.checkpoint import files, pieces, space, tensors
+from tram_ds.checkpoint import commits, files, pieces, space, tensors
 from tram_ds.checkpoint import state as states
 from tram_ds.checkpoint.changes import kept
-from tram_ds.checkpoint.files import Manifest, candidates
+from tram_ds.checkpoint.commits import candidates
+from tram_ds.checkpoint.manifest import Manifest
 from tram_ds.checkpoint.space import Space
 from tram_ds.checkpoint.tensors import Flats
 from tram_ds.engines.optimizer_state import moment_names
@@ -66,7 +67,7 @@ class Saver:
             "parameters": parameters,
         }
         self.folder = self.peers.first(
-            f"preparing {files.folder(run_dir)}", lambda: files.prepare(run_dir)
+            f"preparing {commits.folder(run_dir)}", lambda: files.prepare(run_dir)
         )
         self.space = Space(self.folder, self.peers, patience, beat)
         self._thread: threading.Thread | None = None
@@ -109,7 +110,7 @@ class Saver:
             if reading is not None:  # the descent would wait for nobody
                 reading.close()
             raise
-        return self.folder / files.name(manifest["step"])
+        return self.folder / commits.name(manifest["step"])
 
     def wait(self) -> None:
         """Returns when no save is under way; raises the error of one that failed in the
@@ -200,7 +201,7 @@ class Saver:
         except (CheckpointError, PeerLost) as error:
             if peers.rank == 0:
                 files.discard(partial)
-            newest = files.latest(self.folder.parent)
+            newest = commits.latest(self.folder.parent)
             left = (
                 f"the newest checkpoint is {newest}" if newest else "there is no earlier checkpoint"
             )

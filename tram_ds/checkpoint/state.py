@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tram_ds.algorithms import references
 from tram_ds.algorithms.stepper import State, Stepper
-from tram_ds.checkpoint.files import FORMAT, Manifest
+from tram_ds.checkpoint.manifest import FORMAT, Manifest
 from tram_ds.checkpoint.tensors import Flat, Flats, flats
 from tram_ds.engines.optimizer_state import Extras, moment_names
 from tram_ds.engines.protocol import Engine

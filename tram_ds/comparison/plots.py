@@ -24,7 +24,7 @@ from tram_ds.comparison.compute import along
 from tram_ds.comparison.correlation import Panel, Trend, is_tram
 from tram_ds.comparison.layouts import Layout
 from tram_ds.comparison.run import Run
-from tram_ds.comparison.significance import mean_interval
+from tram_ds.comparison.significance import Interval, mean_interval
 
 INK = "#010203"  # stands for the page's text colour
 EARLIER, TRAM, GREY = "#3b82d0", "#1f9d6b", "#8a8f98"
@@ -102,18 +102,7 @@ def averages(table: Table) -> Figure:
         colour = TRAM if is_tram(method) else EARLIER
         ax.plot(values, [row] * len(values), ".", color=colour, alpha=0.45, markersize=7, zorder=2)
         if values:
-            found = mean_interval(values, layout.log)
-            bounds = (found.mean - found.low, found.high - found.mean)
-            ax.errorbar(
-                found.mean,
-                row,
-                xerr=[[width if math.isfinite(width) else 0.0] for width in bounds],
-                fmt="D",
-                color=colour,
-                markersize=5,
-                capsize=3,
-                zorder=3,
-            )
+            _interval(ax, row, mean_interval(values, layout.log), colour)
         if layout.paper is not None and method in layout.paper.index and name in layout.paper:
             x = float(layout.paper.loc[method, name])
             ax.plot(x, row, "|", color=INK, markersize=13, markeredgewidth=1.6, zorder=4)
@@ -134,6 +123,20 @@ def averages(table: Table) -> Figure:
     arrow = "lower is better" if layout.lower_is_better else "higher is better"
     label(ax, "", f"{name}, {layout.metric} ({arrow})")
     return made
+
+
+def _interval(ax: Axes, row: int, found: Interval, colour: str) -> None:
+    bounds = (found.mean - found.low, found.high - found.mean)
+    ax.errorbar(
+        found.mean,
+        row,
+        xerr=[[width if math.isfinite(width) else 0.0] for width in bounds],
+        fmt="D",
+        color=colour,
+        markersize=5,
+        capsize=3,
+        zorder=3,
+    )
 
 
 def figure2(panels: Sequence[Panel], layout: Layout) -> Figure:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tram_ds.checkpoint.files import MANIFEST
 from tram_ds.runtime.paths import expanded, refuse_missing
-from tram_ds.runtime.run_layout import RunFolder
+from tram_ds.runtime.run_layout import MANIFEST, RunFolder
 
 
 @dataclass(frozen=True)

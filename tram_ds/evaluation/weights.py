@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tram_ds.checkpoint import files as checkpoint_files
 from tram_ds.checkpoint import tensors as checkpoint_tensors
+from tram_ds.checkpoint.manifest import verify
 from tram_ds.checkpoint.state import buffers
 from tram_ds.checkpoint.tensors import Flat
 from tram_ds.engines.layout import parameter_names
@@ -21,7 +21,7 @@ def fill(model: nn.Module, folder: Path) -> None:
     """The weights and buffers of a training checkpoint, in place. CheckpointError if it is damaged
     or of another model."""
     # before anything is read into the model: a damaged file would leave it half filled
-    manifest = checkpoint_files.verify(folder)
+    manifest = verify(folder)
     parameters = {name: p for p, name in parameter_names(model).items()}
     shapes = {name: list(p.shape) for name, p in parameters.items()}
     saved = manifest["parameters"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -61,32 +62,10 @@ def smoke(recipe: Recipe) -> Recipe:
     the number of ranks the launcher announces (plain Python: 1, 2, 4 or 8).
     """
     data = to_dict(recipe)
-    language = recipe.task.name == "language_modeling"
     init = recipe.model.init or {"architecture": family(recipe.model.path, recipe.task.name)}
     # else 4: a batch of 8 divides by 1, 2, 4 and 8 ranks
     ranks = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 4)
-    task = {
-        "data": "installed_docs" if language else "generated",
-        "revision": None,
-        "train": None,
-        "exclude": [],
-        "eval": None,
-    }
-    if language:
-        task |= {
-            "seq_len": 32,
-            "tokenizer": None,
-            "max_train_tokens": 20_000,
-            "max_eval_tokens": 2_000,
-            "streaming": None,
-            **{key: TaskSection.model_fields[key].default for key in ROWS},
-        }
-    elif recipe.task.name == "instruction":
-        task |= {"seq_len": 64, "tokenizer": None, "chat_template": None}
-        task |= {key: TaskSection.model_fields[key].default for key in ROWS if key != "column"}
-    elif "seq_len" in data["task"]:
-        task |= {"seq_len": 32, "tokenizer": None}
-    data["task"] |= task
+    data["task"] |= _tiny_task(data["task"])
     data["model"] |= {"path": None, "init": tiny(init["architecture"]), "revision": None}
     data["train"] |= {"steps": 3, "epochs": None, "global_batch": 2 * ranks, "micro_batch": 1}
     data["train"]["early_stopping"] = None
@@ -104,6 +83,33 @@ def smoke(recipe: Recipe) -> Recipe:
 
 
 _smoke = smoke  # `load` has an argument of that name
+
+
+def _tiny_task(full: dict[str, Any]) -> dict[str, Any]:
+    """Of a section `task`, what is another for data that is on every machine."""
+    language = full["name"] == "language_modeling"
+    task: dict[str, Any] = {
+        "data": "installed_docs" if language else "generated",
+        "revision": None,
+        "train": None,
+        "exclude": [],
+        "eval": None,
+    }
+    if language:
+        task |= {
+            "seq_len": 32,
+            "tokenizer": None,
+            "max_train_tokens": 20_000,
+            "max_eval_tokens": 2_000,
+            "streaming": None,
+            **{key: TaskSection.model_fields[key].default for key in ROWS},
+        }
+    elif full["name"] == "instruction":
+        task |= {"seq_len": 64, "tokenizer": None, "chat_template": None}
+        task |= {key: TaskSection.model_fields[key].default for key in ROWS if key != "column"}
+    elif "seq_len" in full:
+        task |= {"seq_len": 32, "tokenizer": None}
+    return task
 
 
 def _checked(source: Source) -> Recipe:
