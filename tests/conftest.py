@@ -27,29 +27,36 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-# Files that take a minute or more, the longest first: begun last, one would keep a worker alone.
+# Files that take half a minute or more, the longest first: begun last, one would keep a worker
+# alone. Those with tests marked `alone`, for which the other worker waits, come after all of them.
 LONG = (
-    "bench/test_benchmark.py",
     "integration/test_slurm.py",
-    "parity/test_parity.py",
-    "parity/test_special.py",
-    "faults/test_resume.py",
-    "faults/test_stop.py",
-    "integration/test_recipes.py",
-    "integration/test_tracking_status.py",
-    "integration/test_quickstart.py",
-    "faults/test_campaign.py",
     "integration/test_real_models.py",
+    "parity/test_parity.py",
     "integration/test_terminal.py",
+    "integration/test_quickstart.py",
     "cli/test_wheel.py",
-    "integration/test_mlflow_ui.py",
+    "faults/test_resume.py",
+    "faults/test_campaign.py",
+    "faults/test_stop.py",
+    "parity/test_special.py",
     "integration/test_train.py",
-    "wrap/test_ranks.py",
-    "parity/test_identities.py",
-    "models/test_compile.py",
-    "integration/test_mlflow_server.py",
+    "bench/test_benchmark.py",
+    "bench/test_host_memory.py",
+    "integration/test_recipes.py",
+    "cli/test_trees.py",
+    "integration/test_mlflow_ui.py",
+    "integrations/test_ranks.py",
+    "bench/test_tokenise.py",
+    "verification/test_kit.py",
     "planning/test_planning.py",
+    "docs/test_commands.py",
+    "integration/test_own_data.py",
+    "models/test_compile.py",
+    "integration/test_study.py",
     "integration/test_readme.py",
+    "integration/test_tracking_status.py",
+    "integration/test_mlflow_server.py",
 )
 # Files whose tests share nothing: each case may go to either worker.
 APART = ("integration/test_recipes.py", "integration/test_readme.py")
