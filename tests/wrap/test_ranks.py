@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests import ranks
+from tests.wrap.worker import BRANCHES
 
 CLOSE = 2e-6
 HOLD = ("by hand", "frozen layer", "buffers", "a step that raised", "export of frozen")
@@ -51,7 +52,9 @@ CASES: dict[str, dict[str, str | None]] = {
         "state of adafactor": "Adafactor looks at whole parameters",
     },
 }
-CASES["zero3"] = CASES["zero2"]
+CASES["zero3"] = dict(CASES["zero2"])
+for engine, kinds in BRANCHES.items():
+    CASES[engine] |= dict.fromkeys(f"branches of {kind}" for kind in kinds)
 
 
 @functools.cache

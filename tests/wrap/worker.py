@@ -20,6 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from tests.parity import build
+from tests.wrap import branches
 from tests.wrap.hand import LR, RHO, batches, forward, mlp, sam_step, sgd
 from tram_ds.algorithms.bound import algorithm
 from tram_ds.algorithms.stepper import Stepper, wrap
@@ -27,6 +28,11 @@ from tram_ds.checkpoint.export import full_state
 from tram_ds.engines import fsdp2
 
 Make = Callable[[], nn.Module]
+# engines that a model of branches runs on, in the process group of one
+BRANCHES = {
+    "fsdp2": ("fsdp2", "fsdp2_offload"),
+    "zero2": ("zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload"),
+}
 
 
 def rows(rank: int, seed: int = 0) -> list[Any]:
@@ -305,6 +311,8 @@ def cases(engine: str) -> dict[str, Callable[[], tuple[str, float]]]:
             "drifting hybrid": drifting_hybrid,
             "reduced once": reduced_once,
         }
+    for kind in BRANCHES.get(engine, ()):
+        found[f"branches of {kind}"] = lambda kind=kind: branches.of(kind)
     if engine == "ddp":
         eager = lambda m: torch.compile(m, backend="eager")  # noqa: E731
 

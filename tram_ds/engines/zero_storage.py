@@ -103,6 +103,15 @@ class Partitioned:
             "micro_step_id",
             "bit16_groups_flat",
         )
+        if optimizer.cpu_offload:
+            requires(
+                optimizer,
+                "accumulated_grads_in_cpu",
+                "norm_for_param_grads",
+                "_finalize_cpu_offload_gradient_accumulation",
+                "_offload_accumulated_param_ids",
+                "_wait_for_offload_copies",
+            )
         self.o, self.all_gather, self.group = optimizer, all_gather, optimizer.dp_process_group
 
     def masters(self) -> list[Tensor]:
@@ -117,10 +126,15 @@ class Partitioned:
         return [parts[dist.get_rank(group)].detach() for parts, group in groups]
 
     def gradient(self) -> list[list[Tensor]]:
-        if self.o.cpu_offload:
+        o = self.o
+        if o.cpu_offload:
+            # In the last micro-batch DeepSpeed copies what that one reached, and takes its norm;
+            # what only earlier ones did is still where they are added up.
+            if not o._offload_accumulated_param_ids <= o.norm_for_param_grads.keys():
+                o._finalize_cpu_offload_gradient_accumulation()
             # the last copies to the host may be under way: DeepSpeed itself waits in its step
-            self.o._wait_for_offload_copies()
-            return [[m.grad] for m in self.o.single_partition_of_fp32_groups]
+            o._wait_for_offload_copies()
+            return [[m.grad] for m in o.single_partition_of_fp32_groups]
         return [self._pieces(i) for i in range(len(self.o.bit16_groups))]
 
     def _pieces(self, i: int) -> list[Tensor]:
@@ -153,6 +167,12 @@ class Partitioned:
         if o.cpu_offload:
             o.reset_cpu_buffers()
             o._offload_accumulated_param_ids = set()
+            # A parameter that the next pass does not reach would keep this pass's gradient; one
+            # that its first micro-batch does not reach would be added to this pass's.
+            for m in o.single_partition_of_fp32_groups:
+                m.grad.zero_()
+            for added_up in o.accumulated_grads_in_cpu.values():
+                added_up.zero_()
         for k in list(o.averaged_gradients):
             o.averaged_gradients[k] = None
         # of a pass that stopped short of its boundary: the next one's would be added to these

@@ -30,6 +30,14 @@ class Stage3:
             "empty_partition_cache",
             "_get_param_partition_rank",
         )
+        if optimizer.offload_optimizer:
+            requires(
+                optimizer,
+                "get_param_id",
+                "norm_for_param_grads",
+                "_finalize_offload_gradient_accumulation",
+                "_offload_boundary_param_ids",
+            )
         if any(flat is None for flat in optimizer.fp16_partitioned_groups_flat):
             raise ValueError(
                 "parameters offloaded to NVMe cannot be perturbed: set offload_param.device to cpu"
@@ -64,15 +72,21 @@ class Stage3:
         return [w.detach() for w in self.o.fp16_partitioned_groups_flat]
 
     def gradient(self) -> list[list[Tensor]]:
-        if self.o.offload_optimizer:
-            return [[m.grad] for m in self.o.fp32_partitioned_groups_flat]
+        o = self.o
+        if o.offload_optimizer:
+            # in the last micro-batch DeepSpeed copies what that one reached, and takes its norm;
+            # what only earlier ones did is still where they are added up
+            reached = (p for p in self.parameters() if p.ds_id in o._offload_boundary_param_ids)
+            if any(o.get_param_id(p) not in o.norm_for_param_grads for p in reached):
+                o._finalize_offload_gradient_accumulation()
+            return [[m.grad] for m in o.fp32_partitioned_groups_flat]
         # DeepSpeed pads what it reduce-scatters with torch.empty, in every pass: the step would
         # take that into the masters' padding
-        for group, paddings in enumerate(self.o.groups_padding):
-            for piece, padding in zip(self.o.averaged_gradients[group], paddings, strict=True):
+        for group, paddings in enumerate(o.groups_padding):
+            for piece, padding in zip(o.averaged_gradients[group], paddings, strict=True):
                 if padding:
                     piece.view(-1)[-padding:].zero_()
-        return [list(self.o.averaged_gradients[group]) for group in range(len(self.o.fp16_groups))]
+        return [list(o.averaged_gradients[group]) for group in range(len(o.fp16_groups))]
 
     def fragments(self) -> list[Fragment]:
         found = []
