@@ -58,19 +58,23 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One run per engine, of the same recipe."""
+    """One run per engine, of the same recipe; each launcher itself starts one of them."""
     made = {}
     for name, launcher, engine in (
         ("single", "python", "replicated"),
         ("ddp", "torchrun", "replicated"),
-        ("fsdp2", "torchrun", "fsdp2"),
+        ("fsdp2", None, "fsdp2"),
         ("zero3", "deepspeed", "{name: zero, config: zero3.json}"),
     ):
         folder = tmp_path_factory.mktemp(name)
         (folder / "tiny.yaml").write_text(RECIPE)
         if name != "single":  # that one makes its database itself
             store(folder)
-        done = launched(folder, launcher, "--recipe", "tiny.yaml", f"engine={engine}")
+        words = ["--recipe", "tiny.yaml", f"engine={engine}"]
+        if launcher is None:
+            done = script(TRAIN, *words, cwd=folder, world=2)
+        else:
+            done = launched(folder, launcher, *words)
         assert done.returncode == 0, done.stderr[-4000:]
         made[name] = folder / "runs" / "tiny-tram_x-0"
         (folder / "stdout").write_text(done.stdout)
