@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from tests.data.test_windows import llama
 from tram_ds.data.bpe import train_tokenizer
@@ -158,3 +159,27 @@ def test_the_date_is_the_same_on_every_day(tokenizer):
 def test_what_cannot_be_told_is_refused(tokenizer, template, messages, why):
     with pytest.raises(Unmarkable, match=why):
         Chat(tokenizer, template).tokens(messages)
+
+
+@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize("words", [(" yes", "no"), ("yes ", " no"), ("yes é", "no é")])
+def test_a_block_is_learned_to_its_last_token_and_no_further(
+    trim: bool, words: tuple[str, str]
+) -> None:
+    """Spaces at its edges, which Llama 3's tokeniser has no characters for, and a character of two
+    tokens."""
+    made = train_tokenizer(["no merges"], 257)
+    made.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
+    template = (
+        "{% for m in messages %}{{ m['role'] }}:{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] }}{% endgeneration %}"
+        "{% else %}{{ m['content'] }}{% endif %};{% endfor %}"
+    )
+    talk = [
+        {"role": role, "content": content}
+        for word in words
+        for role, content in (("user", "é?"), ("assistant", word))
+    ]
+    text, learned, (_, count) = said(made, template, talk)
+    assert text == f"user:é?;assistant:{words[0]};user:é?;assistant:{words[1]};"
+    assert learned == "".join(words) and count == len("".join(words).encode())

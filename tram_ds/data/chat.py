@@ -9,12 +9,14 @@ A conversation whose template says neither is refused, never guessed.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from tram_ds.data.conversations import ANSWERS, Messages
 from tram_ds.runtime.errors import DataError
@@ -57,16 +59,16 @@ class Chat:
         """((T,) int64 ids, (T,) bool which are answers, with the token that ends each). Unmarkable
         if that cannot be told."""
         text = self._rendered(messages)
-        if BLOCKS.search(self.template):
-            return self._by_blocks(messages)
-        spans = self._spans(messages, text)
+        blocks = bool(BLOCKS.search(self.template))
+        spans = self._blocks(messages) if blocks else self._spans(messages, text)
         # no special tokens: the template has written them into the text itself
         encoding = self.tokenizer(text, add_special_tokens=False, verbose=False).encodings[0]
         answers = np.zeros(len(encoding.ids), dtype=bool)
-        offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        starts, ends = _extents(encoding.offsets)
         for start, end in spans:
-            inside = (offsets[:, 0] >= start) & (offsets[:, 0] < end)
-            answers |= inside & (offsets[:, 1] > start)  # not a trimmed space before it
+            # a block may begin within a token; of a header found by its text the token is a part
+            inside = (ends > start) if blocks else (starts >= start) & (ends > start)
+            answers |= inside & (starts < end)
         return np.asarray(encoding.ids, dtype=np.int64), answers
 
     def asked(self, text: str) -> list[int]:
@@ -85,12 +87,21 @@ class Chat:
         found = self.tokenizer.added_tokens_decoder.get(last)
         return {last} if found is not None and found.special else set()
 
-    def _by_blocks(self, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
-        found = self._applied(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids = np.asarray(found["input_ids"], dtype=np.int64)
-        return ids, np.asarray(found["assistant_masks"], dtype=bool)
+    def _blocks(self, messages: Messages) -> list[tuple[int, int]]:
+        """Characters of the template's `generation` blocks: (first, end) of each."""
+        # not its mask of tokens, which from a space that the tokeniser trims, or a character of
+        # several tokens, at the edge of a block on has too few or all of them
+        try:
+            # (texts, spans) of several conversations, whatever its annotation says
+            rendered: Any = render_jinja_template(
+                [messages],
+                chat_template=self.template,
+                return_assistant_tokens_mask=True,
+                **{**self.tokenizer.special_tokens_map, **self._day()},
+            )
+        except TemplateError as error:
+            raise _refused(error) from error
+        return rendered[1][0]
 
     def _spans(self, messages: Messages, text: str) -> list[tuple[int, int]]:
         """Characters of the answers in the whole text: (first, end) of each."""
@@ -140,13 +151,27 @@ class Chat:
         return self._applied(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
     def _applied(self, messages: Messages, **how: Any) -> Any:
-        day = {"date_string": DAY} if CLOCK in self.template else {}
         try:
             return self.tokenizer.apply_chat_template(
-                messages, chat_template=self.template, **day, **how
+                messages, chat_template=self.template, **self._day(), **how
             )
         except TemplateError as error:
-            raise Unmarkable(f"the chat template refuses it: {short(str(error))}") from error
+            raise _refused(error) from error
+
+    def _day(self) -> dict[str, str]:
+        return {"date_string": DAY} if CLOCK in self.template else {}
+
+
+def _refused(error: TemplateError) -> Unmarkable:
+    return Unmarkable(f"the chat template refuses it: {short(str(error))}")
+
+
+def _extents(offsets: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """(where each token's characters begin, where they end): of a token that was trimmed to
+    nothing, a space, behind those of the one before."""
+    starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    before = np.concatenate([[0], ends[:-1]])
+    return np.where(starts == ends, before, starts), ends
 
 
 def _answer(text: str, place: int, content: str) -> tuple[int, int]:

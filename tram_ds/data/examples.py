@@ -20,7 +20,7 @@ from tram_ds.data.tokenize import tokenizer_digest
 from tram_ds.data.usable import NAMED
 from tram_ds.runtime.errors import DataError
 
-VERSION = 2  # raise it when the rules change: it is part of the cache key
+VERSION = 3  # raise it when the rules change: it is part of the cache key
 HEADER = "header.json"
 
 Example = tuple[np.ndarray, np.ndarray]  # (T,) int64 ids, (T,) bool which are answers
