@@ -44,10 +44,6 @@ def optimizer_steps(optimizer: torch.optim.Optimizer) -> int:
     return int(max(counts, default=0.0))
 
 
-def _is_moment(value: Any, parameter: Tensor, key: str) -> bool:
-    return isinstance(value, Tensor) and key != "step" and value.shape == parameter.shape
-
-
 def moment_keys(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[str]:
     """The keys whose tensors are as large as their parameter, for every parameter that has them."""
     found: dict[str, bool] = {}
