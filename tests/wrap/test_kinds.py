@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.wrap.hand import LR, agree, batches, forward, mlp, sgd
+from tests.wrap.hand import LR, agree, batches, forward, gap, mlp, sgd
 from tram_ds.algorithms.stepper import wrap
 from tram_ds.models.output import Output
 
@@ -108,6 +108,24 @@ def test_a_weighted_loss_is_divided_by_the_sum_of_its_weights(weights: list[floa
         return (losses * scale).sum(), scale.sum() / 10, model(batch[0])
 
     assert agree(mlp, run=run) < 2e-5  # gradients ten times as large
+
+
+def test_an_epsilon_per_micro_batch_is_weighted_by_sums_of_weights_below_one_too() -> None:
+    """Of one micro-batch it is the epsilon of the whole batch."""
+    weights = torch.tensor([0.05, 0.1, 0.05, 0.1, 0.05, 0.05])
+
+    def run(model: Any, batch: Any) -> Any:
+        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        return (losses * weights).sum(), weights.sum(), model(batch[0])
+
+    models, reports = (mlp(), mlp()), []
+    for model, accumulation in zip(models, ("global", "micro"), strict=True):
+        stepper = wrap(model, sgd(model), "sam", rho=0.5, accumulation=accumulation)
+        reports.append(stepper.step(batches(1), run))
+    assert gap(*models) < CLOSE and gap(models[0], mlp()) > 1e-3
+    for name in ("loss", "perturbed_loss", "radius", "ascent_norm", "grad_norm"):
+        whole, each = (float(getattr(report, name)) for report in reports)
+        assert each == pytest.approx(whole, rel=1e-5), name
 
 
 RETURNED = {

@@ -24,6 +24,7 @@ from tram_ds.algorithms.options import Climb
 from tram_ds.algorithms.trust_region import TrustRegion
 from tram_ds.engines.protocol import Engine, PassMeans
 from tram_ds.engines.shards import Lazy
+from tram_ds.engines.sums import divisor
 from tram_ds.models.passes import ForwardContext
 
 Probe = Callable[[Engine, Lazy], None]  # called at theta + epsilon with the intended epsilon
@@ -174,7 +175,7 @@ def climb_per_micro_batch(
         g = engine.grads() * climbed.targets
         each, total = [*each, climbed], g.realise() if total is None else total.copy_(total + g)
     targets = torch.stack([c.targets for c in each]).sum()
-    counted = targets.clamp(min=1)
+    counted = divisor(targets)
     assert total is not None
     mean = total * (1.0 / counted)
     # the engine's own gradient is the last micro-batch's
