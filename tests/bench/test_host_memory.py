@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import ranks
+from tram_ds.planning.host import SAVING
 
 pytestmark = pytest.mark.bench
 MIB = 1 << 20
@@ -73,7 +74,7 @@ def test_saving_copies_nothing(found, engine):
 
 def test_saving_in_the_background_holds_a_few_pieces(found):
     """16 MiB each, copied so that theta may move meanwhile, and what the allocator keeps."""
-    assert max(found["fsdp2"]["saving in the background"]) <= 64 * MIB
+    assert max(found["fsdp2"]["saving in the background"]) <= SAVING
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])

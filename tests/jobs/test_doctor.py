@@ -14,7 +14,7 @@ import torch
 
 from tests.ranks import environment
 from tram_ds.algorithms.table import ALGORITHMS
-from tram_ds.jobs import doctor, slurm_config
+from tram_ds.jobs import doctor, machine_checks, slurm_config
 from tram_ds.jobs.check import size
 from tram_ds.planning import plan, states
 from tram_ds.recipe.loading import load
@@ -162,6 +162,37 @@ def test_the_memory_of_a_slurm_job_is_that_of_its_ranks():
         f"{size(plan.rank_bytes(here.recipe, 16))} of states per rank on 16 rank(s)"
     )
     assert plan.rank_bytes(here.recipe, 16) < plan.rank_bytes(here.recipe, 1), "it is split"
+
+
+def test_the_ranks_of_a_node_have_to_fit_its_memory(monkeypatch):
+    """On a CPU everything is there; beside GPUs a model that every rank draws, and what offloading
+    keeps: 4, 8 and 4 bytes per parameter of theta, Adam's moments and the gradient, theta_{t-1} and
+    the snapshot."""
+    each = plan.plan(context(world=2).recipe, 2).memory.total
+    monkeypatch.setattr(machine_checks, "machine_memory", lambda: 2 * each)
+    assert doctor.host_memory(context(world=2)).startswith(f"{size(each)} for each of a node's 2")
+    monkeypatch.setattr(machine_checks, "machine_memory", lambda: 2 * each - 1)
+    with pytest.raises(doctor.Problem) as found:
+        doctor.host_memory(context(world=2))
+    assert "micro_batch" in found.value.fix
+
+    here = context(
+        "train.global_batch=16",
+        "train.micro_batch=1",
+        "engine={name: fsdp2, config: offload.yaml}",
+        "model.init={architecture: gpt2, n_layer: 4, n_head: 2, n_embd: 512}",
+    )
+    here.slurm = slurm_config.load("a100_multi_node")
+    planned = plan.plan(here.recipe, 16)
+    assert planned.host.offloaded == (4 + 8 + 4 + 4 + 4) * -(-planned.size.parameters // 16)
+    assert planned.host.drawn == 4 * planned.size.parameters
+    for mem, said in (("0", "not known"), ("64G", "of 64 GiB")):
+        here.slurm = here.slurm.model_copy(update={"mem": mem})
+        assert said in doctor.host_memory(here)
+    here.slurm = here.slurm.model_copy(update={"mem": "10M"})
+    with pytest.raises(doctor.Problem) as found:
+        doctor.host_memory(here)
+    assert "of 10 MiB" in found.value.found and "model.path" in found.value.fix
 
 
 def test_a_bad_recipe_is_the_first_line(folder):

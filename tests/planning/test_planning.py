@@ -268,6 +268,23 @@ def test_whole_logits_and_no_look_ahead_are_planned_as_the_recipe_has_them():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "config", "row", "each"),
+    [
+        ("fsdp2", "shard.yaml", "tram_prev", 0),
+        ("fsdp2", "offload.yaml", "base", 4 + 8 + 4),  # theta, Adam's moments, the gradient
+        ("fsdp2", "offload.yaml", "tram_prev", 4 + 8 + 4 + 4 + 4),  # the snapshot, theta_{t-1}
+        ("zero", "zero3_offload.json", "base", 4 + 8 + 4 + 2),  # and the working copy, in bf16
+    ],
+)
+def test_what_is_offloaded_is_planned_on_the_host(engine, config, row, each):
+    asked = recipe({"n_layer": 2, "n_head": 2, "n_embd": 64}, row, 4, 1)
+    section = {"name": engine, "config": config}
+    words = {**asked.model_dump(exclude_unset=True), "engine": section}
+    found = plan.plan(Recipe.model_validate(words), 4)
+    assert found.host.offloaded == each * found.size.parameters // 4
+
+
 def test_states_are_what_two_ranks_hold():
     found = ranks.run("tests.planning.planning_ranks")
     model = {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 512, "n_positions": 32}

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from tram_ds.data.stream import number_of
 from tram_ds.jobs.check import Check, Context, Problem, existing
-from tram_ds.jobs.machine_checks import builds, communication, launcher, memory
+from tram_ds.jobs.machine_checks import builds, communication, host_memory, launcher, memory
 from tram_ds.jobs.storage_checks import disk, run_folder, tracking
 from tram_ds.recipe.file import LAUNCH
 from tram_ds.recipe.recipe import accumulation
@@ -104,6 +104,7 @@ CHECKS: dict[str, Callable[[Context], str]] = {
     "communication": communication,
     "builds": builds,
     "memory": memory,
+    "host memory": host_memory,
     "smoke": smoke,
 }
 RANK_0 = ("disk", "tracking", "launcher")  # what only rank 0 of a run does

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from tram_ds.jobs import slurm
 from tram_ds.jobs.check import Context, Problem, size
-from tram_ds.planning.plan import rank_bytes
+from tram_ds.planning.plan import plan, rank_bytes
+from tram_ds.planning.without_gpu import machine_memory, ranks_here
 
 
 def launcher(context: Context) -> str:
@@ -94,4 +95,37 @@ def memory(context: Context) -> str:
     return f"{found}, of {size(total)}"
 
 
+def host_memory(context: Context) -> str:
+    """What the ranks of one node take of its CPU memory, against what there is: of this machine, or
+    of what SLURM is asked for."""
+    planned = plan(context.recipe, context.world)
+    on_cpu = context.planned.device.type == "cpu"
+    each = planned.memory.total if on_cpu else planned.host.peak
+    ranks, there = _node(context)
+    found = f"{size(each)} for each of a node's {ranks} rank(s)"
+    if there is None:
+        return f"{found}; how much a node has is not known here (`mem` of the SLURM config)"
+    if each * ranks <= there:
+        return f"{found}, of {size(there)}"
+    if on_cpu:
+        way = "a smaller train.micro_batch, fewer ranks a node, or GPUs"
+    elif planned.host.drawn > planned.host.offloaded:
+        way = "model.path in place of model.init, of which a rank reads what it holds"
+    else:
+        way = "an engine.config that does not offload (shard.yaml, zero3.json), or more nodes"
+    raise Problem(f"{found}, of {size(there)}", way)
+
+
+def _node(context: Context) -> tuple[int, float | None]:
+    """(ranks of the run on one node, bytes of its memory, None where that is not known)."""
+    if context.slurm is None:
+        return ranks_here(context.job), machine_memory()
+    asked = context.slurm.mem
+    if not asked or not asked.strip("0"):  # the cluster's default, or all that a node has
+        return context.slurm.ranks, None
+    unit = asked[-1] if asked[-1] in UNITS else "M"  # as SLURM has it
+    return context.slurm.ranks, int(asked.rstrip("KMGT")) * 1024.0 ** UNITS.index(unit)
+
+
+UNITS = " KMGT"
 STALE = 10  # minutes: compiling DeepSpeed's largest operator takes less

@@ -14,6 +14,7 @@ from tram_ds.algorithms.table import ALGORITHMS, AlgorithmSection
 from tram_ds.engines import choose as engines
 from tram_ds.planning import outline, sizes
 from tram_ds.planning.cost import Cost, cost
+from tram_ds.planning.host import Host, host
 from tram_ds.planning.memory import Memory, peak
 from tram_ds.planning.setup import RunSetup, setup_of
 from tram_ds.recipe.engine_config import engine_config
@@ -34,6 +35,7 @@ class Plan:
     size: sizes.ModelSize
     memory: Memory
     cost: Cost
+    host: Host
 
     def fits(self, bytes_per_gpu: float) -> bool:
         """Whether the peak leaves room for what no tensor holds (see USABLE)."""
@@ -51,7 +53,8 @@ def plan(recipe: Recipe, world: int, name: str | None = None) -> Plan:
     row = bind(section)
     setup = setup_for(recipe, world)
     size = sizes.size(recipe, autocast=setup.engine == "replicated")
-    return Plan(section.name, setup, size, peak(setup, size, row), cost(setup, size, row))
+    beside = host(setup, size, row, drawn=recipe.model.path is None)
+    return Plan(section.name, setup, size, peak(setup, size, row), cost(setup, size, row), beside)
 
 
 def setup_for(recipe: Recipe, world: int) -> RunSetup:

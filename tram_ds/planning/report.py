@@ -93,11 +93,7 @@ def show(recipe: Recipe, world: int, assumed: Assumed, console: Console | None =
         f"{USABLE:.0%} of {assumed.memory:g} GB for tensors, the rest for the context, NCCL and "
         "fragmentation; fused attention"
     )
-    host = 4 * size.parameters / 1e9
-    console.print(
-        f"host memory: {host:.1f} GB for each GPU of a node at the start, where a model is drawn "
-        "(model.init) or merged by transformers; of files a rank reads what it holds, and no more"
-    )
+    console.print(_host(own))
     fits = own.fits(assumed.memory * 1e9)
     verdict = (
         "fits" if fits else f"does not fit; {planning.advice(recipe, world, assumed.memory * 1e9)}"
@@ -107,6 +103,17 @@ def show(recipe: Recipe, world: int, assumed: Assumed, console: Console | None =
         f"the peak: {verdict}\n"
     )
     return fits
+
+
+def _host(own: Plan) -> str:
+    """Of CPU memory, one line."""
+    whole, host = 4 * own.size.parameters / 1e9, own.host
+    offloaded = f"{host.offloaded / 1e9:.1f} GB offloaded, throughout; " if host.offloaded else ""
+    return (
+        f"host memory: {whole:.1f} GB for each GPU of a node at the start, where a model is drawn "
+        "(model.init) or merged by transformers; of files a rank reads what it holds, and no more; "
+        f"{offloaded}{host.saving / 1e9:.2f} GB while a checkpoint is written"
+    )
 
 
 def _trained(size: ModelSize) -> str:

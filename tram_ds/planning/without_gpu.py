@@ -26,7 +26,7 @@ def check(recipe: Recipe, job: Job) -> None:
     if job.device.type != "cpu" or not _large(recipe.model.path):
         return
     found = plan(recipe, job.world_size)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or job.world_size)
+    here = ranks_here(job)
     total = machine_memory()
     if found.memory.total * here > total:
         raise ValueError(
@@ -41,6 +41,12 @@ def check(recipe: Recipe, job: Job) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def ranks_here(job: Job) -> int:
+    """Ranks of the job on this machine, as the launcher says it; all of them where it does not."""
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    return int(local or job.world_size)
 
 
 def machine_memory() -> float:
