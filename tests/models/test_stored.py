@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from tests import ranks
 from tram_ds.models.pretrained import load_model, load_stored
-from tram_ds.models.stored import CHUNK, Entry, Stored
+from tram_ds.models.stored import CHUNK, Entry, Stored, entries
 from tram_ds.recipe.model_section import ModelSection
 from tram_ds.runtime.errors import DataError
 
@@ -234,3 +234,10 @@ def test_a_broken_set_of_files_is_named(tmp_path, load, spoil, says):
     with pytest.raises(DataError, match=says) as caught:
         load(AutoModelForCausalLM, section(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}'])
+def test_an_index_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(DataError, match=r"index\.json is not an index of weights .* copy or"):
+        entries(str(tmp_path), "main")

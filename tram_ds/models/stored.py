@@ -131,11 +131,14 @@ def _files(path: str, revision: str) -> dict[Path, set[str]]:
     if index is None:
         return {}
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{index} is not an index of weights: {error}") from error
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        placed = [(str(key), str(name)) for key, name in weight_map.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{index} is not an index of weights ({error!r}): copy or download it again"
+        ) from error
     files: dict[str, set[str]] = {}
-    for key, name in weight_map.items():
+    for key, name in placed:
         files.setdefault(name, set()).add(key)
     places = {name: find(path, name, revision) for name in sorted(files)}
     lost = [name for name, place in places.items() if place is None]
