@@ -51,6 +51,8 @@ def test_options_that_cost_are_counted() -> None:
     assert cost({"name": "asam_r3f", "penalty_passes": "ascent"}).units == 9
     assert cost({"name": "r3f", "reference_gradient": "current"}).units == 4
     assert cost({"name": "tram_x", "perturb_every": 4}).units == (7 + 3 * 3) / 4
+    later = {"name": "asam_mesa", "perturb_every": 2}
+    assert cost({**later, "penalty_start": 9}) == cost(later)
     with pytest.raises(ValueError, match="tram_pref"):
         cost({"name": "tram_pref"})
 
@@ -71,6 +73,29 @@ def test_a_step_without_its_ascent_costs_what_is_left() -> None:
         ), name
     alg2 = algorithm("tram_fisher", fisher="alg2", perturb_every=2)
     assert (cost_of(alg2.at(0)).units, cost_of(alg2.at(1)).units) == (9, 3)
+
+
+@pytest.mark.parametrize("name", ("trpo", "mesa", "kl_init", "r3f", "asam_mesa", "asam_trpo"))
+def test_nothing_is_predicted_before_the_penalty_starts(name: str) -> None:
+    """From then on, the row's own passes."""
+    torch.manual_seed(0)
+    model, calls = torch.nn.Linear(4, 3), []
+    options = {"noise_site": model} if "noise_site" in reads(name) else {}
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    stepper = wrap(model, sgd, algorithm=name, penalty_start=2, **options)
+
+    def forward(model: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
+        calls.append(1)
+        logits = model(x)
+        return logits.square().sum(), len(x), logits
+
+    counts = []
+    for _ in range(4):
+        calls.clear()
+        stepper.step([torch.randn(2, 4)], forward)
+        counts.append(len(calls))
+    plain, whole = 1 + name.startswith("asam"), PASSES[name][0]
+    assert counts == [plain, plain, whole, whole]
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from tram_ds.algorithms.ascent import Ascent, EpsilonLength
-from tram_ds.algorithms.options import Climb, Part, Pull
+from tram_ds.algorithms.options import Climb, Part, Penalty, Pull
 from tram_ds.algorithms.reference import NoiseReference, Reference, WeightReference
 from tram_ds.algorithms.shift import Shift
 from tram_ds.algorithms.trust_region import TrustRegion
@@ -99,13 +99,15 @@ class Algorithm:
 
     def at(self, step: int) -> Algorithm:
         """The algorithm of one step: itself, or without its ascent where `perturb_every` leaves
-        that out."""
+        that out, or its penalty before `penalty_start`."""
         # from the step's number alone, so that a resume climbs at the same steps
         climbs = step % self.of(Climb).perturb_every == 0
+        started = self.penalty is None or step >= self.of(Penalty).penalty_start
+        row = self if started else replace(self, penalty=None)
         if climbs:
-            return self
+            return row
         return replace(
-            self,
+            row,
             ascent=None,
             epsilon_length=None,
             radius=0.0,
@@ -113,3 +115,7 @@ class Algorithm:
             descent=None,
             stored_gradient=False,
         )
+
+    def after_climb(self) -> Algorithm:
+        """That of a step after one that climbs, once a penalty has started."""
+        return self.at(self.of(Climb).perturb_every * self.of(Penalty).penalty_start + 1)

@@ -51,9 +51,8 @@ def cost(section: Mapping[str, Any]) -> Cost:
 
 def mean_cost(row: Algorithm) -> Cost:
     """Of `perturb_every` steps, one of which climbs, divided by their number."""
-    # step 1 climbs only where every step does
-    climbing, flat = cost_of(row), cost_of(row.at(1))
     every = row.of(Climb).perturb_every
+    climbing, flat = cost_of(row), cost_of(row.after_climb())
     forward = flat.forward + (climbing.forward - flat.forward) / every
     return Cost(forward, flat.backward + (climbing.backward - flat.backward) / every)
 

@@ -79,7 +79,7 @@ class Losses:
     def _penalties(self, index: int, batch: Any, descent: bool) -> list[Compare]:
         """The penalty where this pass has one."""
         row, penalty = self.algorithm, self.algorithm.penalty
-        if penalty is None or self.run.draws.step < row.of(Penalty).penalty_start:
+        if penalty is None:
             return []
         if descent and row.of(BesideAscent).penalty_passes == "ascent":
             return []

@@ -78,7 +78,7 @@ def references(setup: RunSetup, size: ModelSize, row: Algorithm) -> References:
     kept = [r.reference for r in row.regions if isinstance(r.reference, WeightReference)]
     previous = [r for r in row.regions if isinstance(r.reference, Previous)]
     ahead = sum(
-        r.reference.lookahead and row.at(1).asks(r.reference)
+        r.reference.lookahead and row.after_climb().asks(r.reference)
         for r in previous
         if isinstance(r.reference, Previous)
     )
