@@ -1,8 +1,9 @@
 """Host memory that each phase of a run adds to this rank: python -m tests.bench.host_memory_worker
-OUT FOLDER ENGINE WAY, on 2 ranks.
+OUT SOURCE ENGINE WAY, on 2 ranks.
 
-WAY: whole or stored, how the model is loaded; a stored one then takes a step, is saved, continued,
-exported and scored. OUT: phase -> bytes per rank; parameters; elements of the largest.
+SOURCE: the model's folder, or model.init as JSON. WAY: whole, left or stored, how it is loaded; a
+stored one, which is left where it is too, then takes a step, is saved, continued, exported and
+scored. OUT: phase -> bytes per rank; parameters; elements of the largest.
 """
 
 from __future__ import annotations
@@ -97,15 +98,17 @@ class Phases(dict[str, list[int]]):
         self[name] = every
 
 
-def main(out: str, folder: str, name: str, way: str) -> None:
+def main(out: str, source: str, name: str, way: str) -> None:
     job = detect()
     with joined(job, "zero" if name.startswith("zero") else "fsdp2"):
-        loader = {"whole": load_model, "stored": load_stored}[way]
+        loader = load_model if way == "whole" else load_stored
+        fresh = source.startswith("{")
+        section = ModelSection(init=json.loads(source)) if fresh else ModelSection(path=source)
         warm(loader)
         phases = Phases()
         with phases.phase("loading"):
-            model: Any = loader(AutoModelForCausalLM, ModelSection(path=folder))
-            fill = model.stored.read if way == "stored" else None
+            model: Any = loader(AutoModelForCausalLM, section)
+            fill = None if way == "whole" else model.stored.read
             kind = "zero" if name.startswith("zero") else name
             engine = engines.build(kind, model, settings(job, name, True, fill))
         if way == "stored":

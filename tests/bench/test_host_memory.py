@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -13,18 +15,21 @@ pytestmark = pytest.mark.bench
 MIB = 1 << 20
 
 
+# a Llama of 100 M parameters
+LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A Llama of 100 M parameters in a bf16 file, as current models are published."""
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=32000,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=8,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-    )
+    """In a bf16 file, as current models are published."""
+    config = AutoConfig.for_model("llama", **LLAMA)
     path = tmp_path_factory.mktemp("model")
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
     return path
@@ -55,6 +60,18 @@ def test_loading_adds_a_ranks_shards_and_one_tensor(found):
     fsdp2 = found["fsdp2"]
     assert max(fsdp2["loading"]) <= shard(fsdp2) + 4 * fsdp2["largest"]
     assert min(fsdp2["loading whole"]) > 2 * shard(fsdp2)
+
+
+def test_drawing_adds_a_ranks_shards_and_one_tensor():
+    """model.init, which has no file: 4 x N / W bytes and the largest tensor, where whole drawing
+    adds 4 x N; its modules and the states of the generator are less than 2 MiB."""
+    init = json.dumps({"architecture": "llama", **LLAMA})
+    left, whole = (
+        ranks.run("tests.bench.host_memory_worker", init, "fsdp2", way) for way in ("left", "whole")
+    )
+    print(f"MiB of each rank: {[[b // MIB for b in way['loading']] for way in (left, whole)]}")
+    assert max(left["loading"]) <= shard(left) + 4 * left["largest"] + 2 * MIB
+    assert min(whole["loading"]) > 2 * shard(left)
 
 
 def test_loading_under_zero3_adds_no_copy_of_the_model(found):

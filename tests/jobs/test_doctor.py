@@ -14,10 +14,12 @@ import torch
 
 from tests.ranks import environment
 from tram_ds.algorithms.table import ALGORITHMS
+from tram_ds.data.bpe import VOCAB_SIZE
 from tram_ds.jobs import doctor, machine_checks, slurm_config
 from tram_ds.jobs.check import size
 from tram_ds.planning import plan, states
 from tram_ds.recipe.loading import load
+from tram_ds.recipe.sections import EngineSection
 from tram_ds.runtime.ranks import Job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,14 +187,22 @@ def test_the_ranks_of_a_node_have_to_fit_its_memory(monkeypatch):
     here.slurm = slurm_config.load("a100_multi_node")
     planned = plan.plan(here.recipe, 16)
     assert planned.host.offloaded == (4 + 8 + 4 + 4 + 4) * -(-planned.size.parameters // 16)
-    assert planned.host.drawn == 4 * planned.size.parameters
+    # its share, and the largest tensor, the embedding
+    drawn = -(-planned.size.parameters // 16) + VOCAB_SIZE * 512
+    assert planned.host.drawn == 4 * drawn
     for mem, said in (("0", "not known"), ("64G", "of 64 GiB")):
         here.slurm = here.slurm.model_copy(update={"mem": mem})
         assert said in doctor.host_memory(here)
     here.slurm = here.slurm.model_copy(update={"mem": "10M"})
     with pytest.raises(doctor.Problem) as found:
         doctor.host_memory(here)
-    assert "of 10 MiB" in found.value.found and "model.path" in found.value.fix
+    assert "of 10 MiB" in found.value.found and "does not offload" in found.value.fix
+    here.recipe = here.recipe.model_copy(
+        update={"engine": EngineSection(name="fsdp2", config="shard.yaml")}
+    )
+    with pytest.raises(doctor.Problem, match="of 10 MiB") as found:
+        doctor.host_memory(here)
+    assert "model.path" in found.value.fix
 
 
 def test_a_bad_recipe_is_the_first_line(folder):

@@ -1,8 +1,8 @@
-"""What every engine makes of a model that is loaded whole, and of one that is left in its files:
-python -m tests.models.stored_worker OUT CASES ENGINES, on any number of ranks.
+"""What every engine makes of a model that is loaded whole, and of one that is left in its files, or
+not drawn yet: python -m tests.models.stored_worker OUT CASES ENGINES, on any number of ranks.
 
-CASES: JSON, name -> {path, auto, half, frozen}. OUT: name -> engine -> {whole, stored}, each a
-digest per rank of masters, working copy, buffers, frozen parameters and ties, and the loss.
+CASES: JSON, name -> {path or init, auto, half, frozen}. OUT: name -> engine -> {whole, stored},
+each a digest per rank of masters, working copy, buffers, frozen parameters and ties, and the loss.
 """
 
 from __future__ import annotations
@@ -58,17 +58,20 @@ def settings(
 
 
 def build(job: Any, case: dict[str, Any], name: str, load: Any) -> dict[str, Any]:
-    section = ModelSection(path=case["path"])
-    more = {"num_labels": 3, "new_head": True} if "Sequence" in case["auto"] else {}
-    cache = str(Path(case["path"]).parent / "cache")  # of a model that is pickles alone
-    model = load(getattr(transformers, case["auto"]), section, seed=5, cache_dir=cache, **more)
+    section = ModelSection(path=case.get("path"), init=case.get("init"))
+    more: dict[str, Any] = {}
+    if "Sequence" in case["auto"]:
+        more |= {"num_labels": 3, "new_head": True}
+    if section.path:
+        more["cache_dir"] = str(Path(section.path).parent / "cache")  # of pickles alone
+    model = load(getattr(transformers, case["auto"]), section, seed=5, **more)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(case["frozen"] not in key if case["frozen"] else True)
     stored: Any = getattr(model, "stored", None)
     if load is load_stored:
         meta = {key for key, p in model.named_parameters() if p.is_meta}
         read = {key for key, _ in model.named_parameters()} - meta
-        assert meta and read == set(stored.new), "only a new head is there before the engine is"
+        assert meta and read == set(stored.new), "of these alone there are values already"
     kind = {"ddp": "replicated", "fsdp2": "fsdp2"}.get(name, "zero")
     engine = engines.build(
         kind, model, settings(job, name, case["half"], stored.read if stored else None)

@@ -95,6 +95,27 @@ def test_a_base_left_in_its_files_has_the_same_adapters(tmp_path: Path) -> None:
         assert torch.equal(into, values[name].detach().flatten()), name
 
 
+@pytest.mark.parametrize("source", ("init", "path"))
+def test_a_classifiers_head_is_there_though_its_base_is_not(source: str, tmp_path: Path) -> None:
+    """Its own, of the file or of the seed: peft trains a copy of it."""
+    load_base(AutoModelForImageClassification, ModelSection(init=VIT), seed=2).save_pretrained(
+        tmp_path
+    )
+    where: dict[str, Any] = {"init": VIT} if source == "init" else {"path": str(tmp_path)}
+    images = ModelSection(**where, lora=LoraSection(r=2))
+    whole, stored = (
+        f(AutoModelForImageClassification, images, seed=2) for f in (load_model, load_stored)
+    )
+    values = dict(whole.named_parameters())
+    trained = {n for n, p in stored.named_parameters() if p.requires_grad}
+    assert f"classifier.modules_to_save.{NAME}.weight" in trained
+    for name, p in stored.named_parameters():
+        assert not (p.is_meta and p.requires_grad), name
+        into = torch.empty(p.numel())
+        stored.stored.read(name, 0, into)
+        assert torch.equal(into, values[name].detach().flatten()), name
+
+
 @pytest.mark.parametrize(
     "targets, said",
     [

@@ -1,5 +1,6 @@
 """A model left in its files, and read from there by whoever holds a piece of it, is the model that
-from_pretrained loads: every parameter, buffer, tie and new head, on every engine."""
+from_pretrained loads, and one that is drawn piece by piece is the one that its seed makes: every
+parameter, buffer, tie and new head, on every engine."""
 
 from __future__ import annotations
 
@@ -77,6 +78,10 @@ def cases(folders, tmp_path_factory):
     def case(name, auto=CAUSAL, half=False, frozen=None):
         return {"path": str(folders[name]), "auto": auto, "half": half, "frozen": frozen}
 
+    def fresh(kind, auto=CAUSAL, half=False, frozen=None):
+        init = {"architecture": kind, **TINY[kind]}
+        return {"init": init, "auto": auto, "half": half, "frozen": frozen}
+
     found = {
         "an fp32 file, tied": case("fp32"),
         "a bf16 file, bf16 working copy": case("bf16", half=True),
@@ -85,6 +90,8 @@ def cases(folders, tmp_path_factory):
         "pickles, tied": case("pickles"),
         "a new head": case("bf16", CLASSES, half=True),
         "frozen blocks": case("bf16", half=True, frozen="layers.0."),
+        "drawn, tied": fresh("gpt2"),
+        "drawn, frozen blocks, bf16 working copy": fresh("llama", CLASSES, True, "layers.0."),
     }
     file = tmp_path_factory.mktemp("cases") / "cases.json"
     file.write_text(json.dumps(found))
@@ -105,7 +112,7 @@ def cases(folders, tmp_path_factory):
 )
 def test_every_engine_holds_the_same_as_from_a_whole_model(cases, world, names):
     found = ranks.run("tests.models.stored_worker", str(cases), names, world=world)
-    assert len(found) == 7 and all(set(each) == set(names.split(",")) for each in found.values())
+    assert len(found) == 9 and all(set(each) == set(names.split(",")) for each in found.values())
     for case, engines in found.items():
         for name, every in engines.items():
             for rank, ways in enumerate(every):

@@ -39,8 +39,10 @@ def add(model: Any, section: Any, seed: int) -> None:
             f"model.lora: {type(model).__name__} trains running statistics (batch norm), which an "
             "adapter's file has no place for: remove model.lora"
         )
+    stored, heads = getattr(model, "stored", None), _heads(model, section)
+    if stored is not None:
+        _bring(model, heads, stored)
     before = {id(p): name for name, p in model.named_parameters()}
-    heads = _heads(model, section)
     config = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -63,7 +65,7 @@ def add(model: Any, section: Any, seed: int) -> None:
         for layer in model.modules():
             if isinstance(layer, peft.tuners.lora.LoraLayer):
                 _draw(layer)
-    if (stored := getattr(model, "stored", None)) is not None:
+    if stored is not None:
         stored.follow(before, model)
 
 
@@ -122,6 +124,14 @@ def _heads(model: Any, section: Any) -> list[str]:
         return heads
     new = {name.rpartition(".")[0] for name in model.new_weights}
     return heads + sorted(name for name in new if name.partition(".")[0] not in heads)
+
+
+def _bring(model: nn.Module, heads: list[str], stored: Any) -> None:
+    """Their values into memory: peft trains copies of them."""
+    for head in heads:
+        part = model.get_submodule(head)
+        for name in materialise(part, lambda p: torch.empty(p.shape, dtype=p.dtype)):
+            stored.read(f"{head}.{name}", 0, part.get_parameter(name).detach().view(-1))
 
 
 def _draw(layer: Any) -> None:

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tram_ds.models import adapters, converted, pickled, stored, tied
+from tram_ds.models import adapters, converted, drawn, pickled, stored, tied
 from tram_ds.models.config import load_config, revision
 from tram_ds.models.whole import refuse_incomplete
 from tram_ds.runtime.errors import DataError
@@ -60,14 +60,15 @@ def load_stored(
     cache_dir: str | None = None,
     **overrides: Any,
 ) -> nn.Module:
-    """As load_model, with the parameters that `model.path` has left in its files: they are on the
-    meta device, and `model.stored` (models/stored.py) reads them, so that an engine never holds
-    more than its shards. Where it has pickles alone, these files are their copy in the cache
-    (models/converted.py). cache_dir: the cache; None is the user's.
+    """As load_model, with the parameters that `model.path` has left in its files, and those of
+    `model.init` not drawn yet: they are on the meta device, and `model.stored` (models/stored.py)
+    reads or draws them, so that an engine never holds more than its shards. Where `model.path` has
+    pickles alone, these files are their copy in the cache (models/converted.py). cache_dir: the
+    cache; None is the user's.
 
-    A model of `model.init`, one whose tensors transformers merges or splits, and one whose tied
-    weights differ in the files are loaded whole, as by load_model; `model.loaded_whole` then says
-    why.
+    A model whose tensors transformers merges or splits, one whose tied weights differ in the files
+    and one that cannot be drawn tensor by tensor are loaded whole, as by load_model;
+    `model.loaded_whole` then says why.
     """
 
     def leave(*args: Any) -> nn.Module:
@@ -115,12 +116,9 @@ def _build(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if section.path is None:
-                model = auto_class.from_config(config, **options)
-                model.new_weights = sorted(name for name, _ in model.named_parameters())
-                model.loaded_whole = "model.init is drawn whole"
-            else:
-                model = load(auto_class, section, config, new_head, options)
+            model = load(auto_class, section, config, new_head, options)
+        if section.path is None:
+            model.new_weights = sorted(name for name, _ in model.named_parameters())
     except DataError:
         raise
     except (OSError, ImportError, ValueError, RuntimeError, KeyError) as error:
@@ -142,6 +140,8 @@ def _build(
 def _load_weights(
     auto_class: Any, section: Any, config: PretrainedConfig, new_head: bool, options: dict
 ) -> nn.Module:
+    if section.path is None:
+        return auto_class.from_config(config, **options)
     pickled.check(section.path, revision(section))
     model, report = auto_class.from_pretrained(
         section.path,
@@ -165,13 +165,13 @@ def _leave_weights(
     *,
     cache_dir: str | None,
 ) -> nn.Module:
+    if section.path is None:
+        return _leave_undrawn(auto_class, section, config, options)
     with torch.device("meta"):
         # for its class alone: which one a config asks for is the auto class's to know
         kind = type(auto_class.from_config(config, **options))
-    lora = getattr(section, "lora", None)
     try:
-        if lora is not None and lora.dora:
-            raise stored.NotSlices("model.lora.dora begins with the norms of its weights")
+        _refuse_dora(section)
         files = _files(section, cache_dir)
         model, report = stored.read_model(
             kind, files, config=config, ignore_mismatched_sizes=new_head, **options
@@ -184,6 +184,32 @@ def _leave_weights(
     _check_report(section.path, model, report, new_head)
     _as_from_path(model, section)
     return model
+
+
+def _leave_undrawn(
+    auto_class: Any, section: Any, config: PretrainedConfig, options: dict
+) -> nn.Module:
+    generator = torch.get_rng_state()
+    try:
+        _refuse_dora(section)
+        model, draws = drawn.build(lambda: auto_class.from_config(config, **options))
+        made = {name: p.detach() for name, p in model.named_parameters() if name not in draws}
+        stored.leave(model, draws, made)
+        return model
+    # Whatever code of transformers makes of tensors without memory. What is wrong with the config
+    # is raised again.
+    except Exception as why:
+        said = f"model.init is drawn whole on every rank: {first_line(why)}"
+    torch.set_rng_state(generator)
+    whole = auto_class.from_config(config, **options)
+    whole.loaded_whole = said
+    return whole
+
+
+def _refuse_dora(section: Any) -> None:
+    lora = getattr(section, "lora", None)
+    if lora is not None and lora.dora:
+        raise stored.NotSlices("model.lora.dora begins with the norms of its weights")
 
 
 def _files(section: Any, cache_dir: str | None) -> dict[str, stored.Entry]:

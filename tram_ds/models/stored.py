@@ -10,7 +10,7 @@ loader stand-ins of one element each, and looks where they come out.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from tram_ds.engines.shards import Shards, Span
+from tram_ds.models.drawn import Drawn
 from tram_ds.runtime.errors import DataError
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -45,21 +46,25 @@ class Entry:
 
 @dataclass
 class Stored:
-    """name of a parameter -> where its values are: in a file, or, where the files lack it (a new
-    head), whole in memory in fp32."""
+    """name of a parameter -> where its values are: in a file, or drawn when they are read (a fresh
+    model); or, in `new`, whole in memory in fp32 (a new head)."""
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, Entry | Drawn]
     new: Mapping[str, Tensor]
     opened: dict[Path, Any] = field(default_factory=dict, repr=False)
 
     def read(self, name: str, start: int, into: Tensor) -> None:
         """Elements [start, start + len(into)) of the flattened parameter, cast to the dtype and
         put on the device of `into` (length,). No collective; host memory of one CHUNK, or of one
-        row where that is longer. DataError where the file ends early."""
+        row where that is longer, and of the whole parameter where it is drawn. DataError where the
+        file ends early."""
         if name in self.new:
             into.copy_(self.new[name].detach().flatten()[start : start + into.numel()])
             return
         entry = self.entries[name]
+        if isinstance(entry, Drawn):
+            entry.read(start, into)
+            return
         try:
             self._copy(entry, start, into)
         except (SafetensorError, OSError) as error:
@@ -198,9 +203,14 @@ def read_model(
         for name, buffer in module._buffers.items():
             if buffer is not None and (entry := behind(buffer)) is not None:
                 module._buffers[name] = _whole(entry).to(buffer.dtype)
-    _to_meta(model, stored)
-    model.stored = Stored(stored, new)
+    leave(model, stored, new)
     return model, report
+
+
+def leave(model: Any, entries: Mapping[str, Entry | Drawn], new: Mapping[str, Tensor]) -> None:
+    """The parameters of `entries` on meta, ties kept, and `model.stored`, which reads them."""
+    _to_meta(model, entries)
+    model.stored = Stored(entries, new)
 
 
 def _marked(
@@ -267,7 +277,7 @@ def lacking(report: Mapping[str, Any]) -> set[str]:
     return {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
 
 
-def _to_meta(model: nn.Module, names: Mapping[str, Entry]) -> None:
+def _to_meta(model: nn.Module, names: Container[str]) -> None:
     """Those parameters, ties kept: one parameter stays one."""
     empty = {
         id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad)

@@ -18,8 +18,8 @@ SAVING = 64 << 20
 class Host:
     """Bytes for one GPU, apart from what Python and the libraries take themselves.
 
-    drawn: of the model in fp32, which every rank builds whole at the start where no file has it;
-    where one has, a rank reads what it holds. offloaded: of all that is kept beside the GPU,
+    drawn: at the start, where no file has the model (see `drawing`); where one has, a rank reads
+    what it holds. offloaded: of all that is kept beside the GPU,
     throughout; torch may round page-locked tensors up to a power of two, which is not counted.
     saving: while a checkpoint is written, in the background or not.
     """
@@ -30,15 +30,23 @@ class Host:
 
     @property
     def peak(self) -> int:
-        """Bytes of the larger: the whole model is gone before the optimizer makes its moments."""
+        """Bytes of the larger: what was drawn is on the GPU before the optimizer makes its
+        moments."""
         return max(self.drawn, self.offloaded + self.saving)
+
+
+def drawing(setup: RunSetup, size: ModelSize) -> int:
+    """Bytes that a rank adds at most while model.init is drawn: its shards, in fp32, and the
+    largest tensor. What is whole on every GPU is drawn into the GPU's memory."""
+    held = 0 if setup.shards == 1 else -(-size.parameters // setup.shards)
+    return FP32 * (held + size.largest)
 
 
 def host(setup: RunSetup, size: ModelSize, row: Algorithm, drawn: bool) -> Host:
     """drawn: the recipe names no file to read the weights from."""
     kept_here = replace(setup, offload_states=False, offload_parameters=False)
     offloaded = _kept(kept_here, size, row) - _kept(setup, size, row)
-    return Host(FP32 * size.parameters if drawn else 0, offloaded, SAVING)
+    return Host(drawing(setup, size) if drawn else 0, offloaded, SAVING)
 
 
 def _kept(setup: RunSetup, size: ModelSize, row: Algorithm) -> int:

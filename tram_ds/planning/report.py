@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tram_ds.planning import plan as planning
 from tram_ds.planning.cost import PEAK
+from tram_ds.planning.host import drawing
 from tram_ds.planning.plan import USABLE, Plan
 from tram_ds.planning.sizes import ModelSize
 from tram_ds.recipe.recipe import Recipe
@@ -108,10 +109,12 @@ def show(recipe: Recipe, world: int, assumed: Assumed, console: Console | None =
 def _host(own: Plan) -> str:
     """Of CPU memory, one line."""
     whole, host = 4 * own.size.parameters / 1e9, own.host
+    drawn = drawing(own.setup, own.size) / 1e9
     offloaded = f"{host.offloaded / 1e9:.1f} GB offloaded, throughout; " if host.offloaded else ""
     return (
-        f"host memory: {whole:.1f} GB for each GPU of a node at the start, where a model is drawn "
-        "(model.init) or merged by transformers; of files a rank reads what it holds, and no more; "
+        f"host memory: at most {drawn:.1f} GB for each GPU of a node at the start, "
+        f"where a model is drawn (model.init); {whole:.1f} GB where transformers merges its "
+        "weights; of files a rank reads what it holds, and no more; "
         f"{offloaded}{host.saving / 1e9:.2f} GB while a checkpoint is written"
     )
 

@@ -36,6 +36,7 @@ class ModelSize:
     trained, trained_block, trained_root, trained_embedding, trained_head: of parameters, block,
     root, embedding, head those that train: all, or adapters. trained_rows: rows of those with two
     dimensions or more, by the first. head_trained: whether the output head does, also tied.
+    largest: elements of the largest parameter.
     """
 
     parameters: int
@@ -60,6 +61,7 @@ class ModelSize:
     head: int
     trained_embedding: int
     trained_head: int
+    largest: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class _Trace:
     trained: int
     rows: int
     head_trained: bool
-    own: dict[str, int]  # of ModelSize: embedding, head and what of them trains
+    own: dict[str, int]  # of ModelSize: largest, embedding, head and what of them trains
     saved: int
     flops: int
     outputs: tuple[int, ...]
@@ -184,9 +186,13 @@ def _own(model: nn.Module) -> dict[str, int]:
         for part in vocabulary_units(model)
     }
     found = {name: units.get(name, []) for name in ("embedding", "head")}
-    return {name: sum(p.numel() for p in of) for name, of in found.items()} | {
-        f"trained_{name}": sum(p.numel() for p in of if p.requires_grad)
-        for name, of in found.items()
+    return {
+        "largest": max(p.numel() for p in model.parameters()),
+        **{name: sum(p.numel() for p in of) for name, of in found.items()},
+        **{
+            f"trained_{name}": sum(p.numel() for p in of if p.requires_grad)
+            for name, of in found.items()
+        },
     }
 
 

@@ -30,7 +30,7 @@ class Task(Protocol):
 
     def model(self, load: Load = load_model) -> nn.Module:
         """The model on CPU in fp32, in train mode; weights from `model.path` or freshly initialised
-        from `model.init`. load: load_stored leaves those of `model.path` in their files."""
+        from `model.init`. load: load_stored leaves them in their files, or undrawn."""
         ...
 
     def train_rows(self) -> Rows:

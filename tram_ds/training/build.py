@@ -35,9 +35,9 @@ def build(opened: Opened) -> Run:
     """The model on its engine, the recipe's algorithm around it. Collective."""
     recipe, task, job = opened.recipe, opened.task, opened.job
     micros = accumulation(recipe, job.world_size)
-    # on meta where it can be: the engine reads each rank's own pieces from the files
+    # on meta where it can be: the engine reads each rank's own pieces from the files, or draws them
     model: Any = task.model(load_stored)
-    if job.rank == 0 and recipe.model.path and getattr(model, "loaded_whole", None):
+    if job.rank == 0 and getattr(model, "loaded_whole", None):
         print(model.loaded_whole)
     # before the engine, which has to know whether a gradient goes through two forward passes
     row = bind(recipe.algorithm, task.noise_site)
