@@ -15,6 +15,7 @@ from tram_ds.bench import trace, tracker
 from tram_ds.bench.trace import Trace
 from tram_ds.cli import main as tram
 from tram_ds.planning import plan
+from tram_ds.recipe.loading import load
 from tram_ds.recipe.recipe import Recipe
 
 WORLD, LAYERS, WIDTH, ROWS, LENGTH, VOCABULARY = 8, 2, 64, 2, 32, 512
@@ -128,41 +129,63 @@ def test_one_process_is_traced_too() -> None:
     assert alone.peak["Optstate"] == 8 * N + 4 * PARAMETERS
 
 
-REFUSED = {
-    "zero": ({"name": "zero", "config": "zero3.json"}, "DeepSpeed", "config: shard.yaml"),
-    "offload": ({"name": "fsdp2", "config": "offload.yaml"}, "offloaded", "config: shard.yaml"),
-    "ddp": ({"name": "replicated"}, "DistributedDataParallel", "--gpus 1"),
+REFUSED: dict[str, tuple[Recipe, str, str]] = {
+    "zero": (
+        recipe("sam", engine={"name": "zero", "config": "zero3.json"}),
+        "DeepSpeed",
+        "config: shard.yaml",
+    ),
+    "offload": (
+        recipe("sam", engine={"name": "fsdp2", "config": "offload.yaml"}),
+        "offloaded",
+        "config: shard.yaml",
+    ),
+    "ddp": (recipe("sam", engine={"name": "replicated"}), "DistributedDataParallel", "--gpus 1"),
+    # of classes: a task that predicts tokens has no samples to compare
+    "mmd": (
+        load(
+            "xnli_xlmr",
+            ["engine=fsdp2", "train.micro_batch=4", "algorithm={name: tram_x, distance: mmd}"],
+        ),
+        "mmd",
+        "algorithm.distance=kl",
+    ),
 }
 
 
-@pytest.mark.parametrize("engine", REFUSED)
-def test_what_cannot_be_traced_says_why_and_what_can(engine: str) -> None:
-    config, why, way_out = REFUSED[engine]
-    refused = trace.refusal(recipe("sam", engine=config), WORLD)
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_traced_says_why_and_what_can(name: str) -> None:
+    asked, why, way_out = REFUSED[name]
+    refused = trace.refusal(asked, WORLD)
     assert refused is not None and "\n" not in refused
     assert why in refused and way_out in refused
     with pytest.raises(ValueError, match=why):
-        trace.trace(recipe("sam", engine=config), WORLD)
+        trace.trace(asked, WORLD)
 
 
 def test_the_formula_is_within_a_tenth_of_the_documented_traces() -> None:
     page = trace_table.DOCUMENT.read_text()
     cells = trace_table.lines(page)
-    there = {(line.model, line.gpus) for line in cells}
-    assert there >= {(m, n) for m in ("gpt2-xl", "llama3-8b", "70b") for n in (8, 64, 512)}
+    there = {(line.model, line.gpus, line.row) for line in cells}
+    assert there >= {
+        (model, gpus, row)
+        for model in ("gpt2-xl", "llama3-8b", "70b")
+        for gpus in (8, 64, 512)
+        for row in ("base", "sam", "tram_prev")
+    }
     for line in cells:
         assert line.planned == pytest.approx(line.traced, rel=0.1), line
     assert trace_table.drawn(page, cells) == page, "run python -m tests.bench.trace_table"
 
 
-@pytest.mark.parametrize("engine", REFUSED)
+@pytest.mark.parametrize("name", REFUSED)
 def test_the_command_refuses_what_it_cannot_trace_before_it_plans(
-    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where another number of GPUs could be traced: one GPU with `replicated`."""
-    config, why, way_out = REFUSED[engine]
+    asked, why, way_out = REFUSED[name]
     path = tmp_path / "traced.yaml"
-    path.write_text(recipe("sam", engine=config).model_dump_json(exclude_unset=True))
+    path.write_text(asked.model_dump_json(exclude_unset=True))
     assert tram.main(["plan", "--recipe", str(path), "--gpus", f"1,{WORLD}", "--trace"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and why in err and way_out in err and "without --trace" in err

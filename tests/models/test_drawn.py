@@ -116,10 +116,18 @@ def test_writes_of_every_kind_are_played_again() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_was_overwritten_is_not_kept() -> None:
+class Twice(nn.Module):
     """A layer's own initialisation, then transformers'."""
-    draws = drawn_and_whole(lambda: nn.init.normal_((m := nn.Linear(3, 2)).weight) is None or m)[0]  # type: ignore[arg-type]
-    assert len(draws["weight"].script.draws) == 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        nn.init.normal_(self.layer.weight)
+
+
+def test_what_was_overwritten_is_not_kept() -> None:
+    draws, _ = drawn_and_whole(Twice)
+    assert len(draws["layer.weight"].script.draws) == 1
 
 
 class ByList(nn.Module):

@@ -3,7 +3,6 @@ rank of each engine does."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 
 from tests.parity import problem
 from tests.parity.reference import Oracle
+from tram_ds.runtime.locks import locked
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def kept_in(folder: Path) -> Ask:
     def ask(question: Question) -> Answer:
         name = hashlib.sha256(repr(question).encode()).hexdigest()[:24]
         path = folder / f"{name}.pt"
-        with (folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when a rank dies
+        with locked(folder / f"{name}.lock"):  # the kernel lets go of it when a rank dies
             if not path.exists():
                 unfinished = path.with_suffix(".part")
                 torch.save((question, computed(question)), unfinished)

@@ -16,6 +16,8 @@ from tram_ds.jobs.check import Context, Problem, size
 from tram_ds.planning.plan import plan, rank_bytes
 from tram_ds.planning.without_gpu import machine_memory, ranks_here
 
+UNITS = " KMGT"  # of SLURM's amounts of memory, by powers of 1024
+
 
 def launcher(context: Context) -> str:
     """What the recipe's engine and the launcher need is installed."""
@@ -127,5 +129,4 @@ def _node(context: Context) -> tuple[int, float | None]:
     return context.slurm.ranks, int(asked.rstrip("KMGT")) * 1024.0 ** UNITS.index(unit)
 
 
-UNITS = " KMGT"
 STALE = 10  # minutes: compiling DeepSpeed's largest operator takes less

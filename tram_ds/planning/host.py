@@ -19,9 +19,9 @@ class Host:
     """Bytes for one GPU, apart from what Python and the libraries take themselves.
 
     drawn: at the start, where no file has the model (see `drawing`); where one has, a rank reads
-    what it holds. offloaded: of all that is kept beside the GPU,
-    throughout; torch may round page-locked tensors up to a power of two, which is not counted.
-    saving: while a checkpoint is written, in the background or not.
+    what it holds. offloaded: of all that is kept beside the GPU, throughout; torch may round
+    page-locked tensors up to a power of two, which is not counted. saving: while a checkpoint is
+    written, in the background or not.
     """
 
     drawn: int

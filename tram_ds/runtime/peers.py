@@ -49,13 +49,7 @@ class Peers:
     def every(self, doing: str, action: Callable[[], T]) -> T:
         """action() on every rank; its own result on each. Collective. If one failed, all raise
         CheckpointError."""
-        result: T | None = None
-        failure: BaseException | None = None
-        try:
-            result = action()
-        # named too, because torch's CheckpointException is a BaseException
-        except (Exception, CheckpointException) as error:
-            failure = error
+        result, failure = _tried(action)
         # also of a rank that failed: it must come to this gather, or the others wait for it
         texts = self.gather(_line(failure) if failure else None)
         failed = [
@@ -88,13 +82,7 @@ def agreed(world_size: int, action: Callable[[], T]) -> T:
     any: what each rank decides by its own file or batch is then decided for all. A rank on which it
     raised something else raises that, and the others name it.
     """
-    result: T | None = None
-    failure: Exception | None = None
-    try:
-        result = action()
-    # whatever it is: this rank must come to the gather, or the others wait for it
-    except Exception as error:
-        failure = error
+    result, failure = _tried(action)
     peers = Peers(world_size)
     try:
         texts = peers.gather(None if failure is None else _words(failure, peers.rank))
@@ -108,7 +96,17 @@ def agreed(world_size: int, action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def _words(error: Exception, rank: int) -> str:
+def _tried(action: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """What came of it, a failure of any kind too: this rank must come to the gather that follows,
+    or the others wait for it."""
+    try:
+        return action(), None
+    # named too, because torch's CheckpointException is a BaseException
+    except (Exception, CheckpointException) as error:
+        return None, error
+
+
+def _words(error: BaseException, rank: int) -> str:
     return str(error) if isinstance(error, ValueError) else f"rank {rank}: {_line(error)}"
 
 
